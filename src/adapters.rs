@@ -1,0 +1,1 @@
+//! The outside as it really is: containerd, kubelet, registry, API server. Only `app` names these types.

@@ -1,0 +1,117 @@
+//! `NodeProfile`: what a node can do, written by its agent, read by preflight and the extender.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Nothing is asked of a profile; it only reports.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[kube(
+    group = "drover.dev",
+    version = "v1alpha1",
+    kind = "NodeProfile",
+    plural = "nodeprofiles",
+    shortname = "np",
+    category = "drover",
+    status = "NodeProfileStatus",
+    derive = "PartialEq",
+    doc = "What a node can do for a migration. Its name is the node's name; written by the agent of that node alone.",
+    printcolumn(name = "Runtime", type_ = "string", json_path = ".status.runtimeVersion"),
+    printcolumn(name = "CRIU", type_ = "string", json_path = ".status.criu.version"),
+    printcolumn(name = "Lanes", type_ = "string", json_path = ".status.lanes[*].name"),
+    printcolumn(name = "Gate", type_ = "boolean", json_path = ".status.gate.installed"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeProfileSpec {}
+
+/// What the agent found on its node.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeProfileStatus {
+    /// `containerd` or `cri-o`.
+    #[serde(default)]
+    pub runtime: String,
+    /// Version as CRI tells it.
+    #[serde(default)]
+    pub runtime_version: String,
+    /// Every lane, and why one is not available.
+    #[serde(default)]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub lanes: Vec<LaneStatus>,
+    /// The checkpoint tool.
+    #[serde(default)]
+    pub criu: CriuStatus,
+    /// The OCI hook that refuses containers of fenced pods.
+    #[serde(default)]
+    pub gate: GateStatus,
+    /// Kernel release.
+    #[serde(default)]
+    pub kernel: String,
+    /// Architecture in Go's words (`amd64`).
+    #[serde(default)]
+    pub architecture: String,
+    /// CPU feature flags, sorted.
+    #[serde(default)]
+    pub cpu_features: Vec<String>,
+    /// 1 or 2.
+    #[serde(default)]
+    pub cgroup_version: u8,
+    /// Free bytes where the registry and the checkpoints lie.
+    #[serde(default)]
+    pub free_bytes: u64,
+    /// `host:port` at which the agent takes pushes (mTLS).
+    #[serde(default)]
+    pub push_address: String,
+    /// `host:port` at which the node's own runtime pulls checkpoint images.
+    #[serde(default)]
+    pub pull_address: String,
+    /// `Ready`: the agent serves.
+    #[serde(default)]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// When the agent last looked; older than `crate::domain::placement::PROFILE_LIFETIME`] means that it is gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_at: Option<Time>,
+}
+
+/// One lane on one node.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct LaneStatus {
+    /// `image` or `runtime`.
+    pub name: String,
+    /// Whether a pod can be restored on this node in this lane.
+    pub available: bool,
+    /// Why not, and what to do about it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// CRIU on the node.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct CriuStatus {
+    /// `criu --version`; empty where there is none.
+    #[serde(default)]
+    pub version: String,
+    /// Whether `criu check` was content.
+    #[serde(default)]
+    pub check: bool,
+    /// Its last line where it was not.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// The gate on the node.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct GateStatus {
+    /// Whether the runtime runs the gate for every container.
+    #[serde(default)]
+    pub installed: bool,
+    /// Why not, and what to do about it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}

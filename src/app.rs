@@ -1,0 +1,1 @@
+//! Composition roots: settings → adapters → ports → tasks.

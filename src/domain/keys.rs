@@ -1,0 +1,112 @@
+//! Every label and annotation key of Drover, and their codecs.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+
+/// Annotation that asks for a migration: a node's name or [`AUTO`].
+pub const MIGRATE_TO: &str = "drover.dev/migrate-to";
+/// The bare form of [`MIGRATE_TO`], normalised by the webhook.
+pub const MIGRATE_TO_BARE: &str = "migrate-to";
+/// Value of [`MIGRATE_TO`] that leaves the choice of the node to the scheduler.
+pub const AUTO: &str = "auto";
+/// Annotation on a pod: UID of the one active Migration that owns it (R11); written by compare-and-swap.
+pub const LOCK: &str = "drover.dev/migration";
+/// Annotation on a replacement: UID of the Migration that claims it. The webhook checks it and rewrites the images.
+pub const CLAIM: &str = "drover.dev/claim";
+/// Annotation and label on a replacement: UID of the Migration that made it.
+pub const REPLACES: &str = "drover.dev/replaces";
+/// Annotation: the pod's name before its first migration; replacements are named after it.
+pub const BASE_NAME: &str = "drover.dev/base-name";
+/// Annotation: JSON object, container name → base image as `name@digest`. Input of every next hop.
+pub const ORIGINAL_IMAGES: &str = "drover.dev/original-images";
+/// Annotation: how often the pod has moved.
+pub const HOPS: &str = "drover.dev/hops";
+/// Finalizer of a Migration until it has ended (R12).
+pub const FINALIZER: &str = "drover.dev/migration";
+/// Label on what Drover makes for a migration (attestations, secrets): the Migration's UID.
+pub const MIGRATION_UID: &str = "drover.dev/migration-uid";
+/// Field manager of every write of the manager.
+pub const MANAGER: &str = "drover-manager";
+/// Field manager of every write of an agent.
+pub const AGENT: &str = "drover-agent";
+
+/// Image of a waiting replacement: no valid reference, so that the kubelet brings up the sandbox and asks no registry (MEASURED.md 3).
+pub const WAITING_IMAGE: &str = "Waiting_For_Checkpoint";
+
+/// Address at which a node's own runtime pulls checkpoint images. A constant, since it stays in pod specs.
+pub const PULL_ADDRESS: &str = "127.0.0.1:5785";
+/// Prefix of every repository with checkpoints.
+pub const REPOSITORY_PREFIX: &str = "drover/";
+
+/// The annotation value that asks for a migration, under either key; the full key wins.
+#[must_use]
+pub fn requested_destination(annotations: &BTreeMap<String, String>) -> Option<&str> {
+    annotations.get(MIGRATE_TO).or_else(|| annotations.get(MIGRATE_TO_BARE)).map(String::as_str)
+}
+
+/// Base images recorded by an earlier hop; a malformed value counts as none, since users can write annotations.
+#[must_use]
+pub fn original_images(pod: &Pod) -> BTreeMap<String, String> {
+    pod.annotations().get(ORIGINAL_IMAGES).and_then(|raw| serde_json::from_str(raw).ok()).unwrap_or_default()
+}
+
+/// The pod's name before its first migration.
+#[must_use]
+pub fn base_name(pod: &Pod) -> String {
+    pod.annotations().get(BASE_NAME).filter(|name| !name.is_empty()).cloned().unwrap_or_else(|| pod.name_any())
+}
+
+/// How often the pod has moved.
+#[must_use]
+pub fn hops(pod: &Pod) -> u32 {
+    pod.annotations().get(HOPS).and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+/// The replacement's name: base name, `-`, six hex digits of the Migration's UID; cut so that it stays a valid pod name.
+#[must_use]
+pub fn replacement_name(base_name: &str, migration_uid: &str) -> String {
+    const LONGEST: usize = 63 - 7;
+    let digits: String = migration_uid.chars().filter(char::is_ascii_hexdigit).take(6).collect();
+    let stem: String = base_name.chars().take(LONGEST).collect();
+    format!("{}-{digits}", stem.trim_end_matches(['-', '.']))
+}
+
+/// The checkpoint image of a container as a pod on the destination names it: by tag, never by digest (MEASURED.md 4).
+#[must_use]
+pub fn checkpoint_image(repository: &str, container: &str) -> String {
+    format!("{PULL_ADDRESS}/{repository}:{container}")
+}
+
+/// Whether an image reference names a checkpoint of Drover's.
+#[must_use]
+pub fn is_checkpoint_image(image: &str) -> bool {
+    image.strip_prefix(PULL_ADDRESS).and_then(|rest| rest.strip_prefix('/')).is_some_and(|rest| rest.starts_with(REPOSITORY_PREFIX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replacement_names_do_not_grow_over_hops() {
+        let first = replacement_name("redis", "5f1c22aa-0000-4000-8000-000000000000");
+        assert_eq!(first, "redis-5f1c22");
+        assert_eq!(replacement_name(&"a".repeat(80), "5f1c22aa").len(), 63);
+        assert_eq!(replacement_name("web-.", "abcdef00"), "web-abcdef");
+    }
+
+    #[test]
+    fn the_full_key_wins_over_the_bare_one() {
+        let annotations = BTreeMap::from([(MIGRATE_TO.to_owned(), "n2".to_owned()), (MIGRATE_TO_BARE.to_owned(), "n1".to_owned())]);
+        assert_eq!(requested_destination(&annotations), Some("n2"));
+    }
+
+    #[test]
+    fn only_drovers_own_repositories_are_checkpoints() {
+        assert!(is_checkpoint_image(&checkpoint_image("drover/00ff", "c")));
+        assert!(!is_checkpoint_image("127.0.0.1:5785/library/redis:7"));
+        assert!(!is_checkpoint_image("127.0.0.1:57850/drover/x:c"));
+    }
+}

@@ -1,0 +1,232 @@
+//! The doors to the outside: small traits that adapters implement and tests fake.
+//!
+//! Every method may be called again after a crash in the middle: each is idempotent or says how it is not.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::{
+    api::{Attestation, AttestationStatus, Migration, attestation::PushedImage},
+    domain::ids::Digest,
+};
+
+/// What kind of failure it was, which decides whether it is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// The same call may succeed later: a connection that broke, a service that starts.
+    Transient,
+    /// Somebody else wrote first: read again, decide again.
+    Conflict,
+    /// The thing is not there.
+    NotFound,
+    /// It will fail again.
+    Permanent,
+}
+
+/// A port's failure: its kind, and what happened with what to do about it, in words for the Migration's message (no secrets).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct PortError {
+    /// Its kind.
+    pub kind: Failure,
+    /// What happened.
+    pub message: String,
+}
+
+impl PortError {
+    /// A failure of a kind.
+    pub fn new(kind: Failure, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+
+    /// A failure that will happen again.
+    pub fn permanent(message: impl Into<String>) -> Self {
+        Self::new(Failure::Permanent, message)
+    }
+
+    /// A failure that may pass.
+    pub fn transient(message: impl Into<String>) -> Self {
+        Self::new(Failure::Transient, message)
+    }
+
+    /// The same failure, said to have happened while doing something.
+    #[must_use]
+    pub fn context(self, doing: &str) -> Self {
+        Self { message: format!("{doing}: {}", self.message), ..self }
+    }
+}
+
+/// What every port returns.
+pub type PortResult<T> = Result<T, PortError>;
+
+/// State of a container's task in the runtime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TaskState {
+    /// Made, not started.
+    Created,
+    /// Executes.
+    Running,
+    /// Frozen, or on the way to it.
+    Paused,
+    /// Ended, or has no task.
+    Stopped,
+}
+
+/// One container of a pod as the runtime knows it (never the sandbox).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Task {
+    /// Name in the pod's spec (label `io.kubernetes.container.name`).
+    pub container: String,
+    /// The runtime's ID.
+    pub id: String,
+    /// State of its task.
+    pub state: TaskState,
+    /// The checkpoint image that it was restored from, as the runtime recorded it; none for an ordinary container.
+    pub restored_from: Option<String>,
+}
+
+/// The container runtime's tasks on this node.
+#[async_trait]
+pub trait Runtime: Send + Sync {
+    /// All containers of a pod, ended ones too, the sandbox not.
+    async fn tasks(&self, pod_uid: &str) -> PortResult<Vec<Task>>;
+    /// Pauses a task so that nothing of it executes; nothing happens where it is paused already. Returns when it is paused.
+    async fn pause(&self, id: &str) -> PortResult<()>;
+    /// Resumes a paused task; nothing happens where it runs already or is gone.
+    async fn resume(&self, id: &str) -> PortResult<()>;
+    /// Sends SIGKILL to every process of a task, paused or not; nothing happens where it is gone.
+    async fn kill(&self, id: &str) -> PortResult<()>;
+    /// CPU time of the task's cgroup so far, in nanoseconds.
+    async fn cpu_nanos(&self, id: &str) -> PortResult<u64>;
+}
+
+/// User name and password (or identity token) for one image registry.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PullCredential {
+    /// Registry host that it is for, as in the docker config.
+    pub registry: String,
+    /// User name.
+    pub username: String,
+    /// Password.
+    pub password: String,
+}
+
+impl std::fmt::Debug for PullCredential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PullCredential").field("registry", &self.registry).finish_non_exhaustive()
+    }
+}
+
+/// The container runtime's images on this node.
+#[async_trait]
+pub trait Images: Send + Sync {
+    /// Makes sure that the image `name@sha256:…` is in the runtime's store under that very name, pulling it through CRI where it is not.
+    async fn ensure(&self, reference: &str, credentials: &[PullCredential]) -> PortResult<()>;
+    /// Removes a reference from the runtime's store, and every other name of the same image; nothing happens where it is not there.
+    async fn remove(&self, reference: &str) -> PortResult<()>;
+    /// The manifest of this node's platform of a stored image, with its digest and media type: an index is followed.
+    async fn manifest(&self, reference: &str) -> PortResult<ImageManifest>;
+    /// A blob of the content store, whole or as a stream of chunks.
+    async fn blob(&self, digest: &Digest) -> PortResult<BlobStream>;
+}
+
+/// A stream of a blob's bytes.
+pub type BlobStream = futures::stream::BoxStream<'static, Result<bytes::Bytes, std::io::Error>>;
+
+/// A manifest as stored, byte for byte.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageManifest {
+    /// Digest of the bytes.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// Config and layers: digest and size in bytes.
+    pub blobs: Vec<(Digest, u64)>,
+}
+
+/// The node's own kubelet.
+#[async_trait]
+pub trait Kubelet: Send + Sync {
+    /// Checkpoints one container and returns the archive on this node (`POST /checkpoint/ns/pod/container`). A second call makes a second archive.
+    async fn checkpoint(&self, namespace: &str, pod: &str, container: &str, limit: Duration) -> PortResult<PathBuf>;
+    /// Every pod that this kubelet knows (`GET /pods`), with what it shows of deletion and restarts.
+    async fn pods(&self) -> PortResult<Vec<Pod>>;
+}
+
+/// What is changed in an archive while it is packed; everything else stays byte for byte.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mending {
+    /// Canonical `name@sha256:…` of the base image, written to `config.dump` (MEASURED.md 5).
+    pub base_image: String,
+}
+
+/// Where the checkpoint images of a migration lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PushTarget {
+    /// `host:port` of the destination's agent.
+    pub address: String,
+    /// Node name of the destination, as its certificate must say.
+    pub node: String,
+    /// `drover/<32 hex>`.
+    pub repository: String,
+}
+
+/// Packs checkpoint archives as images and pushes them to another node.
+#[async_trait]
+pub trait Pusher: Send + Sync {
+    /// Packs the archive of one container as a one-layer image and pushes it as `repository:container`.
+    async fn push(&self, archive: &std::path::Path, container: &str, mending: &Mending, target: &PushTarget) -> PortResult<PushedImage>;
+}
+
+/// This node's own registry.
+#[async_trait]
+pub trait LocalRegistry: Send + Sync {
+    /// Digest of a tag's manifest and bytes of its layers, by HEAD and GET; none where the tag, its manifest or a blob is missing.
+    async fn image(&self, repository: &str, tag: &str) -> PortResult<Option<PushedImage>>;
+    /// Copies the blobs of a base image from the runtime's store into the repository and stores its manifest by digest, without a tag.
+    async fn adopt_base(&self, repository: &str, base: &ImageManifest) -> PortResult<()>;
+    /// Makes the tag name an image that [`Self::adopt_base`] has stored.
+    async fn repoint(&self, repository: &str, tag: &str, base: &ImageManifest) -> PortResult<()>;
+    /// Removes these checkpoint images: manifest and blobs, also from the disk, but nothing that another manifest needs.
+    async fn purge_images(&self, repository: &str, images: &[Digest]) -> PortResult<()>;
+    /// Removes a repository with all that only it holds, also from the disk.
+    async fn purge_repository(&self, repository: &str) -> PortResult<()>;
+    /// Repositories on the disk.
+    async fn repositories(&self) -> PortResult<Vec<String>>;
+}
+
+/// What an agent asks of the API server.
+#[async_trait]
+pub trait AgentApi: Send + Sync {
+    /// A Migration, or none.
+    async fn migration(&self, namespace: &str, name: &str) -> PortResult<Option<Migration>>;
+    /// An Attestation, or none.
+    async fn attestation(&self, namespace: &str, name: &str) -> PortResult<Option<Attestation>>;
+    /// Writes the status of an attestation by compare-and-swap on the resource version of `attestation`.
+    async fn attest(&self, attestation: &Attestation, status: &AttestationStatus) -> PortResult<Attestation>;
+    /// Pull credentials that the manager has laid out for a migration; empty where it needs none.
+    async fn pull_credentials(&self, migration_uid: &str) -> PortResult<Vec<PullCredential>>;
+}
+
+/// The clock; faked in tests.
+pub trait Clock: Send + Sync {
+    /// Now, in UTC.
+    fn now(&self) -> jiff::Timestamp;
+}
+
+/// The system's clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> jiff::Timestamp {
+        jiff::Timestamp::now()
+    }
+}
+
+/// Container name → base image `name@sha256:…`.
+pub type BaseImages = BTreeMap<String, String>;
