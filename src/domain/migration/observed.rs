@@ -1,5 +1,7 @@
 //! What the manager has read when it decides.
 
+use std::sync::LazyLock;
+
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
@@ -38,21 +40,7 @@ pub struct Observed {
 }
 
 /// What an agent has attested when it has attested nothing.
-static NOTHING: AttestationStatus = AttestationStatus {
-    frozen: None,
-    checkpointed: None,
-    pushed: None,
-    vote: None,
-    abort: None,
-    thawed: None,
-    ended: None,
-    prepared: None,
-    ready: None,
-    restored: None,
-    confirmed: None,
-    cleaned: None,
-    failure: None,
-};
+static NOTHING: LazyLock<AttestationStatus> = LazyLock::new(AttestationStatus::default);
 
 impl Observed {
     /// What the source's agent has said.
