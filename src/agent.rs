@@ -1,5 +1,6 @@
 //! The agent: what runs on each node.
 
+pub mod controller;
 pub mod destination;
 pub mod journal;
 pub mod source;

@@ -1,1 +1,3 @@
 //! The manager's controllers.
+
+pub mod migration;

@@ -14,6 +14,8 @@
 
 mod observed;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 

@@ -44,7 +44,12 @@ impl DestinationAgent {
         if self.judge(look, &again).await? != Finding::Restored(containers.clone()) {
             return Err(PortError::transient("a restored container ended before its checkpoint was out of reach"));
         }
-        self.attest(look, |status| status.restored = Some(Restored { at, containers })).await?;
+        self.attest(look, |status| {
+            status.restored = Some(Restored { at, containers });
+            // A try that the kubelet has made good since.
+            status.failure = None;
+        })
+        .await?;
         Ok(true)
     }
 
