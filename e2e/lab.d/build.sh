@@ -6,8 +6,10 @@ declare -A VERSION=(
   [kube]=$KUBE [etcd]=$ETCD [containerd]=$CONTAINERD [registry]=$REGISTRY [coredns]=$COREDNS [helm]=$HELM
   [noderoot]=$NODE_SUITE [redis]=$REDIS_SUITE [pause]=3.10 [counter]=1 [iouring]=1
 )
+# The files and values that a recipe reads besides its version
 declare -A SOURCES=(
-  [kube]=$PARTS/kube/main.go [etcd]=$PARTS/etcd/main.go [noderoot]=$PARTS/rlimit.c
+  [kube]=$PARTS/go/kube/main.go [etcd]=$PARTS/go/etcd/main.go [registry]=$PARTS/go/registry/main.go
+  [coredns]=$PARTS/go/coredns/main.go [noderoot]=$PARTS/rlimit.c
   [pause]=$E2E/images/pause.c [counter]=$E2E/images/counter.c [iouring]=$E2E/images/iouring.c
 )
 # Two lanes at once: a link or a download in one leaves a core to the other. The long one is Kubernetes.
@@ -19,59 +21,70 @@ KUBE_MODULES=(api apiextensions-apiserver apimachinery apiserver cli-runtime cli
   dynamic-resource-allocation endpointslice externaljwt kms kube-aggregator kube-controller-manager kube-proxy kube-scheduler
   kubectl kubelet metrics mount-utils pod-security-admission sample-apiserver sample-cli-plugin sample-controller streaming)
 
+KUBE_REPLACE=()
+for module in "${KUBE_MODULES[@]}"; do KUBE_REPLACE+=("replace k8s.io/$module => k8s.io/$module v$KUBE_STAGING"); done
+# The client libraries at the version that Kubernetes is built with, so that they are compiled once for all
+KUBE_CLIENT=()
+for module in api apiextensions-apiserver apimachinery apiserver cli-runtime client-go component-base kubectl; do
+  KUBE_CLIENT+=("require k8s.io/$module v$KUBE_STAGING")
+done
+declare -A VALUES=(
+  [kube]="$KUBE_STAGING ${KUBE_MODULES[*]}" [coredns]=$KUBE_STAGING [helm]=$KUBE_STAGING
+  [noderoot]="$NODE_PACKAGES $CRIU_MINIMUM $RUNC_MINIMUM"
+)
+
 built() { # NAME: the folder of that thing, there or not
   local key
   key=$({
-    declare -f "build_$1" go_build
-    printf '%s\n' "${VERSION[$1]}" "$KUBE_STAGING" "$NODE_PACKAGES" "$CRIU_MINIMUM" "$RUNC_MINIMUM" "${KUBE_MODULES[@]}"
+    declare -f "build_$1" go_build go_program build_static
+    printf '%s\n' "${VERSION[$1]}" "${VALUES[$1]:-}"
     [ -z "${SOURCES[$1]:-}" ] || cat "${SOURCES[$1]}"
   } | sha256sum | cut -c1-12)
   echo "$BUILT/$1-${VERSION[$1]}-$key"
 }
 
-go_build() { # GO ARGUMENTS…: static, stripped, without this machine's paths
+go_build() { # GO ARGUMENTS…: static, without this machine's paths
   CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS='-buildvcs=false -trimpath' go "$@"
+}
+
+# Builds a main package in a module of its own, whose go.mod gets the lines given. A program is built this way when its module
+# cannot be installed by name (it has replace lines), or when parts of it are better left out.
+go_program() { # OUT WORK NAME PACKAGE LINKER-FLAGS GO.MOD-LINE…
+  local out=$1 work=$2 name=$3 package=$4 flags=$5
+  shift 5
+  [ ! -d "$PARTS/go/$name" ] || cp "$PARTS/go/$name/main.go" "$work/"
+  printf '%s\n' "module lab/$name" "go $GO_MINIMUM" "$@" >"$work/go.mod"
+  (cd "$work" && go_build mod tidy && go_build build -ldflags "-s -w $flags" -o "$out/$name" "$package")
 }
 
 # One program for all of Kubernetes: the compile units are shared, so six commands cost little more than one.
 build_kube() { # OUT WORK
-  local module flags='-s -w' package
-  cp "$PARTS/kube/main.go" "$2/"
-  {
-    printf 'module lab/kube\ngo 1.26\nrequire k8s.io/kubernetes v%s\nreplace (\n' "$KUBE"
-    for module in "${KUBE_MODULES[@]}"; do echo "k8s.io/$module => k8s.io/$module v$KUBE_STAGING"; done
-    echo ')'
-  } >"$2/go.mod"
+  local flags='' package
   for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
     flags+=" -X $package.gitVersion=v$KUBE -X $package.gitMajor=${KUBE%%.*} -X $package.gitMinor=$(cut -d. -f2 <<<"$KUBE")"
     flags+=" -X $package.gitTreeState=clean -X $package.gitCommit=0000000 -X $package.buildDate=2026-01-01T00:00:00Z"
   done
-  (cd "$2" && go_build mod tidy && go_build build -ldflags "$flags" -o "$1/kube" .)
+  go_program "$1" "$2" kube . "$flags" "require k8s.io/kubernetes v$KUBE" \
+    "${KUBE_REPLACE[@]}"
 }
 
-# etcd's own main cannot be installed by name, for its go.mod has replace lines.
-build_etcd() { # OUT WORK
-  cp "$PARTS/etcd/main.go" "$2/"
-  printf 'module lab/etcd\ngo 1.26\nrequire go.etcd.io/etcd/server/v3 v%s\n' "$ETCD" >"$2/go.mod"
-  (cd "$2" && go_build mod tidy && go_build build -ldflags '-s -w' -o "$1/etcd" .)
+build_etcd() { go_program "$1" "$2" etcd . '' "require go.etcd.io/etcd/server/v3 v$ETCD"; } # OUT WORK
+
+# Without the clouds' drivers and plugins, which would take most of the time
+build_registry() { go_program "$1" "$2" registry . '' "require github.com/distribution/distribution/v3 v$REGISTRY"; } # OUT WORK
+build_coredns() { # OUT WORK
+  go_program "$1" "$2" coredns . '' "require github.com/coredns/coredns v$COREDNS" "${KUBE_CLIENT[@]}"
+}
+
+build_helm() { # OUT WORK
+  go_program "$1" "$2" helm helm.sh/helm/v3/cmd/helm "-X helm.sh/helm/v3/internal/version.version=v$HELM" \
+    "require helm.sh/helm/v3 v$HELM" 'tool helm.sh/helm/v3/cmd/helm' "${KUBE_CLIENT[@]}"
 }
 
 build_containerd() { # OUT
   local module=github.com/containerd/containerd/v2
   GOBIN=$1 go_build install -tags 'no_btrfs no_devmapper no_zfs' -ldflags "-s -w -X $module/version.Version=$CONTAINERD" \
     "$module/cmd/containerd@v$CONTAINERD" "$module/cmd/containerd-shim-runc-v2@v$CONTAINERD" "$module/cmd/ctr@v$CONTAINERD"
-}
-
-build_registry() { # OUT
-  GOBIN=$1 go_build install -ldflags '-s -w' "github.com/distribution/distribution/v3/cmd/registry@v$REGISTRY"
-}
-
-build_coredns() { # OUT
-  GOBIN=$1 go_build install -ldflags '-s -w' "github.com/coredns/coredns@v$COREDNS"
-}
-
-build_helm() { # OUT
-  GOBIN=$1 go_build install -ldflags "-s -w -X helm.sh/helm/v3/internal/version.version=v$HELM" "helm.sh/helm/v3/cmd/helm@v$HELM"
 }
 
 # The nodes' root file system. A mirror's Release file of unstable can be past its date.
@@ -128,8 +141,8 @@ build_lane() {
 
 build_all() {
   local name missing=() lane failed=0
-  for name in "${LANE_1[@]}" "${LANE_2[@]}"; do [ -d "$(built "$name")" ] || missing+=("$name"); done
   mkdir -p "$BUILT" "$LOG"
+  for name in "${LANE_1[@]}" "${LANE_2[@]}"; do [ -d "$(built "$name")" ] || missing+=("$name"); done
   if [ ${#missing[@]} != 0 ]; then
     say "to build: ${missing[*]} (everything takes about 12 min on 2 cores)"
     install_build_packages

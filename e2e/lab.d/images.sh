@@ -32,7 +32,7 @@ images_list() {
 import json, sys, urllib.request
 address = sys.argv[1]
 get = lambda path: json.load(urllib.request.urlopen(f"http://{address}/v2/{path}", timeout=10))
-for name in get("_catalog?n=10000").get("repositories") or []:
+for name in get("_catalog?n=1000").get("repositories") or []:
     for tag in get(f"{name}/tags/list").get("tags") or []:
         print(f"{address}/{name}:{tag}")
 P
