@@ -144,7 +144,7 @@ build_all() {
   mkdir -p "$BUILT" "$LOG"
   for name in "${LANE_1[@]}" "${LANE_2[@]}"; do [ -d "$(built "$name")" ] || missing+=("$name"); done
   if [ ${#missing[@]} != 0 ]; then
-    say "to build: ${missing[*]} (everything takes about 12 min on 2 cores)"
+    say "to build: ${missing[*]} (everything takes about 10 min on 2 cores)"
     install_build_packages
     (build_lane "${LANE_1[@]}") &
     lane=$!

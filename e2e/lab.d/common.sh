@@ -30,14 +30,19 @@ wait_until() { # SECONDS COMMAND…
   done
 }
 
-# One changing command at a time. Descriptor 9 must be closed in everything that outlives this command.
+# One changing command at a time on the machine, whatever its clone and cache; the namespaces and addresses are the same for
+# all. Descriptor 9 must be closed in everything that outlives this command.
+OWNER=/run/drover-lab
 lock() {
-  mkdir -p "$CACHE"
-  exec 9>"$CACHE/lock"
+  local owner
+  exec 9>/run/drover-lab.lock
   if ! flock -n 9; then
     say "another lab command runs; waiting for it (at most 20 min)"
-    flock -w 1200 9 || die "the other lab command still runs. Find it with: fuser -v '$CACHE/lock'"
+    flock -w 1200 9 || die "the other lab command still runs; it is in: lslocks | grep drover-lab"
   fi
+  owner=$(cat "$OWNER" 2>/dev/null) || return 0
+  [ "$owner" = "$LAB" ] || [ ! -d "$owner/run" ] || [ "$(cat "$owner/boot" 2>/dev/null)" != "$(cat /proc/sys/kernel/random/boot_id)" ] ||
+    die "a lab with another cache runs on this machine; end it with: XDG_CACHE_HOME=${owner%/drover/lab} e2e/lab down"
 }
 
 is_node() {
@@ -61,6 +66,14 @@ remember() { # NAME PID
   started=$(start_time "$2") || return 1
   echo "$2 $started" >"$RUN/$1.pid"
 }
+in_background() { # NAME COMMAND…: remembered from its first moment, with its output in the log; the command must exec
+  local name=$1
+  shift
+  (
+    remember "$name" "$BASHPID"
+    "$@"
+  ) >>"$LOG/$name.log" 2>&1 </dev/null 9>&- &
+}
 pid_of() { # NAME: its pid, if that very process still runs
   local pid started
   read -r pid started 2>/dev/null <"$RUN/$1.pid" || return 1
@@ -74,7 +87,7 @@ end_process() { # NAME [SIGNAL]: ends it and waits until it is gone
     return 0
   }
   kill "-$signal" "$pid" 2>/dev/null || true
-  wait_until 10 is_gone "$1" || kill -KILL "$pid" 2>/dev/null || true
+  wait_until 3 is_gone "$1" || kill -KILL "$pid" 2>/dev/null || true
   wait_until 5 is_gone "$1" || die "process $pid ($1) does not end, even by SIGKILL; look at /proc/$pid/stack"
   rm -f "$RUN/$1.pid"
 }

@@ -89,8 +89,9 @@ start_part() { # PART
   local COMMAND
   ! pid_of "$1" >/dev/null || return 0
   "part_$1"
-  setsid nsenter "--net=/run/netns/$CP" -- "${COMMAND[@]}" >>"$LOG/$1.log" 2>&1 </dev/null 9>&- &
-  remember "$1" $! || true # already gone: wait_part says so
+  rm -f "$RUN/$1.pid"
+  in_background "$1" exec setsid nsenter "--net=/run/netns/$CP" -- "${COMMAND[@]}"
+  wait_until 5 test -e "$RUN/$1.pid"
 }
 wait_part() { # PART
   wait_until 60 part_ready_or_gone "$1" || die "$1 runs but does not get ready; see: e2e/lab logs $1"
@@ -153,6 +154,8 @@ scheduler_config_write() {
   mv "$LAB/scheduler.yaml.new" "$LAB/scheduler.yaml"
 }
 scheduler_config() { # FILE|default
+  local before
+  before=$(cat "$LAB/scheduler.yaml") || die "the lab is not up; run: e2e/lab up"
   case ${1:-} in
   '') die "usage: e2e/lab scheduler-config FILE|default" ;;
   default) scheduler_config_default ;;
@@ -163,5 +166,10 @@ scheduler_config() { # FILE|default
   esac
   end_process scheduler
   start_part scheduler
-  wait_part scheduler
+  if ! (wait_part scheduler); then
+    scheduler_config_write <<<"$before"
+    start_part scheduler
+    wait_part scheduler
+    die "the scheduler refuses that configuration; the former one is back"
+  fi
 }

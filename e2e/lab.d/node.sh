@@ -22,6 +22,7 @@ node_disk() { # NODE
   node_cni_config "$1" >"$etc/cni/net.d/10-lab.conflist"
   node_kubelet_config "$1" >"$etc/kubernetes/kubelet.yaml"
   node_proxy_config >"$etc/kubernetes/kubeproxy.yaml"
+  cached noderoot >"$disk.new/lower" # for the disk's life: an overlay does not bear another lower folder
   mv "$disk.new" "$disk"
 }
 
@@ -112,11 +113,16 @@ node_cgroups() { # NODE
   for hierarchy in /sys/fs/cgroup/*/; do mkdir -p "$hierarchy$(node_ns "$1")"; done
   for file in cpus mems; do cat "/sys/fs/cgroup/cpuset/cpuset.$file" >"/sys/fs/cgroup/cpuset/$(node_ns "$1")/cpuset.$file"; done
 }
+# What is in them is the node's, so it ends with it.
 node_cgroups_remove() { # NODE
-  local hierarchy
+  local hierarchy folder pid left=0
   for hierarchy in /sys/fs/cgroup/*/; do
-    [ ! -d "$hierarchy$(node_ns "$1")" ] || find "$hierarchy$(node_ns "$1")" -depth -type d -exec rmdir {} + 2>/dev/null || return 1
+    folder=$hierarchy$(node_ns "$1")
+    [ -d "$folder" ] || continue
+    find "$folder" -name cgroup.procs -exec cat {} + | while read -r pid; do kill -KILL "$pid" 2>/dev/null || true; done
+    find "$folder" -depth -type d -exec rmdir {} + 2>/dev/null || left=1
   done
+  return "$left"
 }
 # Moves this process, and so what it becomes, into the node's cgroups.
 node_join_cgroups() { # NODE
@@ -128,26 +134,30 @@ node_join_cgroups() { # NODE
 
 # The first process is the child of unshare, which itself stays in the machine's pid namespace.
 node_start() { # NODE
-  local outer root first=
+  local outer first=
   ! pid_of "$1" >/dev/null || return 0
   node_clear "$1"
   node_disk "$1"
   net_node_up "$1"
   node_cgroups "$1"
-  root=$(cached noderoot)
-  (
-    node_join_cgroups "$1"
-    exec setsid nsenter "--net=/run/netns/$(node_ns "$1")" unshare -C -m -p -u -i --fork --kill-child --propagation private \
-      bash "$PARTS/node-init.sh" "$1" "$NODES/$1" "$root" "$BIN" "$PKI" "$LOG"
-  ) >>"$LOG/$1-init.log" 2>&1 </dev/null 9>&- &
-  outer=$!
+  date +%s >"$RUN/$1.booted"
+  rm -f "$RUN/$1-outer.pid"
+  in_background "$1-outer" node_boot "$1"
   until [ -n "$first" ]; do
-    kill -0 "$outer" 2>/dev/null || die "$1 did not start; see: e2e/lab logs $1-init"
+    wait_until 5 test -e "$RUN/$1-outer.pid"
+    outer=$(pid_of "$1-outer") || die "$1 did not start; see: e2e/lab logs $1-outer"
     [ "$(cat "/proc/$outer/comm")" != unshare ] || first=$(awk '{print $1}' "/proc/$outer/task/$outer/children" 2>/dev/null) || true
     sleep 0.05
   done
-  remember "$1-outer" "$outer" || true
-  remember "$1" "$first" || die "$1 ended at once; see: e2e/lab logs $1-init"
+  remember "$1" "$first" || die "$1 ended at once; see: e2e/lab logs $1-outer"
+}
+node_boot() { # NODE: becomes the node
+  local root
+  root=$(cat "$NODES/$1/lower")
+  [ -d "$root" ] || die "$root, on which the disk of $1 stands, is gone; begin anew: e2e/lab down && e2e/lab up"
+  node_join_cgroups "$1"
+  exec setsid nsenter "--net=/run/netns/$(node_ns "$1")" unshare -C -m -p -u -i --fork --kill-child --propagation private \
+    bash "$PARTS/node-init.sh" "$1" "$NODES/$1" "$root" "$BIN" "$PKI" "$LOG"
 }
 
 # Ends what is left of a node that ran: its processes, cgroups and network. Its disk stays.
@@ -167,11 +177,13 @@ node_exec() { # NODE COMMAND…
   exec nsenter -t "$pid" -m -p -u -i -n -C env PATH=/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@" 9>&-
 }
 
-daemon_alive() { # NODE DAEMON
-  pid_of "$1" >/dev/null || return 1
+# A signal to a daemon, if the process with its pid is that daemon; 0 only asks.
+daemon_signal() { # NODE DAEMON SIGNAL
+  pid_of "$1" >/dev/null || die "$1 is powered off; e2e/lab power-on $1"
   # shellcheck disable=SC2016  # the node's shell expands it
-  (node_exec "$1" sh -c 'kill -0 "$(cat /run/lab/$0.pid)"' "$2") 2>/dev/null
+  (node_exec "$1" sh -c 'pid=$(cat "/run/lab/$0.pid") && grep -qzxE "(kube-)?$0" "/proc/$pid/cmdline" && kill "-$1" "$pid"' "$2" "$3")
 }
+daemon_alive() { pid_of "$1" >/dev/null && daemon_signal "$1" "$2" 0 2>/dev/null; } # NODE DAEMON
 daemon_ready() { # NODE DAEMON
   daemon_alive "$1" "$2" || return 1
   case $2 in
@@ -179,13 +191,12 @@ daemon_ready() { # NODE DAEMON
   kubelet) (node_exec "$1" curl -sf --max-time 2 http://127.0.0.1:10248/healthz) ;;
   esac >/dev/null 2>&1
 }
-daemon_signal() { # NODE DAEMON SIGNAL
-  # shellcheck disable=SC2016
-  (node_exec "$1" sh -c 'kill -$0 "$(cat /run/lab/$1.pid)"' "$3" "$2")
-}
-
+# Ready by what it said since it booted: the API server believes a dead node for a while.
 node_is_ready() { # NODE
-  [ "$("${KUBECTL[@]}" get node "$1" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}' 2>/dev/null)" = True ]
+  local renewed
+  [ "$("${KUBECTL[@]}" get node "$1" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}' 2>/dev/null)" = True ] || return 1
+  renewed=$("${KUBECTL[@]}" get lease -n kube-node-lease "$1" -o 'jsonpath={.spec.renewTime}' 2>/dev/null) || return 1
+  [ "$(date -d "$renewed" +%s)" -ge "$(cat "$RUN/$1.booted")" ]
 }
 node_wait() { # NODE
   wait_until 30 daemon_ready "$1" containerd || die "containerd does not come up on $1; see: e2e/lab logs $1-containerd"

@@ -11,13 +11,17 @@ forget_former_boot() {
     down
   fi
   mkdir -p "$RUN" "$LOG" "$NODES" "$BIN"
+  [ -e "$LAB/boot" ] || find "$LOG" -name '*.log' ! -name 'build-*' -delete
   echo "$boot" >"$LAB/boot"
+  echo "$LAB" >"$OWNER"
 }
 
 link_programs() {
   local name
   for name in kube etcd registry coredns helm containerd containerd-shim-runc-v2 ctr; do
-    [ "$(cached "$name")" -ef "$BIN/$name" ] || ln -f "$(cached "$name")" "$BIN/$name"
+    [ "$(cached "$name")" -ef "$BIN/$name" ] && continue
+    ln -f "$(cached "$name")" "$BIN/$name"
+    ! pid_of etcd >/dev/null || say "$name is another build now; what runs uses the former one until e2e/lab down"
   done
 }
 
@@ -50,9 +54,16 @@ down() {
   mkdir -p "$RUN"
   for node in "${NODE_NAMES[@]}"; do node_clear "$node"; done
   for part in coredns scheduler kcm apiserver etcd registry; do end_process "$part" KILL; done
+  [ ! -e "/run/netns/$CP" ] || kill_all_in "$CP"
   net_down
   rm -rf --one-file-system "$NODES" "$RUN" "$LAB/etcd" "$LAB/registry"
-  rm -f "$LAB/scheduler.yaml" "$LAB/boot"
+  rm -f "$LAB/scheduler.yaml" "$LAB/boot" "$OWNER"
+}
+
+# Also what a test started beside the control plane.
+kill_all_in() { # NAMESPACE
+  local pid
+  for pid in $(ip netns pids "$1" 2>/dev/null); do kill -KILL "$pid" 2>/dev/null || true; done
 }
 
 # One line a part. Fails unless all is well.
