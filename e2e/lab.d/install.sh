@@ -8,7 +8,7 @@ shopt -s inherit_errexit # else a failure inside $(…) goes unnoticed
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 LAB=$ROOT/e2e/lab
 NODES=(n1 n2)
-NAMESPACE=drover-system
+NAMESPACE="drover-system"
 RELEASE=drover
 # Seconds for pods, and then for node profiles; a cold pull of both images takes about 10
 PATIENCE=120
@@ -21,7 +21,7 @@ die() {
 
 # Sets DROVER and GATE.
 programs() {
-  local paths
+  local path paths
   if [ -n "${PREBUILT:-}" ]; then
     DROVER=$PREBUILT/drover GATE=$PREBUILT/drover-gate
   else
@@ -29,7 +29,7 @@ programs() {
     paths=$("$ROOT/.build/binaries")
     DROVER=$(sed -n 1p <<<"$paths") GATE=$(sed -n 2p <<<"$paths")
   fi
-  [ -x "$DROVER" ] && [ -x "$GATE" ] || die "$DROVER or $GATE is not there"
+  for path in "$DROVER" "$GATE"; do [ -x "$path" ] || die "there is no program $path"; done
 }
 
 # Pushes an image under a tag made of its content, and prints repository and tag.
