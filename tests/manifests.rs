@@ -2,6 +2,8 @@
 //!
 //! With `DROVER_GENERATE=1` (that is `make generate`) the files are written instead of compared.
 
+#![allow(clippy::panic)] // the helpers of tests fail by panicking
+
 use std::{
     env, fs,
     path::{Path, PathBuf},
