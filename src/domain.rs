@@ -9,7 +9,6 @@ pub mod ids;
 pub mod image;
 pub mod keys;
 pub mod migration;
-pub mod placement;
 pub mod preflight;
 pub mod replacement;
 pub mod verdict;

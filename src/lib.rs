@@ -32,6 +32,8 @@ pub mod controllers;
 #[cfg(feature = "full")]
 pub mod domain;
 #[cfg(feature = "full")]
+pub mod engine;
+#[cfg(feature = "full")]
 pub mod http;
 #[cfg(feature = "full")]
 pub mod ports;
