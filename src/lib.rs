@@ -34,6 +34,12 @@ pub mod domain;
 #[cfg(feature = "full")]
 pub mod http;
 #[cfg(feature = "full")]
+pub mod metrics;
+#[cfg(feature = "full")]
 pub mod ports;
+#[cfg(feature = "full")]
+pub mod readiness;
+#[cfg(feature = "full")]
+pub mod shutdown;
 #[cfg(feature = "full")]
 pub mod telemetry;
