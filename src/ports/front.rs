@@ -34,3 +34,33 @@ pub trait AgentSigner: Send + Sync {
     /// Where the request cannot be read or the CA cannot sign.
     fn issue(&self, request_pem: &[u8], dns_name: &str, now: Timestamp, lifetime: SignedDuration) -> Result<String, String>;
 }
+
+/// A certificate in use: what a server or client shows, and what it trusts.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Leaf first, then what leads to the CA, in PEM.
+    pub chain_pem: String,
+    /// Private key of the leaf, PKCS#8 in PEM. Never written anywhere.
+    pub key_pem: String,
+    /// The CA that peers are verified against, in PEM; empty where somebody else takes care of that (cert-manager's injector).
+    pub ca_pem: String,
+    /// From when the leaf is valid.
+    pub not_before: Timestamp,
+    /// Until when the leaf is valid.
+    pub not_after: Timestamp,
+}
+
+impl Identity {
+    /// When to replace it: at two thirds of its life, so that a third is left to find out why that fails.
+    #[must_use]
+    pub fn renew_at(&self) -> Timestamp {
+        let life = self.not_after.duration_since(self.not_before);
+        self.not_before + life / 3 * 2
+    }
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").field("not_after", &self.not_after).finish_non_exhaustive()
+    }
+}
