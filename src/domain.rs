@@ -4,7 +4,9 @@
 //! is what runs.
 
 pub mod admission;
+pub mod agent_certificate;
 pub mod attest;
+pub mod election;
 pub mod ids;
 pub mod image;
 pub mod keys;

@@ -1,1 +1,4 @@
 //! What the manager and the agents serve.
+
+pub mod admin;
+pub mod admission;

@@ -36,6 +36,12 @@ pub mod engine;
 #[cfg(feature = "full")]
 pub mod http;
 #[cfg(feature = "full")]
+pub mod metrics;
+#[cfg(feature = "full")]
 pub mod ports;
+#[cfg(feature = "full")]
+pub mod readiness;
+#[cfg(feature = "full")]
+pub mod shutdown;
 #[cfg(feature = "full")]
 pub mod telemetry;

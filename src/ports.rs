@@ -12,6 +12,8 @@ use crate::{
     domain::{ids::Digest, migration::Effect, preflight::NodeView},
 };
 
+pub mod front;
+
 /// What kind of failure it was, which decides whether it is tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {

@@ -4,23 +4,36 @@ use kube::Error;
 
 use crate::ports::{Failure, PortError};
 
-/// Names what was being done, and sorts the failure by the API server's code.
-pub fn port_error(doing: &str, error: &Error) -> PortError {
-    let kind = match error {
+/// The kind of a failure.
+#[must_use]
+pub fn failure(error: &Error) -> Failure {
+    match error {
         Error::Api(status) => match status.code {
-            409 if status.reason == "AlreadyExists" => Failure::Permanent,
-            // 422 on a JSON patch is a `test` that did not hold: somebody wrote first.
-            409 => Failure::Conflict,
             404 => Failure::NotFound,
-            400 | 401 | 403 | 405 | 422 => Failure::Permanent,
+            // AlreadyExists is a conflict too: somebody else wrote first.
+            409 => Failure::Conflict,
+            429 => Failure::Transient,
+            400..=499 => Failure::Permanent,
             _ => Failure::Transient,
         },
         _ => Failure::Transient,
+    }
+}
+
+/// A failure as a port's failure, said to have happened while doing something (a verb and its object).
+#[must_use]
+pub fn port_error(doing: &str, error: &Error) -> PortError {
+    let said = match error {
+        Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
     };
-    PortError::new(kind, format!("failed to {doing}: {error}"))
+    PortError::new(failure(error), format!("failed to {doing}: {said}"))
 }
 
 /// None where the object is not there.
+///
+/// # Errors
+/// Every other failure.
 pub fn found<T>(result: Result<T, Error>, doing: &str) -> Result<Option<T>, PortError> {
     match result {
         Ok(object) => Ok(Some(object)),

@@ -1,1 +1,221 @@
-//! Placeholder: written in the next commits.
+//! What the webhook answers: pure functions of the review and of what was looked up for it.
+//!
+//! Three questions about a pod, in the order in which they are asked:
+//! 1. Who may write Drover's own annotations? Only the manager ([`guard`]).
+//! 2. Does a claim appear? Then the replacement is released: its images become the checkpoint images ([`claim`], R1).
+//! 3. Does a destination appear? Then every reason against the move is named at once ([`destination`]).
+//!
+//! A CREATE is never refused: owners back off for minutes after an error (MEASURED.md 2). It is stripped of what it must not carry.
+//! The manager repeats every validation, since the webhook may have been down.
+
+use jiff::{SignedDuration, Timestamp};
+use json_patch::Patch;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::ResourceExt as _;
+
+use super::{keys, preflight::Blocker};
+use crate::api::{Migration, MigrationPolicy, NodeProfile};
+
+mod claim;
+mod destination;
+mod guard;
+mod migration;
+mod patch;
+
+pub use destination::node_problems;
+pub use migration::validate_migration;
+
+/// What happens to the pod.
+#[derive(Debug, Clone, Copy)]
+pub enum Change<'a> {
+    /// The pod is made.
+    Create(&'a Pod),
+    /// The pod is changed.
+    Update {
+        /// As it is stored.
+        old: &'a Pod,
+        /// As it is to be stored.
+        new: &'a Pod,
+    },
+}
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Requester {
+    /// User name as the API server authenticated it.
+    pub username: String,
+    /// Whether that is the manager's service account.
+    pub is_manager: bool,
+}
+
+/// What has to be looked up before [`decide`] can answer. Nothing for most reviews.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// A destination appears: nodes, profiles, policies, and the namespace's Migrations are needed.
+    pub destination: bool,
+    /// A claim appears: the namespace's Migrations are needed.
+    pub claim: bool,
+}
+
+impl Needs {
+    /// Whether nothing is needed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.destination && !self.claim
+    }
+}
+
+/// What was looked up.
+#[derive(Debug, Clone)]
+pub struct World {
+    /// Now.
+    pub now: Timestamp,
+    /// Age from which a profile counts as left behind by an agent that is gone.
+    pub profile_lifetime: SignedDuration,
+    /// All nodes.
+    pub nodes: Vec<Node>,
+    /// All profiles.
+    pub profiles: Vec<NodeProfile>,
+    /// All Migrations of the pod's namespace, ended ones too.
+    pub migrations: Vec<Migration>,
+    /// All policies.
+    pub policies: Vec<MigrationPolicy>,
+    /// Labels of the pod's namespace.
+    pub namespace_labels: std::collections::BTreeMap<String, String>,
+}
+
+impl World {
+    /// A world in which nothing was looked up.
+    #[must_use]
+    pub fn unseen(now: Timestamp) -> Self {
+        Self {
+            now,
+            profile_lifetime: SignedDuration::from_secs(0),
+            nodes: Vec::new(),
+            profiles: Vec::new(),
+            migrations: Vec::new(),
+            policies: Vec::new(),
+            namespace_labels: std::collections::BTreeMap::new(),
+        }
+    }
+}
+
+/// One reason against a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reason {
+    /// Field path of what is refused.
+    pub field: String,
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it; empty where the message says it.
+    pub remedy: String,
+}
+
+impl Reason {
+    fn new(field: impl Into<String>, message: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { field: field.into(), message: message.into(), remedy: remedy.into() }
+    }
+}
+
+impl From<Blocker> for Reason {
+    fn from(blocker: Blocker) -> Self {
+        Self { field: blocker.field, message: blocker.message, remedy: blocker.remedy }
+    }
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.field, self.message)?;
+        if self.remedy.is_empty() { Ok(()) } else { write!(f, " ({})", self.remedy) }
+    }
+}
+
+/// The answer to a review.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decision {
+    /// Let it through, changed by the patch (which may be empty).
+    Allow {
+        /// Minimal; empty where the object already is as it should be, so that a second invocation changes nothing.
+        patch: Patch,
+        /// Shown by kubectl.
+        warnings: Vec<String>,
+    },
+    /// Refuse it, for all of these reasons.
+    Deny {
+        /// What was refused, in words.
+        what: String,
+        /// Every reason.
+        reasons: Vec<Reason>,
+    },
+}
+
+impl Decision {
+    /// Lets it through as it is.
+    #[must_use]
+    pub fn allow() -> Self {
+        Self::Allow { patch: Patch::default(), warnings: Vec::new() }
+    }
+}
+
+/// The text that a person reads: what was refused, then one line for each reason.
+#[must_use]
+pub fn denial(what: &str, reasons: &[Reason]) -> String {
+    let mut text = format!("drover: {what}:");
+    for reason in reasons {
+        text.push_str("\n- ");
+        text.push_str(&reason.to_string());
+    }
+    text
+}
+
+/// What [`decide`] will need to know. Where the requester is not allowed to ask at all, nothing is looked up.
+#[must_use]
+pub fn needs(change: Change<'_>, requester: &Requester) -> Needs {
+    match change {
+        Change::Create(_) => Needs::default(),
+        Change::Update { old, new } => {
+            if !guard::forbidden_changes(old, new, requester).is_empty() {
+                return Needs::default();
+            }
+            Needs { destination: destination::request(old, new).is_some_and(|r| r.is_new), claim: claim::appearing(old, new).is_some() }
+        }
+    }
+}
+
+/// Decides on a pod. Depends on nothing but its arguments.
+#[must_use]
+pub fn decide(change: Change<'_>, requester: &Requester, world: &World) -> Decision {
+    match change {
+        Change::Create(pod) => guard::strip(pod, requester),
+        Change::Update { old, new } => update(old, new, requester, world),
+    }
+}
+
+fn update(old: &Pod, new: &Pod, requester: &Requester, world: &World) -> Decision {
+    let name = format!("{}/{}", new.namespace().unwrap_or_default(), new.name_any());
+    let forbidden = guard::forbidden_changes(old, new, requester);
+    if !forbidden.is_empty() {
+        return Decision::Deny { what: format!("pod {name} cannot be changed like this"), reasons: forbidden };
+    }
+    let mut patched = patch::Patched::new(new);
+    if let Some(uid) = claim::appearing(old, new) {
+        match claim::release(new, uid, &world.migrations) {
+            Ok(images) => patched.set_images(&images),
+            Err(reasons) => return Decision::Deny { what: format!("pod {name} cannot be claimed"), reasons },
+        }
+    }
+    if let Some(request) = destination::request(old, new) {
+        if request.is_new {
+            let reasons = destination::reasons(new, &request, world);
+            if !reasons.is_empty() {
+                return Decision::Deny { what: format!("pod {name} cannot be migrated to {:?}", request.value), reasons };
+            }
+        }
+        patched.set_annotation(keys::MIGRATE_TO, &request.value);
+        patched.remove_annotation(keys::MIGRATE_TO_BARE);
+    }
+    Decision::Allow { patch: patched.diff(), warnings: Vec::new() }
+}
+
+#[cfg(test)]
+mod tests;

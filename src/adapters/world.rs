@@ -1,0 +1,71 @@
+//! What admission decisions depend on, read from the API server at the moment of the review.
+//!
+//! Direct reads instead of caches: only pods that are being annotated or claimed come here, and a claim must be judged by what stands now,
+//! not by what a watch has brought (R1).
+
+use async_trait::async_trait;
+use jiff::SignedDuration;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use kube::{
+    Api, Client,
+    api::{ListParams, ObjectList},
+};
+use serde::de::DeserializeOwned;
+
+use super::kube_error::port_error;
+use crate::{
+    api::{Migration, MigrationPolicy, NodeProfile},
+    domain::admission::{Needs, World},
+    ports::{Clock, PortResult, SystemClock, front::WorldSource},
+};
+
+/// The API server's view.
+#[derive(Clone)]
+pub struct KubeWorld {
+    client: Client,
+    profile_lifetime: SignedDuration,
+}
+
+impl KubeWorld {
+    /// A view through this client; `profile_lifetime` is the age from which a profile counts as left behind.
+    #[must_use]
+    pub fn new(client: Client, profile_lifetime: SignedDuration) -> Self {
+        Self { client, profile_lifetime }
+    }
+}
+
+async fn list<K>(api: Api<K>, what: &str) -> PortResult<Vec<K>>
+where
+    K: Clone + DeserializeOwned + std::fmt::Debug,
+{
+    let list: ObjectList<K> = api.list(&ListParams::default()).await.map_err(|e| port_error(&format!("list {what}"), &e))?;
+    Ok(list.items)
+}
+
+#[async_trait]
+impl WorldSource for KubeWorld {
+    async fn world(&self, namespace: &str, needs: &Needs) -> PortResult<World> {
+        let client = || self.client.clone();
+        let mut world = World { profile_lifetime: self.profile_lifetime, ..World::unseen(SystemClock.now()) };
+        if needs.destination {
+            let namespaces = Api::<Namespace>::all(client());
+            let (nodes, profiles, policies, migrations, found) = tokio::try_join!(
+                list(Api::<Node>::all(client()), "nodes"),
+                list(Api::<NodeProfile>::all(client()), "node profiles"),
+                list(Api::<MigrationPolicy>::all(client()), "migration policies"),
+                list(Api::<Migration>::namespaced(client(), namespace), "migrations"),
+                async { namespaces.get_metadata(namespace).await.map_err(|e| port_error("get the namespace", &e)) },
+            )?;
+            (world.nodes, world.profiles, world.policies, world.migrations) = (nodes, profiles, policies, migrations);
+            world.namespace_labels = found.metadata.labels.unwrap_or_default();
+        } else if needs.claim {
+            world.migrations = list(Api::<Migration>::namespaced(client(), namespace), "migrations").await?;
+        }
+        Ok(world)
+    }
+
+    async fn pod(&self, namespace: &str, name: &str) -> PortResult<Option<Pod>> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        pods.get_opt(name).await.map_err(|e| port_error("get the pod", &e))
+    }
+}

@@ -1,0 +1,155 @@
+//! What is counted and measured. Every label value is a static string: names and error texts never become labels.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+use crate::api::{Outcome, Phase};
+
+/// Seconds: from the fastest freeze measured (0.3 s, MEASURED.md 10) to the longest deadline that anybody sets.
+const SECONDS: [f64; 12] = [0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 600.0];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AdmissionLabels {
+    webhook: &'static str,
+    decision: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PhaseLabels {
+    phase: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CertificateLabels {
+    certificate: &'static str,
+}
+
+/// What became of a review.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AdmissionDecision {
+    /// Let through as it was.
+    Allowed,
+    /// Let through, changed.
+    Patched,
+    /// Refused.
+    Denied,
+    /// Could not be read, or what it depends on could not be looked up.
+    Failed,
+}
+
+impl AdmissionDecision {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Patched => "patched",
+            Self::Denied => "denied",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// All metrics of a process. Clones share the numbers.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    admissions: Family<AdmissionLabels, Counter>,
+    migrations: Family<OutcomeLabels, Counter>,
+    phase_seconds: Family<PhaseLabels, Histogram, fn() -> Histogram>,
+    frozen_seconds: Histogram,
+    certificates: Family<CertificateLabels, Gauge>,
+}
+
+fn seconds() -> Histogram {
+    Histogram::new(SECONDS)
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("drover");
+        let admissions = Family::default();
+        let migrations = Family::default();
+        let phase_seconds = Family::new_with_constructor(seconds as fn() -> Histogram);
+        let frozen_seconds = seconds();
+        let certificates = Family::default();
+        registry.register("admission_decisions", "Answers of the admission webhooks", admissions.clone());
+        registry.register("migrations", "Migrations that have ended", migrations.clone());
+        registry.register_with_unit("phase", "How long a phase took", Unit::Seconds, phase_seconds.clone());
+        registry.register_with_unit("frozen", "Time in which neither copy of a pod ran", Unit::Seconds, frozen_seconds.clone());
+        registry.register("certificate_expiry_timestamp_seconds", "When a certificate ends, in seconds since 1970", certificates.clone());
+        Self { registry: Arc::new(registry), admissions, migrations, phase_seconds, frozen_seconds, certificates }
+    }
+}
+
+impl Metrics {
+    /// Counts an answer of a webhook.
+    pub fn admission(&self, webhook: &'static str, decision: AdmissionDecision) {
+        self.admissions.get_or_create(&AdmissionLabels { webhook, decision: decision.label() }).inc();
+    }
+
+    /// Counts a Migration that has ended; `frozen_millis` where its pod was frozen at all.
+    pub fn migration_ended(&self, outcome: Outcome, frozen_millis: Option<u64>) {
+        self.migrations.get_or_create(&OutcomeLabels { outcome: outcome.as_str() }).inc();
+        if let Some(millis) = frozen_millis {
+            self.frozen_seconds.observe(seconds_of(millis));
+        }
+    }
+
+    /// Measures a phase that is over.
+    pub fn phase(&self, phase: Phase, millis: u64) {
+        self.phase_seconds.get_or_create(&PhaseLabels { phase: phase.as_str() }).observe(seconds_of(millis));
+    }
+
+    /// Says when a certificate ends.
+    pub fn certificate(&self, certificate: &'static str, not_after: Timestamp) {
+        self.certificates.get_or_create(&CertificateLabels { certificate }).set(not_after.as_second());
+    }
+
+    /// All of it in OpenMetrics text.
+    ///
+    /// # Errors
+    /// Where a metric cannot be written, which no metric of ours does.
+    pub fn text(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+fn seconds_of(millis: u64) -> f64 {
+    std::time::Duration::from_millis(millis).as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_arrive_under_their_names() {
+        let metrics = Metrics::default();
+        metrics.admission("pods", AdmissionDecision::Denied);
+        metrics.migration_ended(Outcome::Migrated, Some(1500));
+        metrics.phase(Phase::Freezing, 30);
+        metrics.certificate("webhook", Timestamp::UNIX_EPOCH);
+        let text = metrics.text().expect("text");
+        for line in [
+            r#"drover_admission_decisions_total{webhook="pods",decision="denied"} 1"#,
+            r#"drover_migrations_total{outcome="Migrated"} 1"#,
+            "drover_frozen_seconds_sum 1.5",
+            r#"drover_phase_seconds_bucket{le="0.1",phase="Freezing"} 1"#,
+            r#"drover_certificate_expiry_timestamp_seconds{certificate="webhook"} 0"#,
+        ] {
+            assert!(text.contains(line), "{line} is missing in\n{text}");
+        }
+    }
+}
