@@ -1,1 +1,3 @@
 //! The outside as it really is: containerd, kubelet, registry, API server. Only `app` names these types.
+
+pub mod containerd;
