@@ -1,3 +1,5 @@
 //! The outside as it really is: containerd, kubelet, registry, API server. Only `app` names these types.
 
+pub mod archive;
 pub mod containerd;
+pub mod kubelet;
