@@ -3,3 +3,4 @@
 pub mod archive;
 pub mod containerd;
 pub mod kubelet;
+pub mod registry;

@@ -37,3 +37,6 @@ pub mod http;
 pub mod ports;
 #[cfg(feature = "full")]
 pub mod telemetry;
+#[cfg(test)]
+#[cfg(feature = "full")]
+mod testing;
