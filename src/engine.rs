@@ -132,9 +132,7 @@ async fn waiting_replacement(
 /// An Event for each phase; a failure to tell is no failure of the migration.
 async fn tell(before: &Migration, after: &Migration, cluster: &dyn Cluster) {
     let (Some(now), then) = (&after.status, before.status.clone().unwrap_or_default()) else { return };
-    let held = |s: &crate::api::MigrationStatus| {
-        s.conditions.iter().any(|c| c.type_ == crate::api::migration::condition::HELD && c.status == "True")
-    };
+    let held = |s: &crate::api::MigrationStatus| s.conditions.iter().any(|c| c.type_ == crate::api::migration::condition::HELD && c.status == "True");
     let told = if held(now) && !held(&then) {
         cluster.tell(after, true, "Held", &now.message).await
     } else if now.phase != then.phase {

@@ -106,7 +106,8 @@ impl KubeCluster {
         let api: Api<Attestation> = Api::namespaced(self.client.clone(), &migration.namespace().unwrap_or_default());
         let name = attestation_name(&migration.name_any(), role);
         let uid = migration.uid().unwrap_or_default();
-        let spec = AttestationSpec { migration: migration.name_any(), migration_uid: uid.clone(), node_name: node.into(), pod_uid: pod_uid.into(), role };
+        let spec =
+            AttestationSpec { migration: migration.name_any(), migration_uid: uid.clone(), node_name: node.into(), pod_uid: pod_uid.into(), role };
         let mut attestation = Attestation::new(&name, spec);
         attestation.metadata.labels = Some([(keys::MIGRATION_UID.to_owned(), uid.clone())].into());
         attestation.metadata.owner_references = migration.controller_owner_ref(&()).map(|owner| vec![OwnerReference { ..owner }]);
@@ -164,7 +165,10 @@ impl KubeCluster {
     async fn write_finalizers(&self, migration: &Migration, finalizers: Vec<String>) -> PortResult<()> {
         let patch = json!({"metadata": {"resourceVersion": migration.resource_version(), "finalizers": finalizers}});
         let params = PatchParams { field_manager: Some(keys::MANAGER.into()), ..PatchParams::default() };
-        self.migrations(migration).patch(&migration.name_any(), &params, &Patch::Merge(patch)).await.map_err(|e| port_error("write the finalizer", &e))?;
+        self.migrations(migration)
+            .patch(&migration.name_any(), &params, &Patch::Merge(patch))
+            .await
+            .map_err(|e| port_error("write the finalizer", &e))?;
         Ok(())
     }
 }

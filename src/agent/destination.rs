@@ -189,7 +189,8 @@ impl DestinationAgent {
             match self.parts.registry.image(repository, &image.container).await? {
                 Some(stored) if stored == *image => found.push(stored),
                 Some(stored) => {
-                    let message = format!("the registry holds {} for container {}, the source voted for {}", stored.digest, image.container, image.digest);
+                    let message =
+                        format!("the registry holds {} for container {}, the source voted for {}", stored.digest, image.container, image.digest);
                     return Err(PortError::transient(message));
                 }
                 None => return Err(PortError::transient(format!("the registry does not hold the image of container {} yet", image.container))),

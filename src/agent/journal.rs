@@ -148,7 +148,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let journals = Journals::new(folder.path());
         assert_eq!(journals.all().unwrap(), vec![]);
-        let journal = Journal { migration_uid: "0f1c22aa-0001".into(), frozen_at: Some(Timestamp::UNIX_EPOCH), budget_seconds: 5, ..Default::default() };
+        let journal =
+            Journal { migration_uid: "0f1c22aa-0001".into(), frozen_at: Some(Timestamp::UNIX_EPOCH), budget_seconds: 5, ..Default::default() };
         journals.save(&journal).unwrap();
         assert_eq!(journals.all().unwrap(), vec![journal.clone()]);
         assert!(!journal.is_overdue(Timestamp::from_second(5).unwrap()));

@@ -156,7 +156,8 @@ mod tests {
     #[test]
     fn own_affinity_terms_hold_for_each_capable_node() {
         let own: NodeSelector =
-            serde_json::from_value(serde_json::json!({"nodeSelectorTerms": [{"matchExpressions": [{"key": "disk", "operator": "Exists"}]}]})).unwrap();
+            serde_json::from_value(serde_json::json!({"nodeSelectorTerms": [{"matchExpressions": [{"key": "disk", "operator": "Exists"}]}]}))
+                .unwrap();
         let bound = bound_to(Some(&own), &["n2".into(), "n3".into()]);
         assert_eq!(bound.node_selector_terms.len(), 2);
         assert!(bound.node_selector_terms.iter().all(|t| t.match_expressions.as_ref().is_some_and(|e| e[0].key == "disk")));

@@ -31,7 +31,11 @@ pub fn may_end(status: &MigrationStatus, destination: &AttestationStatus, deleti
 #[must_use]
 pub fn may_release(status: &MigrationStatus, source: &AttestationStatus, destination: &AttestationStatus) -> bool {
     let (Some(vote), Some(ready)) = (&source.vote, &destination.ready) else { return false };
-    status.verdict.is_none() && source.abort.is_none() && source.thawed.is_none() && destination.failure.is_none() && same_images(&vote.images, &ready.images)
+    status.verdict.is_none()
+        && source.abort.is_none()
+        && source.thawed.is_none()
+        && destination.failure.is_none()
+        && same_images(&vote.images, &ready.images)
 }
 
 /// May the migration be rolled back without proof? Only while nothing was released (R1).
@@ -110,7 +114,9 @@ mod tests {
 
     #[test]
     fn no_rollback_without_proof_after_the_release() {
-        for (phase, allowed) in [(Phase::Preparing, true), (Phase::AwaitingReadiness, true), (Phase::SourceDeleting, false), (Phase::Restoring, false)] {
+        for (phase, allowed) in
+            [(Phase::Preparing, true), (Phase::AwaitingReadiness, true), (Phase::SourceDeleting, false), (Phase::Restoring, false)]
+        {
             assert_eq!(may_roll_back(&MigrationStatus { phase, ..Default::default() }), allowed, "{phase}");
         }
     }

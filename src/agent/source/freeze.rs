@@ -33,7 +33,8 @@ impl SourceAgent {
     /// Writes down that there will be no vote, and says so.
     pub(super) async fn abort(&self, look: &Look, reason: &str) -> PortResult<()> {
         // The step that failed may have written the journal further than `look` knows.
-        let mut journal = self.parts.journals.load(&look.journal.migration_uid).map_err(|e| disk("read the journal", &e))?.unwrap_or_else(|| look.journal.clone());
+        let mut journal =
+            self.parts.journals.load(&look.journal.migration_uid).map_err(|e| disk("read the journal", &e))?.unwrap_or_else(|| look.journal.clone());
         if journal.vote.is_some() {
             return Err(PortError::permanent("a vote cannot be taken back; the verdict is awaited"));
         }
@@ -81,7 +82,9 @@ impl SourceAgent {
                 continue;
             }
             tracing::warn!(migration = journal.migration, namespace = journal.namespace, "frozen longer than its budget; thawing");
-            journal.aborted.get_or_insert_with(|| format!("frozen for more than {} s without a vote (spec.freezeBudgetSeconds)", journal.budget_seconds));
+            journal
+                .aborted
+                .get_or_insert_with(|| format!("frozen for more than {} s without a vote (spec.freezeBudgetSeconds)", journal.budget_seconds));
             self.save(&journal)?;
             self.thaw_locally(&journal).await?;
             journal.thawed = true;
@@ -100,7 +103,12 @@ impl SourceAgent {
             let lock = self.lock(&journal.migration_uid);
             let Ok(_one_at_a_time) = lock.try_lock() else { continue };
             if journal.vote.is_some() {
-                tracing::error!(migration = journal.migration, namespace = journal.namespace, pod = journal.pod, "the Migration was removed by force after this agent had voted; the pod stays frozen until a person decides");
+                tracing::error!(
+                    migration = journal.migration,
+                    namespace = journal.namespace,
+                    pod = journal.pod,
+                    "the Migration was removed by force after this agent had voted; the pod stays frozen until a person decides"
+                );
                 continue;
             }
             tracing::warn!(migration = journal.migration, namespace = journal.namespace, "the Migration is gone; thawing its pod");

@@ -105,7 +105,10 @@ impl SourceAgent {
             for container in &journal.containers {
                 let now = self.parts.runtime.cpu_nanos(&container.container_id).await?;
                 if journal.cpu_nanos.get(&container.container_id) != Some(&now) {
-                    return Err(PortError::permanent(format!("container {} has used CPU time since its checkpoint: somebody thawed it", container.name)));
+                    return Err(PortError::permanent(format!(
+                        "container {} has used CPU time since its checkpoint: somebody thawed it",
+                        container.name
+                    )));
                 }
             }
             let fence = self.parts.markers.fenced_by(&journal.pod_uid).map_err(|e| disk("read the fence", &e))?;
@@ -122,7 +125,11 @@ impl SourceAgent {
         let live = self.live_tasks(&journal.pod_uid).await?;
         let same = live.len() == journal.containers.len()
             && journal.containers.iter().all(|c| live.iter().any(|t| t.id == c.container_id && t.state == TaskState::Paused));
-        if same { Ok(()) } else { Err(PortError::permanent("the pod's containers are not all paused any more: somebody thawed, ended or restarted one")) }
+        if same {
+            Ok(())
+        } else {
+            Err(PortError::permanent("the pod's containers are not all paused any more: somebody thawed, ended or restarted one"))
+        }
     }
 
     async fn kill(&self, look: &Look) -> PortResult<()> {

@@ -3,9 +3,13 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 
 use super::*;
-use crate::api::{
-    Attestation, AttestationSpec, AttestationStatus, MigrationSpec,
-    attestation::{At, ContainerId, Frozen, Prepared, Pushed, PushedImage, Remark, Restored, Vote},
+use crate::{
+    api::{
+        Attestation, AttestationSpec, AttestationStatus, MigrationSpec, Outcome,
+        attestation::{At, ContainerId, Frozen, Prepared, Pushed, PushedImage, Remark, Restored, Vote},
+        migration::condition,
+    },
+    domain::preflight::Blocker,
 };
 
 const UID: &str = "5f1c22aa-0000-4000-8000-000000000000";
@@ -35,7 +39,8 @@ struct Walk {
 
 impl Walk {
     fn new() -> Self {
-        let mut migration = Migration::new("m", MigrationSpec { pod_name: Some("p".into()), deadline_seconds: 600, freeze_budget_seconds: 60, ..Default::default() });
+        let mut migration =
+            Migration::new("m", MigrationSpec { pod_name: Some("p".into()), deadline_seconds: 600, freeze_budget_seconds: 60, ..Default::default() });
         migration.metadata.uid = Some(UID.into());
         migration.metadata.namespace = Some("d".into());
         migration.metadata.creation_timestamp = Some(Time(second(0)));
@@ -75,7 +80,13 @@ impl Walk {
             Effect::Lock { .. } => self.annotate_source(true),
             Effect::Unlock { .. } => self.annotate_source(false),
             Effect::CreateAttestation { role, node, pod_uid } => {
-                let spec = AttestationSpec { migration: "m".into(), migration_uid: UID.into(), node_name: node.clone(), pod_uid: pod_uid.clone(), role: *role };
+                let spec = AttestationSpec {
+                    migration: "m".into(),
+                    migration_uid: UID.into(),
+                    node_name: node.clone(),
+                    pod_uid: pod_uid.clone(),
+                    role: *role,
+                };
                 let attestation = Some(Attestation::new("a", spec));
                 match role {
                     Role::Source => self.observed.source_attestation = attestation,
@@ -87,7 +98,8 @@ impl Walk {
                 let mut pod = pod;
                 pod.metadata.uid = Some("replacement-uid".into());
                 pod.spec.as_mut().unwrap().node_name = Some("n2".into());
-                pod.status = serde_json::from_value(serde_json::json!({"conditions": [{"type": "PodReadyToStartContainers", "status": "True"}]})).unwrap();
+                pod.status =
+                    serde_json::from_value(serde_json::json!({"conditions": [{"type": "PodReadyToStartContainers", "status": "True"}]})).unwrap();
                 self.observed.replacement = Some(pod);
                 self.observed.destination_ready = Some(true);
             }
@@ -107,7 +119,11 @@ impl Walk {
 
     fn annotate_source(&mut self, lock: bool) {
         let annotations = self.observed.source.as_mut().unwrap().metadata.annotations.get_or_insert_default();
-        if lock { annotations.insert(super::super::keys::LOCK.into(), UID.into()) } else { annotations.remove(super::super::keys::LOCK) };
+        if lock {
+            annotations.insert(super::super::keys::LOCK.into(), UID.into())
+        } else {
+            annotations.remove(super::super::keys::LOCK)
+        };
     }
 
     fn attest(&mut self, role: Role, change: impl FnOnce(&mut AttestationStatus)) {

@@ -117,8 +117,11 @@ fn container_blockers(pod: &Pod, container: &Container) -> Vec<Blocker> {
 }
 
 fn volume_blocker(volume: &Volume) -> Option<Blocker> {
-    let mounted_anew =
-        volume.config_map.is_some() || volume.secret.is_some() || volume.projected.is_some() || volume.downward_api.is_some() || volume.image.is_some();
+    let mounted_anew = volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.projected.is_some()
+        || volume.downward_api.is_some()
+        || volume.image.is_some();
     if mounted_anew {
         return None;
     }
@@ -177,7 +180,8 @@ mod tests {
 
     #[test]
     fn all_blockers_come_at_once() {
-        let found = blockers(&pod(&serde_json::json!({"spec": {"hostPID": true, "hostIPC": true, "volumes": [{"name": "h", "hostPath": {"path": "/"}}]}})));
+        let found =
+            blockers(&pod(&serde_json::json!({"spec": {"hostPID": true, "hostIPC": true, "volumes": [{"name": "h", "hostPath": {"path": "/"}}]}})));
         assert_eq!(found.len(), 3, "{found:?}");
     }
 
