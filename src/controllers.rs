@@ -1,1 +1,4 @@
 //! The manager's controllers.
+
+pub mod annotation;
+pub mod certificates;

@@ -14,4 +14,5 @@ pub mod migration;
 pub mod placement;
 pub mod preflight;
 pub mod replacement;
+pub mod request;
 pub mod verdict;
