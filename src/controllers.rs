@@ -1,3 +1,5 @@
 //! The manager's controllers.
 
+pub mod annotation;
+pub mod certificates;
 pub mod migration;

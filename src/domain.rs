@@ -13,4 +13,5 @@ pub mod keys;
 pub mod migration;
 pub mod preflight;
 pub mod replacement;
+pub mod request;
 pub mod verdict;

@@ -23,6 +23,10 @@ pub const BASE_NAME: &str = "drover.dev/base-name";
 pub const ORIGINAL_IMAGES: &str = "drover.dev/original-images";
 /// Annotation: how often the pod has moved.
 pub const HOPS: &str = "drover.dev/hops";
+/// Annotation: how many requests for a move of this pod have been taken up. It makes each request's Migration a name of its own.
+pub const REQUESTS: &str = "drover.dev/requests";
+/// Annotation on a Migration that was made for an annotated pod: that pod's UID, since another pod may have its name by now.
+pub const POD_UID: &str = "drover.dev/pod-uid";
 /// Finalizer of a Migration until it has ended (R12).
 pub const FINALIZER: &str = "drover.dev/migration";
 /// Label on what Drover makes for a migration (attestations, secrets): the Migration's UID.

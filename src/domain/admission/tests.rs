@@ -182,7 +182,7 @@ fn a_new_pod_is_stripped_and_never_refused() {
 
 #[test]
 fn drovers_own_annotations_are_the_managers() {
-    for key in ["claim", "migration", "replaces", "original-images", "base-name", "hops"] {
+    for key in ["claim", "migration", "replaces", "original-images", "base-name", "hops", "requests"] {
         let key = format!("drover.dev/{key}");
         let (with, without) = (json!({&key: "1"}), json!({}));
         for (old, new) in [(&without, &with), (&with, &without), (&with, &json!({&key: "2"}))] {
