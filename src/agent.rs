@@ -1,1 +1,3 @@
 //! The agent: what runs on each node.
+
+pub mod registry_proxy;
