@@ -3,4 +3,5 @@
 pub mod controller;
 pub mod destination;
 pub mod journal;
+pub mod registry_proxy;
 pub mod source;
