@@ -1,1 +1,29 @@
-//! Composition roots: settings → adapters → ports → tasks.
+//! Composition roots: settings → adapters → ports → tasks. Only here are adapters named.
+
+pub mod agent;
+pub mod manager;
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::Context as _;
+use axum::Router;
+use tokio_util::sync::CancellationToken;
+
+/// How long requests in flight and running looks may take to end.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Serves plain HTTP until the token is cancelled.
+async fn serve_plain(address: SocketAddr, router: Router, token: CancellationToken) -> anyhow::Result<()> {
+    let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("failed to listen on {address}"))?;
+    axum::serve(listener, router).with_graceful_shutdown(token.cancelled_owned()).await.context("failed to serve HTTP")
+}
+
+/// A listener that is bound before anything is said to be ready.
+fn bind(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
+    std::net::TcpListener::bind(address).with_context(|| format!("failed to listen on {address}; is the port taken?"))
+}
+
+/// A client of the API server, from the pod's service account or the kubeconfig.
+async fn client() -> anyhow::Result<kube::Client> {
+    kube::Client::try_default().await.context("failed to find the API server: neither a service account nor a kubeconfig")
+}

@@ -1,3 +1,73 @@
 //! The command line; one file a subcommand.
 
+pub mod agent;
 pub mod crds;
+pub mod manager;
+pub mod node;
+pub mod status;
+
+use std::{io::Write as _, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// Moves running Kubernetes pods to another node with their memory.
+#[derive(Debug, Parser)]
+#[command(name = "drover", version, about, max_term_width = 120)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the webhook and the controllers (in the Deployment drover-manager)
+    Manager(manager::Args),
+    /// Run a node's agent (in the DaemonSet drover-agent)
+    Agent(agent::Args),
+    /// Show a migration's phases, its frozen time and its outcome
+    Status(status::Args),
+    /// Set up a node's container runtime, or undo it; shows the difference first
+    #[command(subcommand)]
+    Node(node::Command),
+    /// Print the custom resource definitions
+    Crds,
+    /// Print the version
+    Version,
+}
+
+impl Cli {
+    /// Runs the subcommand.
+    ///
+    /// # Errors
+    /// What a person should read; `main` prints it.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            Command::Manager(args) => args.run().map(|()| ExitCode::SUCCESS),
+            Command::Agent(args) => args.run().map(|()| ExitCode::SUCCESS),
+            Command::Status(args) => args.run(),
+            Command::Node(command) => command.run(),
+            Command::Crds => {
+                std::io::stdout().write_all(crds::render()?.as_bytes())?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Version => {
+                println!("drover {}", env!("CARGO_PKG_VERSION"));
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+/// Starts logging and an async runtime, and runs a server of Drover's to its end.
+///
+/// # Errors
+/// Where logging or the runtime cannot be set up, and what `work` says.
+fn serve(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let filter = std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty()).unwrap_or_else(|| "info".to_owned());
+    let format = match std::env::var("DROVER_LOG_FORMAT").as_deref() {
+        Ok("json") => crate::telemetry::LogFormat::Json,
+        _ => crate::telemetry::LogFormat::Text,
+    };
+    crate::telemetry::init(&filter, format)?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+}

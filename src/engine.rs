@@ -17,7 +17,7 @@ use crate::{
 
 /// Looks at a migration until nothing is left to write or do; returns when it wants to be looked at again though nothing changes.
 ///
-/// `fresh_repository` draws a repository name that nobody can guess.
+/// `fresh_repository` draws a repository name that nobody can guess; `written` hears of each status written, before and after.
 ///
 /// # Errors
 /// What a port said; a conflict means that the next look decides anew. A permanent failure of an effect before the release has
@@ -27,6 +27,7 @@ pub async fn reconcile(
     cluster: &dyn Cluster,
     clock: &dyn Clock,
     fresh_repository: &(dyn Fn() -> String + Send + Sync),
+    written: &(dyn Fn(&Migration, &Migration) + Send + Sync),
 ) -> PortResult<Option<Duration>> {
     let mut migration = migration;
     loop {
@@ -41,9 +42,10 @@ pub async fn reconcile(
             }
         }
         let Some(status) = step.status else { return Ok(step.after) };
-        let written = cluster.write_status(&migration, &status).await?;
-        tell(&migration, &written, cluster).await;
-        migration = written;
+        let after = cluster.write_status(&migration, &status).await?;
+        written(&migration, &after);
+        tell(&migration, &after, cluster).await;
+        migration = after;
     }
 }
 

@@ -1,9 +1,6 @@
 //! What several tests need: certificates as Drover's own CA would make them.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::{
@@ -11,6 +8,9 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     server::WebPkiClientVerifier,
 };
+use tokio::sync::watch;
+
+use crate::ports::front::Identity;
 
 /// A CA for one test.
 pub(crate) struct Ca {
@@ -54,11 +54,15 @@ impl Ca {
 }
 
 impl Leaf {
-    /// Writes `tls.crt` and `tls.key`.
-    pub(crate) fn write(&self, folder: &Path) -> (PathBuf, PathBuf) {
-        let (certificate, key) = (folder.join("tls.crt"), folder.join("tls.key"));
-        std::fs::write(&certificate, &self.certificate).unwrap();
-        std::fs::write(&key, &self.key).unwrap();
-        (certificate, key)
+    /// The certificate as an agent has it in use.
+    pub(crate) fn identity(&self, ca: &Ca) -> watch::Receiver<Arc<Identity>> {
+        let identity = Identity {
+            chain_pem: self.certificate.clone(),
+            key_pem: self.key.clone(),
+            ca_pem: ca.pem.clone(),
+            not_before: jiff::Timestamp::UNIX_EPOCH,
+            not_after: jiff::Timestamp::MAX,
+        };
+        watch::Sender::new(Arc::new(identity)).subscribe()
     }
 }

@@ -21,7 +21,8 @@ use tracing::{debug, info, warn};
 use super::certificates::{self, KeyAndRequest};
 use crate::{
     domain::{
-        agent_certificate::{SIGNER, USAGES, dns_name},
+        agent_certificate::{SIGNER, USAGES},
+        ids::node_server_name,
         keys,
     },
     metrics::Metrics,
@@ -120,7 +121,7 @@ impl AgentCertificate {
 }
 
 async fn obtain(requests: &Api<CertificateSigningRequest>, node: &str) -> Result<Identity, Error> {
-    let KeyAndRequest { key_pem, request_pem } = certificates::request(&dns_name(node))?;
+    let KeyAndRequest { key_pem, request_pem } = certificates::request(&node_server_name(node))?;
     let params = PostParams { field_manager: Some(keys::AGENT.to_owned()), ..PostParams::default() };
     let created = requests.create(&params, &object(node, &request_pem)).await.map_err(|e| Error::Api { verb: "create", source: Box::new(e) })?;
     let name = created.name_any();

@@ -16,4 +16,4 @@ mod local;
 mod pusher;
 
 pub use local::LocalDistribution;
-pub use pusher::{AgentPusher, PushSettings};
+pub use pusher::AgentPusher;

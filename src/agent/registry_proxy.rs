@@ -10,8 +10,8 @@
 //! and, for the push door, hold a certificate of the node that the migration leaves. Bodies are streamed both ways, never kept.
 
 mod forward;
+mod peer;
 mod route;
-mod tls;
 
 use std::{future::Future, io, net::SocketAddr, net::TcpListener, sync::Arc, time::Duration};
 
@@ -25,7 +25,6 @@ use axum::{
 use axum_server::{Handle, tls::TlsInfo, tls_rustls::RustlsConfig};
 
 pub use forward::Upstream;
-pub use tls::{TlsError, server_config};
 
 /// How long a new connection may take until its first request: neither runtime nor agent waits, a port scanner does.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
@@ -43,7 +42,8 @@ pub fn serve_pulls(listener: TcpListener, upstream: Upstream, handle: Handle<Soc
     Ok(server.serve(pull_door(upstream).into_make_service()))
 }
 
-/// Serves the push door until `handle` ends it. `tls` comes from [`server_config`] and may be reloaded while it serves.
+/// Serves the push door until `handle` ends it. `tls` demands a client certificate of Drover's CA; it may be reloaded
+/// while it serves.
 ///
 /// # Errors
 /// Where the listener cannot be used.
@@ -75,7 +75,7 @@ fn push_door(upstream: Upstream, may_push: MayPush) -> Router {
     Router::new().fallback(move |peer: Option<Extension<Arc<TlsInfo>>>, request: Request| {
         let (upstream, may_push) = (upstream.clone(), Arc::clone(&may_push));
         async move {
-            let Some(node) = peer.and_then(|Extension(info)| tls::node_of(&info.peer_certificates)) else {
+            let Some(node) = peer.and_then(|Extension(info)| peer::node_of(&info.peer_certificates)) else {
                 return refuse(StatusCode::FORBIDDEN, "the client certificate names no node's agent");
             };
             match route::push(request.method(), request.uri().path()) {

@@ -22,7 +22,8 @@ use tracing::{info, warn};
 
 use crate::{
     domain::{
-        agent_certificate::{NODE_NAME_EXTRA, Requester, SIGNER, dns_name, judge},
+        agent_certificate::{NODE_NAME_EXTRA, Requester, SIGNER, judge},
+        ids::node_server_name,
         keys,
     },
     ports::front::AgentSigner,
@@ -152,7 +153,7 @@ impl CertificateController {
     async fn sign(&self, request: &CertificateSigningRequest, node: &str) -> Result<(), Error> {
         let mut signed = request.clone();
         let lifetime = lifetime(request.spec.expiration_seconds);
-        match self.signer.issue(&request.spec.request.0, &dns_name(node), Timestamp::now(), lifetime) {
+        match self.signer.issue(&request.spec.request.0, &node_server_name(node), Timestamp::now(), lifetime) {
             Ok(chain) => {
                 signed.status.get_or_insert_default().certificate = Some(ByteString(chain.into_bytes()));
                 info!(node, name = request.name_any(), "an agent got its certificate");

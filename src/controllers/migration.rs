@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     api::{Attestation, Migration},
     engine,
+    metrics::Metrics,
     ports::{Clock, Cluster, Failure, PortError},
 };
 
@@ -27,6 +28,8 @@ pub struct Context {
     pub cluster: Arc<dyn Cluster>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
+    /// Where outcomes and phases are counted.
+    pub metrics: Metrics,
 }
 
 /// Runs until cancelled: as long as this process is the leader.
@@ -47,8 +50,23 @@ pub async fn run(client: Client, context: Context, stop: CancellationToken) {
 }
 
 async fn look(migration: Arc<Migration>, context: Arc<Context>) -> Result<Action, PortError> {
-    let after = engine::reconcile((*migration).clone(), &*context.cluster, &*context.clock, &fresh_repository).await?;
+    let count = |before: &Migration, after: &Migration| count(&context.metrics, before, after);
+    let after = engine::reconcile((*migration).clone(), &*context.cluster, &*context.clock, &fresh_repository, &count).await?;
     Ok(after.map_or_else(Action::await_change, Action::requeue))
+}
+
+/// Counts the phase that has ended, and the migration where it has.
+fn count(metrics: &Metrics, before: &Migration, after: &Migration) {
+    let Some(status) = &after.status else { return };
+    if before.phase() == after.phase() {
+        return;
+    }
+    if let Some(ended) = status.phases.iter().rev().find(|timing| timing.phase == before.phase()) {
+        metrics.phase(ended.phase, ended.millis.unwrap_or_default());
+    }
+    if let Some(outcome) = status.outcome {
+        metrics.migration_ended(outcome, status.frozen_millis);
+    }
 }
 
 // The signature is kube's.

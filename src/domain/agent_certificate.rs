@@ -1,18 +1,13 @@
 //! Whose certificate request is granted: an agent's, for its own node's name and nothing else.
 
+use super::ids::node_server_name;
+
 /// Signer name of the CertificateSigningRequests that Drover's manager answers.
 pub const SIGNER: &str = "drover.dev/agent";
 /// Key in `spec.extra` in which the API server names the node of a bound service account token (KEP-4193, GA in 1.32).
 pub const NODE_NAME_EXTRA: &str = "authentication.kubernetes.io/node-name";
 /// Usages that an agent may ask for: it serves `/v2/` and calls other agents.
 pub const USAGES: [&str; 4] = ["digital signature", "key encipherment", "server auth", "client auth"];
-const SUFFIX: &str = ".nodes.drover.dev";
-
-/// The DNS name in the certificate of a node's agent.
-#[must_use]
-pub fn dns_name(node: &str) -> String {
-    format!("{node}{SUFFIX}")
-}
 
 /// What a certificate request asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -66,7 +61,7 @@ pub fn judge(requester: &Requester, requested: &Requested, agent_username: &str)
         }
     };
     if let Some(node) = &node {
-        let own = dns_name(node);
+        let own = node_server_name(node);
         if requested.dns_names != [own.as_str()] {
             reasons.push(format!(
                 "spec.request asks for the DNS names {:?}; the agent of node {node} gets {own:?} and nothing else",

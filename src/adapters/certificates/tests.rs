@@ -8,7 +8,10 @@ use rustls::{
 };
 
 use super::*;
-use crate::domain::agent_certificate::{Requester, USAGES, dns_name, judge};
+use crate::domain::{
+    agent_certificate::{Requester, USAGES, judge},
+    ids::node_server_name,
+};
 
 const AGENT: &str = "system:serviceaccount:drover:drover-agent";
 
@@ -82,10 +85,10 @@ fn honest() -> Requester {
 #[test]
 fn an_agents_request_becomes_a_certificate_for_both_directions() {
     let ca = Authority::generate(now()).expect("a CA");
-    let made = request(&dns_name("n1")).expect("a request");
+    let made = request(&node_server_name("n1")).expect("a request");
     let requested = ca.read(made.request_pem.as_bytes()).expect("readable");
     let node = judge(&honest(), &requested, AGENT).expect("granted");
-    let chain_pem = ca.issue(made.request_pem.as_bytes(), &dns_name(&node), now(), SignedDuration::from_hours(24)).expect("signed");
+    let chain_pem = ca.issue(made.request_pem.as_bytes(), &node_server_name(&node), now(), SignedDuration::from_hours(24)).expect("signed");
     verify(&ca, &chain_pem, Some("n1.nodes.drover.dev"), now()).expect("a server");
     verify(&ca, &chain_pem, None, now()).expect("a client");
     assert!(verify(&ca, &chain_pem, Some("n2.nodes.drover.dev"), now()).is_err());

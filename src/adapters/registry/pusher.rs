@@ -1,14 +1,11 @@
 //! Pushing a checkpoint to the destination's agent by mTLS.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use backon::{ExponentialBuilder, Retryable as _};
 use reqwest::{Certificate, Client, Identity, Url};
+use tokio::sync::watch;
 
 use super::client::{Distribution, Manifest};
 use crate::{
@@ -18,7 +15,7 @@ use crate::{
         ids::{is_dns_subdomain, is_repository, node_server_name},
         image::{self, Layer},
     },
-    ports::{Failure, Mending, PortError, PortResult, PushTarget, Pusher},
+    ports::{Failure, Mending, PortError, PortResult, PushTarget, Pusher, front},
 };
 
 /// How often a layer is sent at most: a freeze has no time for more.
@@ -27,29 +24,18 @@ const ATTEMPTS: usize = 3;
 /// How long the destination's agent may take to accept a connection. It is in the same cluster.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// Where the agent's own certificate lies.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PushSettings {
-    /// PEM of Drover's CA, which signed every agent's certificate.
-    pub ca: PathBuf,
-    /// PEM of this agent's certificate.
-    pub certificate: PathBuf,
-    /// PEM of its key.
-    pub key: PathBuf,
-}
-
-/// Pushes to other nodes' agents. The files are read for each push, since certificates rotate.
+/// Pushes to other nodes' agents. The identity is read for each push, since certificates rotate.
 #[derive(Debug, Clone)]
 pub struct AgentPusher {
-    settings: PushSettings,
+    identity: watch::Receiver<Arc<front::Identity>>,
     first_pause: Duration,
 }
 
 impl AgentPusher {
-    /// A pusher with these files.
+    /// A pusher that shows this certificate and trusts this CA.
     #[must_use]
-    pub fn new(settings: PushSettings) -> Self {
-        Self { settings, first_pause: Duration::from_millis(200) }
+    pub fn new(identity: watch::Receiver<Arc<front::Identity>>) -> Self {
+        Self { identity, first_pause: Duration::from_millis(200) }
     }
 
     /// The same with another pause before the second attempt; each further one doubles it.
@@ -65,8 +51,9 @@ impl AgentPusher {
         }
         let address = resolve(&target.address).await?;
         let name = node_server_name(&target.node);
-        let identity = [read(&self.settings.certificate).await?, b"\n".to_vec(), read(&self.settings.key).await?].concat();
-        let unusable = |what: &Path, error: reqwest::Error| PortError::permanent(format!("{} cannot be used: {error}", what.display()));
+        let own = Arc::clone(&self.identity.borrow());
+        let shown = format!("{}\n{}", own.chain_pem, own.key_pem);
+        let unusable = |error: reqwest::Error| PortError::permanent(format!("the agent's own certificate cannot be used: {error}"));
         let client = Client::builder()
             .no_proxy()
             .tls_backend_rustls()
@@ -74,11 +61,11 @@ impl AgentPusher {
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT)
             .tcp_nodelay(true)
-            .tls_certs_only(Certificate::from_pem_bundle(&read(&self.settings.ca).await?).map_err(|error| unusable(&self.settings.ca, error))?)
-            .identity(Identity::from_pem(&identity).map_err(|error| unusable(&self.settings.certificate, error))?)
+            .tls_certs_only(Certificate::from_pem_bundle(own.ca_pem.as_bytes()).map_err(unusable)?)
+            .identity(Identity::from_pem(shown.as_bytes()).map_err(unusable)?)
             .resolve(&name, address)
             .build()
-            .map_err(|error| unusable(&self.settings.certificate, error))?;
+            .map_err(unusable)?;
         let base = Url::parse(&format!("https://{name}:{}/", address.port()))
             .map_err(|error| PortError::permanent(format!("{name} is no host name: {error}")))?;
         Ok(Distribution::new(client, base))
@@ -120,12 +107,6 @@ async fn resolve(address: &str) -> PortResult<SocketAddr> {
     let mut found =
         tokio::net::lookup_host(address).await.map_err(|error| PortError::transient(format!("{address} is no address of an agent: {error}")))?;
     found.next().ok_or_else(|| PortError::transient(format!("{address} has no address")))
-}
-
-async fn read(path: &Path) -> PortResult<Vec<u8>> {
-    tokio::fs::read(path)
-        .await
-        .map_err(|error| PortError::transient(format!("{} cannot be read: {error}; is the agent's certificate there yet?", path.display())))
 }
 
 #[cfg(test)]

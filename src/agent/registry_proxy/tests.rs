@@ -58,7 +58,7 @@ fn push_scene() -> PushDoor {
     let (upstream, seen) = upstream(folder.path());
     let (listener, port) = bound();
     let leaf = ca.leaf(&node_server_name("n2"));
-    let tls = RustlsConfig::from_config(server_config(ca.pem.as_bytes(), leaf.certificate.as_bytes(), leaf.key.as_bytes()).unwrap());
+    let tls = RustlsConfig::from_config(ca.server(&leaf));
     let may_push: MayPush = Arc::new(|repository, node| repository == &GRANTED[4..] && node == "n1");
     tokio::spawn(serve_pushes(listener, upstream, tls.clone(), may_push, Handle::new()).unwrap());
     PushDoor { ca, port, seen, tls, _folder: folder }
@@ -123,7 +123,7 @@ async fn certificates_rotate_while_it_serves() {
     let door = push_scene();
     let next = Ca::new();
     let leaf = next.leaf(&node_server_name("n2"));
-    door.tls.reload_from_config(server_config(next.pem.as_bytes(), leaf.certificate.as_bytes(), leaf.key.as_bytes()).unwrap());
+    door.tls.reload_from_config(next.server(&leaf));
     assert!(door.client(Some(&door.ca.leaf(&node_server_name("n1")))).get(door.url("/v2/")).send().await.is_err());
     let renewed = PushDoor { ca: next, ..door };
     let source = renewed.client(Some(&renewed.ca.leaf(&node_server_name("n1"))));
@@ -173,7 +173,7 @@ async fn a_layer_passes_through_while_it_is_sent() {
     tokio::spawn(async move { axum::serve(listener, router).await });
     let ca = Ca::new();
     let leaf = ca.leaf(&node_server_name("n2"));
-    let tls = RustlsConfig::from_config(server_config(ca.pem.as_bytes(), leaf.certificate.as_bytes(), leaf.key.as_bytes()).unwrap());
+    let tls = RustlsConfig::from_config(ca.server(&leaf));
     let (listener, port) = bound();
     tokio::spawn(serve_pushes(listener, Upstream::at(&socket).unwrap(), tls.clone(), Arc::new(|_, _| true), Handle::new()).unwrap());
     let door = PushDoor { ca, port, seen: Arc::default(), tls, _folder: folder };

@@ -24,10 +24,7 @@ fn scene(certified: &str, client: impl Fn(&Ca) -> Leaf) -> Scene {
     let address = listener.local_addr().unwrap().to_string();
     let server = from_tcp_rustls(listener, RustlsConfig::from_config(ca.server(&ca.leaf(&node_server_name(certified))))).unwrap();
     tokio::spawn(server.serve(fake.router().into_make_service()));
-    let ca_file = folder.path().join("ca.crt");
-    std::fs::write(&ca_file, &ca.pem).unwrap();
-    let (certificate, key) = client(&ca).write(folder.path());
-    let pusher = AgentPusher::new(PushSettings { ca: ca_file, certificate, key }).with_pause(Duration::ZERO);
+    let pusher = AgentPusher::new(client(&ca).identity(&ca)).with_pause(Duration::ZERO);
     let target = PushTarget { address, node: "n2".to_owned(), repository: REPOSITORY.to_owned() };
     Scene { folder, fake, pusher, target }
 }

@@ -1,0 +1,223 @@
+//! A node's agent: both sides of migrations, the registry's two doors, the node's profile.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use axum_server::Handle;
+use futures::StreamExt as _;
+use kube::{
+    Api, Client,
+    runtime::{WatchStreamExt as _, reflector, reflector::Store, watcher},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{GRACE, bind, client, serve_plain};
+use crate::{
+    adapters::{
+        agent_api::KubeAgentApi,
+        agent_certificate::AgentCertificate,
+        containerd::Containerd,
+        kubelet::{Credential, KubeletSettings, LocalKubelet, ServerTrust},
+        registry::{AgentPusher, LocalDistribution},
+    },
+    agent::{
+        controller::{self, Sides, may_push},
+        destination::{DestinationAgent, DestinationParts},
+        journal::Journals,
+        registry_proxy::{MayPush, Upstream, serve_pulls, serve_pushes},
+        source::{SourceAgent, SourceParts},
+    },
+    api::Migration,
+    domain::keys,
+    http::{
+        admin,
+        tls::{Clients, FollowingTls},
+    },
+    markers::Markers,
+    metrics::Metrics,
+    ports::{AgentApi, Images, Kubelet, Runtime, SystemClock},
+    readiness::Readiness,
+    shutdown::{Tasks, on_signal},
+};
+
+/// The service account's token, which kubelets accept by TokenReview.
+const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+
+/// How the agent reaches its node's kubelet.
+#[derive(Debug, Clone)]
+pub struct KubeletAccess {
+    /// Its port.
+    pub port: u16,
+    /// Where it puts checkpoints.
+    pub checkpoints: PathBuf,
+    /// CA of its certificate; none: do not verify it.
+    pub ca: Option<PathBuf>,
+    /// Folder with a client certificate; none: the service account's token.
+    pub client_certs: Option<PathBuf>,
+}
+
+/// What an agent is told.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Name of this node.
+    pub node: String,
+    /// Address of this node.
+    pub host_ip: IpAddr,
+    /// Drover's own namespace.
+    pub namespace: String,
+    /// Port at which other agents push.
+    pub push_port: u16,
+    /// Port of readiness and metrics.
+    pub admin_port: u16,
+    /// Unix socket of the node's registry.
+    pub registry_socket: PathBuf,
+    /// Its data.
+    pub registry_data: PathBuf,
+    /// Journals and markers.
+    pub state: PathBuf,
+    /// Socket of containerd.
+    pub containerd_socket: PathBuf,
+    /// The node's root file system.
+    pub host_root: PathBuf,
+    /// The kubelet.
+    pub kubelet: KubeletAccess,
+}
+
+/// The parts of this node that both sides use.
+struct Node {
+    runtime: Arc<dyn Runtime>,
+    images: Arc<dyn Images>,
+    kubelet: Arc<dyn Kubelet>,
+    api: Arc<dyn AgentApi>,
+    registry: Arc<LocalDistribution>,
+}
+
+/// Runs the agent until a signal ends it.
+///
+/// # Errors
+/// Where a part fails that must not.
+pub async fn run(settings: Settings) -> anyhow::Result<()> {
+    let stop = on_signal()?;
+    let client = client().await?;
+    let (readiness, metrics) = (Readiness::default(), Metrics::default());
+    let doors = readiness.register("registry doors");
+    let mut tasks = Tasks::new(stop);
+    let admin_address = SocketAddr::new(settings.host_ip, settings.admin_port);
+    tasks.spawn("admin", serve_plain(admin_address, admin::router(readiness, metrics.clone()), tasks.token()));
+
+    let containerd = Arc::new(Containerd::at(&settings.containerd_socket));
+    let node = Node {
+        runtime: containerd.clone(),
+        images: containerd.clone(),
+        kubelet: Arc::new(LocalKubelet::new(kubelet_settings(&settings))?),
+        api: Arc::new(KubeAgentApi::new(client.clone(), &settings.namespace, &settings.node)),
+        registry: Arc::new(LocalDistribution::new(&settings.registry_socket, &settings.registry_data, containerd.clone())?),
+    };
+    // Frozen pods do not wait for a certificate: their budgets are watched from the first second.
+    let certificate = AgentCertificate::start(client.clone(), settings.node.clone(), metrics).await?;
+    let identity = certificate.identity();
+    tasks.spawn("agent certificate", certificate.run(tasks.token()));
+    let sides = Arc::new(Sides {
+        node: settings.node.clone(),
+        source: SourceAgent::new(source_parts(&settings, &node, AgentPusher::new(identity.clone()))),
+        destination: DestinationAgent::new(destination_parts(&settings, &node)),
+    });
+    tasks.spawn("budgets", supervised(controller::watch_over(Arc::clone(&sides), tasks.token())));
+    tasks.spawn("migrations", supervised(controller::run(client.clone(), sides, tasks.token())));
+
+    let migrations = follow_migrations(client, &mut tasks);
+    let tls = FollowingTls::new(identity, Clients::Verified)?;
+    open_doors(&settings, &tls, migrations, &mut tasks)?;
+    tasks.spawn("push door certificate", tls.run(tasks.token()));
+    doors.set(true);
+    tasks.run(GRACE).await
+}
+
+async fn supervised(work: impl Future<Output = ()>) -> anyhow::Result<()> {
+    work.await;
+    Ok(())
+}
+
+fn kubelet_settings(settings: &Settings) -> KubeletSettings {
+    let access = &settings.kubelet;
+    KubeletSettings {
+        url: format!("https://{}", SocketAddr::new(settings.host_ip, access.port)),
+        credential: access.client_certs.clone().map_or_else(|| Credential::TokenFile(TOKEN.into()), Credential::ClientCertificate),
+        trust: access.ca.clone().map_or(ServerTrust::Unverified, ServerTrust::CaFile),
+        checkpoints: access.checkpoints.clone(),
+    }
+}
+
+fn source_parts(settings: &Settings, node: &Node, pusher: AgentPusher) -> SourceParts {
+    SourceParts {
+        node: settings.node.clone(),
+        runtime: Arc::clone(&node.runtime),
+        kubelet: Arc::clone(&node.kubelet),
+        pusher: Arc::new(pusher),
+        api: Arc::clone(&node.api),
+        clock: Arc::new(SystemClock),
+        markers: Markers::new(settings.state.join("gate")),
+        journals: Journals::new(settings.state.join("journals")),
+        checkpoint_folder: settings.kubelet.checkpoints.clone(),
+    }
+}
+
+fn destination_parts(settings: &Settings, node: &Node) -> DestinationParts {
+    DestinationParts {
+        node: settings.node.clone(),
+        runtime: Arc::clone(&node.runtime),
+        images: Arc::clone(&node.images),
+        kubelet: Arc::clone(&node.kubelet),
+        registry: node.registry.clone(),
+        api: Arc::clone(&node.api),
+        clock: Arc::new(SystemClock),
+        push_address: SocketAddr::new(settings.host_ip, settings.push_port).to_string(),
+    }
+}
+
+/// The migrations as the push door knows them.
+fn follow_migrations(client: Client, tasks: &mut Tasks) -> Store<Migration> {
+    let (store, writer) = reflector::store();
+    let stream = reflector::reflector(writer, watcher(Api::<Migration>::all(client), watcher::Config::default())).default_backoff();
+    let token = tasks.token();
+    tasks.spawn("migration store", async move {
+        tokio::pin!(stream);
+        while let Some(Some(event)) = token.run_until_cancelled(stream.next()).await {
+            if let Err(error) = event {
+                tracing::warn!(%error, "the watch of the migrations is tried again");
+            }
+        }
+        Ok(())
+    });
+    store
+}
+
+fn open_doors(settings: &Settings, tls: &FollowingTls, migrations: Store<Migration>, tasks: &mut Tasks) -> anyhow::Result<()> {
+    let upstream = Upstream::at(&settings.registry_socket).context("failed to make a client of the node's registry")?;
+    let pull_address: SocketAddr = keys::PULL_ADDRESS.parse()?;
+    let pulls = bind((Ipv4Addr::LOCALHOST, pull_address.port()).into())?;
+    let handle = Handle::new();
+    tasks.spawn("pull door", until_told(serve_pulls(pulls, upstream.clone(), handle.clone())?, handle, tasks.token()));
+    let node = settings.node.clone();
+    let granted: MayPush = Arc::new(move |repository, peer| may_push(&migrations, &node, repository, peer));
+    let pushes = bind(SocketAddr::new(settings.host_ip, settings.push_port))?;
+    let handle = Handle::new();
+    tasks.spawn("push door", until_told(serve_pushes(pushes, upstream, tls.config(), granted, handle.clone())?, handle, tasks.token()));
+    Ok(())
+}
+
+/// Serves until the token is cancelled, then lets requests in flight end.
+async fn until_told(server: impl Future<Output = std::io::Result<()>>, handle: Handle<SocketAddr>, token: CancellationToken) -> anyhow::Result<()> {
+    let stopper = async {
+        token.cancelled().await;
+        handle.graceful_shutdown(Some(GRACE / 2));
+        // The server ends first; this only bounds the wait.
+        tokio::time::sleep(Duration::MAX).await;
+    };
+    tokio::select! { done = server => Ok(done?), () = stopper => Ok(()) }
+}

@@ -1,0 +1,176 @@
+//! The manager: webhooks on every replica, controllers on the leader.
+
+use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
+
+use jiff::SignedDuration;
+use kube::Client;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::{GRACE, bind, client, serve_plain};
+use crate::{
+    adapters::{
+        ca::{CaStore, SelfManaged, service_names},
+        certificate_dir::CertificateDir,
+        cluster::KubeCluster,
+        lease::LeaderElection,
+        webhook_configuration::WebhookConfigurations,
+        world::KubeWorld,
+    },
+    controllers::{annotation::AnnotationController, certificates::CertificateController, migration},
+    domain::{election::Timing, preflight::PROFILE_LIFETIME},
+    http::{
+        admin,
+        admission::{self, Admission},
+        tls::{self, Clients, FollowingTls},
+    },
+    metrics::Metrics,
+    ports::{
+        SystemClock,
+        front::{AgentSigner, Identity},
+    },
+    readiness::Readiness,
+    shutdown::{Tasks, on_signal},
+};
+
+/// Name of the Lease that the leader holds.
+const LEASE: &str = "drover-manager";
+
+/// What the manager is told.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Drover's own namespace.
+    pub namespace: String,
+    /// Name of this pod.
+    pub pod_name: String,
+    /// Service through which the API server calls the webhooks.
+    pub webhook_service: String,
+    /// Port of the webhooks.
+    pub webhook_port: u16,
+    /// Port of readiness and metrics.
+    pub admin_port: u16,
+    /// Name of the webhook configurations.
+    pub webhook_configuration: String,
+    /// Service account of the agents.
+    pub agent_service_account: String,
+    /// Service account of the manager.
+    pub manager_service_account: String,
+    /// Folder with the webhooks' certificate, where somebody else makes it.
+    pub webhook_cert_dir: Option<PathBuf>,
+}
+
+impl Settings {
+    fn username(&self, account: &str) -> String {
+        format!("system:serviceaccount:{}:{account}", self.namespace)
+    }
+}
+
+/// Runs the manager until a signal ends it.
+///
+/// # Errors
+/// Where a part fails that must not.
+pub async fn run(settings: Settings) -> anyhow::Result<()> {
+    let stop = on_signal()?;
+    let client = client().await?;
+    let (readiness, metrics) = (Readiness::default(), Metrics::default());
+    let webhooks = readiness.register("webhooks");
+    let mut tasks = Tasks::new(stop.clone());
+
+    let authority = SelfManaged::start(
+        CaStore::new(client.clone(), &settings.namespace),
+        service_names(&settings.webhook_service, &settings.namespace),
+        metrics.clone(),
+    )
+    .await?;
+    let signer: Arc<dyn AgentSigner> = Arc::new(authority.signer());
+    let identity = match settings.webhook_cert_dir.clone() {
+        None => authority.identity(),
+        Some(folder) => {
+            let certificates = CertificateDir::start(folder, metrics.clone()).await?;
+            let identity = certificates.identity();
+            tasks.spawn("certificate folder", certificates.run(tasks.token()));
+            identity
+        }
+    };
+    tasks.spawn("certificate authority", authority.run(tasks.token()));
+    serve_webhooks(&settings, &client, &metrics, identity.clone(), &mut tasks)?;
+    let bundles = WebhookConfigurations::new(client.clone(), settings.webhook_configuration.clone(), identity);
+    tasks.spawn("webhook configurations", bundles.run(tasks.token()));
+    tasks.spawn("admin", serve_plain((Ipv4Addr::UNSPECIFIED, settings.admin_port).into(), admin::router(readiness, metrics.clone()), tasks.token()));
+
+    let timing = Timing { lease: Duration::from_secs(15), renew: Duration::from_secs(5), retry: Duration::from_secs(2) };
+    let election = LeaderElection::new(client.clone(), &settings.namespace, LEASE.to_owned(), settings.pod_name.clone(), timing);
+    let leading = election.leading();
+    // The lease is given back only after the leader's work has ended.
+    let released = CancellationToken::new();
+    tasks.spawn("leader", lead(settings, client, signer, metrics, leading, tasks.token(), released.clone()));
+    tasks.spawn("election", election.run(released));
+    webhooks.set(true);
+    tasks.run(GRACE).await
+}
+
+fn serve_webhooks(
+    settings: &Settings,
+    client: &Client,
+    metrics: &Metrics,
+    identity: watch::Receiver<Arc<Identity>>,
+    tasks: &mut Tasks,
+) -> anyhow::Result<()> {
+    let admission = Admission {
+        world: Arc::new(KubeWorld::new(client.clone(), SignedDuration::try_from(PROFILE_LIFETIME)?)),
+        clock: Arc::new(SystemClock),
+        manager_username: settings.username(&settings.manager_service_account),
+        metrics: metrics.clone(),
+    };
+    let tls = FollowingTls::new(identity, Clients::Anyone)?;
+    let listener = bind((Ipv4Addr::UNSPECIFIED, settings.webhook_port).into())?;
+    tasks.spawn("webhooks", tls::serve(listener, tls.config(), admission::router(admission), tasks.token(), GRACE));
+    tasks.spawn("webhook certificate", tls.run(tasks.token()));
+    Ok(())
+}
+
+/// Runs the controllers whenever this process leads.
+async fn lead(
+    settings: Settings,
+    client: Client,
+    signer: Arc<dyn AgentSigner>,
+    metrics: Metrics,
+    mut leading: watch::Receiver<bool>,
+    token: CancellationToken,
+    released: CancellationToken,
+) -> anyhow::Result<()> {
+    let _release_at_the_end = released.drop_guard();
+    loop {
+        let elected = token.run_until_cancelled(leading.wait_for(|leads| *leads)).await.is_some_and(|seen| seen.is_ok());
+        if !elected {
+            return Ok(());
+        }
+        info!("leading");
+        let term = token.child_token();
+        let mut controllers = Tasks::new(term.clone());
+        let context = migration::Context {
+            cluster: Arc::new(KubeCluster::new(client.clone(), &settings.namespace, &settings.pod_name)),
+            clock: Arc::new(SystemClock),
+            metrics: metrics.clone(),
+        };
+        let (migrations, stop) = (client.clone(), term.clone());
+        controllers.spawn("migrations", async move {
+            migration::run(migrations, context, stop).await;
+            Ok(())
+        });
+        controllers.spawn("annotations", AnnotationController::new(client.clone(), settings.pod_name.clone()).run(term.clone()));
+        let agents = settings.username(&settings.agent_service_account);
+        controllers.spawn("certificates", CertificateController::new(client.clone(), Arc::clone(&signer), agents).run(term.clone()));
+        let mut watched = leading.clone();
+        let (running, lost) = (term.clone(), term);
+        let end_of_term = tokio::spawn(async move {
+            if running.run_until_cancelled(watched.wait_for(|leads| !*leads)).await.is_some() {
+                info!("not leading any more");
+                lost.cancel();
+            }
+        });
+        controllers.run(GRACE).await?;
+        end_of_term.await?;
+    }
+}

@@ -1,0 +1,82 @@
+//! `drover agent`.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use crate::app::agent::{self, KubeletAccess, Settings};
+
+/// Flags of a node's agent; the chart sets them.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Name of this node
+    #[arg(long, env = "NODE_NAME")]
+    node_name: String,
+    /// Address of this node, at which other agents and its kubelet are reached
+    #[arg(long, env = "HOST_IP")]
+    host_ip: IpAddr,
+    /// Drover's own namespace
+    #[arg(long, env = "POD_NAMESPACE", default_value = "drover-system")]
+    namespace: String,
+    /// Port at which other agents push (mTLS)
+    #[arg(long, default_value_t = 5786)]
+    push_port: u16,
+    /// Port of /livez, /readyz and /metrics (plain HTTP)
+    #[arg(long, default_value_t = 5787)]
+    admin_port: u16,
+    /// Unix socket of the node's registry
+    #[arg(long, default_value = "/run/drover/registry.sock")]
+    registry_socket: PathBuf,
+    /// Folder in which the node's registry keeps its data
+    #[arg(long, default_value = "/var/lib/drover/registry")]
+    registry_data: PathBuf,
+    /// Folder of journals and markers, on the node's disk
+    #[arg(long, default_value = "/var/lib/drover")]
+    state: PathBuf,
+    /// Socket of containerd
+    #[arg(long, default_value = "/run/containerd/containerd.sock")]
+    containerd_socket: PathBuf,
+    /// Port of the kubelet
+    #[arg(long, default_value_t = 10250)]
+    kubelet_port: u16,
+    /// Where the kubelet puts checkpoints
+    #[arg(long, default_value = "/var/lib/kubelet/checkpoints")]
+    checkpoint_dir: PathBuf,
+    /// The node's root file system, read only
+    #[arg(long, default_value = "/host")]
+    host_root: PathBuf,
+    /// CA of the kubelet's certificate. Default: the cluster's
+    #[arg(long, default_value = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt")]
+    kubelet_ca: PathBuf,
+    /// Do not verify the kubelet's certificate: where it is self-signed
+    #[arg(long)]
+    kubelet_insecure_tls: bool,
+    /// Folder with tls.crt and tls.key to show to the kubelet. Default: the service account's token
+    #[arg(long)]
+    kubelet_client_certs: Option<PathBuf>,
+}
+
+impl Args {
+    /// Runs the agent until it is told to stop.
+    ///
+    /// # Errors
+    /// Where a part of it fails; the kubelet starts it anew.
+    pub fn run(self) -> anyhow::Result<()> {
+        super::serve(agent::run(Settings {
+            node: self.node_name,
+            host_ip: self.host_ip,
+            namespace: self.namespace,
+            push_port: self.push_port,
+            admin_port: self.admin_port,
+            registry_socket: self.registry_socket,
+            registry_data: self.registry_data,
+            state: self.state,
+            containerd_socket: self.containerd_socket,
+            host_root: self.host_root,
+            kubelet: KubeletAccess {
+                port: self.kubelet_port,
+                checkpoints: self.checkpoint_dir,
+                ca: (!self.kubelet_insecure_tls).then_some(self.kubelet_ca),
+                client_certs: self.kubelet_client_certs,
+            },
+        }))
+    }
+}
