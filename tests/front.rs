@@ -13,20 +13,27 @@ use drover::{
         ca::{CaStore, SelfManaged, service_names},
         lease::LeaderElection,
         webhook_configuration::WebhookConfigurations,
+        world::KubeWorld,
     },
-    controllers::certificates::CertificateController,
+    api::Migration,
+    controllers::{annotation::AnnotationController, certificates::CertificateController},
     domain::election::Timing,
+    http::{
+        admission::{Admission, router},
+        tls::{Clients, FollowingTls, serve},
+    },
     metrics::Metrics,
+    ports::SystemClock,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::{
     admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration},
-    core::v1::{Namespace, Secret},
+    core::v1::{Event, Namespace, Pod, Secret},
     rbac::v1::{ClusterRole, ClusterRoleBinding},
 };
 use kube::{
     Api, Client, Config,
-    api::{DeleteParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     client::{Body, ClientBuilder},
 };
 use serde_json::json;
@@ -156,6 +163,96 @@ async fn one_leads_at_a_time_and_hands_over() {
     stop_c.cancel();
     task_c.await.unwrap().unwrap();
     remove_namespace(&client, &namespace).await;
+}
+
+/// The API server must reach this process at `localhost`.
+#[tokio::test]
+#[ignore = "run it where the API server runs: nsenter -t PID-OF-KUBE-APISERVER -n TEST-BINARY --ignored"]
+async fn the_api_server_understands_the_webhook() {
+    let client = client().await;
+    let namespace = namespace(&client, "hook").await;
+    let managed = SelfManaged::start(CaStore::new(client.clone(), &namespace), vec!["localhost".to_owned()], Metrics::default()).await.unwrap();
+    let tls = FollowingTls::new(managed.identity(), Clients::Anyone).unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let world = KubeWorld::new(client.clone(), jiff::SignedDuration::from_secs(90));
+    let admission =
+        Admission { world: Arc::new(world), clock: Arc::new(SystemClock), manager_username: "nobody".to_owned(), metrics: Metrics::default() };
+    let token = CancellationToken::new();
+    let server = tokio::spawn(serve(listener, tls.config(), router(admission), token.clone(), Duration::from_secs(1)));
+
+    let configurations: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
+    let ca = k8s_openapi::ByteString(managed.identity().borrow().ca_pem.clone().into_bytes());
+    let configuration = json!({"metadata": {"name": namespace}, "webhooks": [{
+        "name": "pods.front.example", "admissionReviewVersions": ["v1"], "sideEffects": "None", "failurePolicy": "Fail", "timeoutSeconds": 10,
+        "clientConfig": {"url": format!("https://localhost:{port}/mutate/pods"), "caBundle": ca},
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+        "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["pods"]}]
+    }]});
+    configurations.create(&PostParams::default(), &serde_json::from_value(configuration).unwrap()).await.unwrap();
+    // The API server learns of the configuration by a watch.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+    let pod = json!({
+        "metadata": {"name": "web", "annotations": {"drover.dev/migrate-to": "n2", "keep": "me"}},
+        "spec": {"schedulerName": "nobody", "automountServiceAccountToken": false, "containers": [{"name": "main", "image": "none"}]}
+    });
+    let made = pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await;
+    let annotate = Patch::Merge(json!({"metadata": {"annotations": {"drover.dev/claim": "u", "drover.dev/hops": "7"}}}));
+    let refused = pods.patch("web", &PatchParams::default(), &annotate).await;
+    let elsewhere = Patch::Merge(json!({"metadata": {"annotations": {"migrate-to": "n2"}}}));
+    let asked = pods.patch("web", &PatchParams::default(), &elsewhere).await;
+    configurations.delete(&namespace, &DeleteParams::default()).await.unwrap();
+    token.cancel();
+    server.await.unwrap().unwrap();
+    remove_namespace(&client, &namespace).await;
+
+    let annotations = made.expect("stripped, not refused").metadata.annotations.unwrap_or_default();
+    assert_eq!(annotations.into_iter().collect::<Vec<_>>(), [("keep".to_owned(), "me".to_owned())]);
+    let refused = refused.expect_err("not the manager").to_string();
+    assert!(
+        refused.contains("denied the request: drover: pod") && refused.contains("drover.dev/claim") && refused.contains("drover.dev/hops"),
+        "{refused}"
+    );
+    // Where the CRDs are not installed the lookup fails; where they are, the pod is not running. Refused it is, with a reason.
+    let asked = asked.expect_err("not running").to_string();
+    assert!(asked.contains("the pod is Pending") || asked.contains("could not be looked up"), "{asked}");
+    println!("{refused}\n{asked}");
+}
+
+#[tokio::test]
+async fn an_annotated_pod_becomes_one_migration_for_each_request() {
+    let client = client().await;
+    let namespace = namespace(&client, "annotation").await;
+    let (pods, migrations): (Api<Pod>, Api<Migration>) = (Api::namespaced(client.clone(), &namespace), Api::namespaced(client.clone(), &namespace));
+    let pod = json!({
+        "metadata": {"name": "web", "annotations": {"migrate-to": "n2"}},
+        "spec": {"schedulerName": "nobody", "automountServiceAccountToken": false, "containers": [{"name": "main", "image": "none"}]}
+    });
+    pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+    let token = CancellationToken::new();
+    let task = tokio::spawn(AnnotationController::new(client.clone(), "front-test".to_owned()).run(token.clone()));
+    for value in ["n2", "n2", "auto"] {
+        let annotate = Patch::Merge(json!({"metadata": {"annotations": {"drover.dev/migrate-to": value}}}));
+        pods.patch("web", &PatchParams::default(), &annotate).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+    token.cancel();
+    task.await.unwrap().unwrap();
+    let annotations = pods.get("web").await.unwrap().metadata.annotations.unwrap_or_default();
+    let made = migrations.list(&ListParams::default()).await.unwrap().items;
+    let events = Api::<Event>::namespaced(client.clone(), &namespace).list(&ListParams::default()).await.unwrap().items;
+    remove_namespace(&client, &namespace).await;
+
+    // The bare annotation of the creation may have been taken up before the first patch, or with it.
+    assert!(annotations.len() == 1 && annotations.contains_key("drover.dev/requests"), "{annotations:?}");
+    assert_eq!(annotations["drover.dev/requests"], made.len().to_string(), "one for each request");
+    assert!((3..=4).contains(&made.len()));
+    let automatic = made.iter().filter(|m| m.spec.destination.node_name.is_none()).count();
+    assert!(automatic == 1 && made.iter().all(|m| m.spec.pod_name.as_deref() == Some("web")));
+    let told = events.iter().filter(|e| e.reason.as_deref() == Some("MigrationRequested")).count();
+    assert_eq!(told, made.len(), "{events:?}");
 }
 
 #[tokio::test]
