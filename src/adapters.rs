@@ -1,10 +1,17 @@
 //! The outside as it really is: containerd, kubelet, registry, API server. Only `app` names these types.
 
+pub mod agent_api;
 pub mod agent_certificate;
+pub mod archive;
 pub mod ca;
 pub mod certificate_dir;
 pub mod certificates;
+pub mod cluster;
+pub mod containerd;
+pub mod docker_config;
 pub mod kube_error;
+pub mod kubelet;
 pub mod lease;
+pub mod registry;
 pub mod webhook_configuration;
 pub mod world;

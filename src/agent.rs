@@ -1,1 +1,7 @@
 //! The agent: what runs on each node.
+
+pub mod controller;
+pub mod destination;
+pub mod journal;
+pub mod registry_proxy;
+pub mod source;

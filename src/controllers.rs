@@ -2,3 +2,4 @@
 
 pub mod annotation;
 pub mod certificates;
+pub mod migration;

@@ -11,7 +11,6 @@ pub mod ids;
 pub mod image;
 pub mod keys;
 pub mod migration;
-pub mod placement;
 pub mod preflight;
 pub mod replacement;
 pub mod request;

@@ -13,8 +13,9 @@
 //!
 //! Reading order: [`api`], [`domain::migration`], [`domain::attest`], [`ports`], then the parts. Imports go one way only:
 //! `domain ← ports ← engine ← {adapters, controllers, http, agent} ← app ← cli ← main`; `tests/architecture.rs` guards it.
-//! Without the feature `full` only [`markers`] is left: what the gate and the agent agree on.
+//! Without the feature `full` only [`gate`] and [`markers`] are left: what the gate and the agent agree on.
 
+pub mod gate;
 pub mod markers;
 
 #[cfg(feature = "full")]
@@ -32,6 +33,8 @@ pub mod controllers;
 #[cfg(feature = "full")]
 pub mod domain;
 #[cfg(feature = "full")]
+pub mod engine;
+#[cfg(feature = "full")]
 pub mod http;
 #[cfg(feature = "full")]
 pub mod metrics;
@@ -43,3 +46,6 @@ pub mod readiness;
 pub mod shutdown;
 #[cfg(feature = "full")]
 pub mod telemetry;
+#[cfg(test)]
+#[cfg(feature = "full")]
+mod testing;

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::{
-    api::{Attestation, AttestationStatus, Migration, attestation::PushedImage},
-    domain::ids::Digest,
+    api::{Attestation, AttestationStatus, Migration, MigrationStatus, attestation::PushedImage},
+    domain::{ids::Digest, migration::Effect, preflight::NodeView},
 };
 
 pub mod front;
@@ -210,8 +210,31 @@ pub trait AgentApi: Send + Sync {
     async fn attestation(&self, namespace: &str, name: &str) -> PortResult<Option<Attestation>>;
     /// Writes the status of an attestation by compare-and-swap on the resource version of `attestation`.
     async fn attest(&self, attestation: &Attestation, status: &AttestationStatus) -> PortResult<Attestation>;
+    /// Repositories of the migrations to this node that have not ended.
+    async fn active_repositories(&self) -> PortResult<Vec<String>>;
     /// Pull credentials that the manager has laid out for a migration; empty where it needs none.
     async fn pull_credentials(&self, migration_uid: &str) -> PortResult<Vec<PullCredential>>;
+}
+
+/// What the manager reads from and writes to the API server. Every write names its object by UID or resource version.
+#[async_trait]
+pub trait Cluster: Send + Sync {
+    /// A pod by name, or none.
+    async fn pod(&self, namespace: &str, name: &str) -> PortResult<Option<Pod>>;
+    /// An attestation by name, or none.
+    async fn attestation(&self, namespace: &str, name: &str) -> PortResult<Option<Attestation>>;
+    /// Every node with its profile.
+    async fn nodes(&self) -> PortResult<Vec<NodeView>>;
+    /// UIDs of the migrations that have not ended.
+    async fn active_migrations(&self) -> PortResult<Vec<String>>;
+    /// Whether pull credentials are laid out for a migration.
+    async fn has_pull_credentials(&self, migration_uid: &str) -> PortResult<bool>;
+    /// Writes the status by compare-and-swap on the resource version of `migration`.
+    async fn write_status(&self, migration: &Migration, status: &MigrationStatus) -> PortResult<Migration>;
+    /// Does what one effect says; `replacement` is the pod to make for [`Effect::CreateReplacement`].
+    async fn perform(&self, migration: &Migration, effect: &Effect, replacement: Option<&Pod>) -> PortResult<()>;
+    /// Tells people, as an Event of the Migration.
+    async fn tell(&self, migration: &Migration, warning: bool, reason: &str, message: &str) -> PortResult<()>;
 }
 
 /// The clock; faked in tests.

@@ -107,7 +107,7 @@ impl LeaderElection {
     }
 
     async fn step(&self, election: &mut Election) -> PortResult<()> {
-        let found = self.leases.get_opt(&self.name).await.map_err(|e| port_error("failed to get the Lease", &e))?;
+        let found = self.leases.get_opt(&self.name).await.map_err(|e| port_error("get the Lease", &e))?;
         let action = election.decide(self.now(), found.as_ref().map(view).as_ref());
         let sent = self.now();
         match (action, found) {
@@ -135,7 +135,7 @@ impl LeaderElection {
             ..LeaseSpec::default()
         };
         let lease = Lease { metadata: ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() }, spec: Some(spec) };
-        self.leases.create(&Self::params(), &lease).await.map_err(|e| port_error("failed to create the Lease", &e))?;
+        self.leases.create(&Self::params(), &lease).await.map_err(|e| port_error("create the Lease", &e))?;
         Ok(())
     }
 
@@ -150,15 +150,15 @@ impl LeaderElection {
         }
         spec.lease_duration_seconds = i32::try_from(self.timing.lease.as_secs()).ok();
         spec.renew_time = Some(now);
-        self.leases.replace(&self.name, &Self::params(), &lease).await.map_err(|e| port_error("failed to write the Lease", &e))?;
+        self.leases.replace(&self.name, &Self::params(), &lease).await.map_err(|e| port_error("write the Lease", &e))?;
         Ok(())
     }
 
     async fn release(&self) -> PortResult<()> {
-        let found = self.leases.get_opt(&self.name).await.map_err(|e| port_error("failed to get the Lease", &e))?;
+        let found = self.leases.get_opt(&self.name).await.map_err(|e| port_error("get the Lease", &e))?;
         let Some(mut lease) = found.filter(|l| view(l).holder == self.identity) else { return Ok(()) };
         lease.spec.get_or_insert_default().holder_identity = Some(String::new());
-        self.leases.replace(&self.name, &Self::params(), &lease).await.map_err(|e| port_error("failed to release the Lease", &e))?;
+        self.leases.replace(&self.name, &Self::params(), &lease).await.map_err(|e| port_error("release the Lease", &e))?;
         info!(lease = self.name, "released");
         Ok(())
     }

@@ -67,12 +67,12 @@ impl WebhookConfigurations {
     async fn keep<K: Webhooks>(&self, ca_pem: &str) -> PortResult<()> {
         let api: Api<K> = Api::all(self.client.clone());
         let kind = K::kind(&());
-        let found = api.get(&self.name).await.map_err(|e| port_error(&format!("failed to get {kind} {}", self.name), &e))?;
+        let found = api.get(&self.name).await.map_err(|e| port_error(&format!("get {kind} {}", self.name), &e))?;
         let Some(operations) = operations(&found.clients(), found.resource_version().as_deref(), ca_pem) else { return Ok(()) };
         let params = PatchParams { field_manager: Some(keys::MANAGER.to_owned()), ..PatchParams::default() };
         api.patch(&self.name, &params, &Patch::<()>::Json(operations))
             .await
-            .map_err(|e| port_error(&format!("failed to write caBundle of {kind} {}", self.name), &e))?;
+            .map_err(|e| port_error(&format!("write caBundle of {kind} {}", self.name), &e))?;
         info!(kind = %kind, name = self.name, "caBundle was written");
         Ok(())
     }

@@ -38,7 +38,7 @@ async fn list<K>(api: Api<K>, what: &str) -> PortResult<Vec<K>>
 where
     K: Clone + DeserializeOwned + std::fmt::Debug,
 {
-    let list: ObjectList<K> = api.list(&ListParams::default()).await.map_err(|e| port_error(&format!("failed to list {what}"), &e))?;
+    let list: ObjectList<K> = api.list(&ListParams::default()).await.map_err(|e| port_error(&format!("list {what}"), &e))?;
     Ok(list.items)
 }
 
@@ -54,7 +54,7 @@ impl WorldSource for KubeWorld {
                 list(Api::<NodeProfile>::all(client()), "node profiles"),
                 list(Api::<MigrationPolicy>::all(client()), "migration policies"),
                 list(Api::<Migration>::namespaced(client(), namespace), "migrations"),
-                async { namespaces.get_metadata(namespace).await.map_err(|e| port_error("failed to get the namespace", &e)) },
+                async { namespaces.get_metadata(namespace).await.map_err(|e| port_error("get the namespace", &e)) },
             )?;
             (world.nodes, world.profiles, world.policies, world.migrations) = (nodes, profiles, policies, migrations);
             world.namespace_labels = found.metadata.labels.unwrap_or_default();
@@ -66,6 +66,6 @@ impl WorldSource for KubeWorld {
 
     async fn pod(&self, namespace: &str, name: &str) -> PortResult<Option<Pod>> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        pods.get_opt(name).await.map_err(|e| port_error("failed to get the pod", &e))
+        pods.get_opt(name).await.map_err(|e| port_error("get the pod", &e))
     }
 }

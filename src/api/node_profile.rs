@@ -71,7 +71,7 @@ pub struct NodeProfileStatus {
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
-    /// When the agent last looked; older than `crate::domain::placement::PROFILE_LIFETIME`] means that it is gone.
+    /// When the agent last looked; older than `PROFILE_LIFETIME` (preflight)] means that it is gone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_at: Option<Time>,
 }

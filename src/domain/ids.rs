@@ -85,6 +85,21 @@ pub fn is_repository(text: &str) -> bool {
     text.strip_prefix("drover/").is_some_and(|hex| hex.len() == 32 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
 }
 
+/// What follows a node's name in the DNS name of its agent's certificate. No such zone exists: the name is only compared, never looked up.
+const NODE_SUFFIX: &str = ".nodes.drover.dev";
+
+/// The DNS name in the certificate of a node's agent.
+#[must_use]
+pub fn node_server_name(node: &str) -> String {
+    format!("{node}{NODE_SUFFIX}")
+}
+
+/// The node that a certificate's DNS name is about; none where it is no agent's name.
+#[must_use]
+pub fn node_of_server_name(name: &str) -> Option<&str> {
+    name.strip_suffix(NODE_SUFFIX).filter(|node| is_dns_subdomain(node))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,6 +112,13 @@ mod tests {
             assert!(Digest::parse(bad).is_err(), "{bad}");
         }
         assert_eq!(Digest::from_sha256(&[0xab; 32]).as_str(), format!("sha256:{}", "ab".repeat(32)));
+    }
+
+    #[test]
+    fn an_agents_certificate_names_its_node() {
+        assert_eq!(node_of_server_name(&node_server_name("n1.rack-2")), Some("n1.rack-2"));
+        assert_eq!(node_of_server_name("n1.example.org"), None);
+        assert_eq!(node_of_server_name(".nodes.drover.dev"), None);
     }
 
     #[test]

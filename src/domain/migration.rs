@@ -1,1 +1,168 @@
-//! Placeholder: written in the next commits.
+//! The state machine of a migration: what the manager writes and does next, from what it reads.
+//!
+//! # Flow
+//! The controller reads the Migration and what it speaks of ([`Observed`]), calls [`advance`], and obeys the [`Step`]: either it writes the new status
+//! by compare-and-swap and comes again, or it performs the effects. Never both, so that an effect always follows a decision that is already durable
+//! (R1: the release is written before anything of it is done).
+//!
+//! # Guarantees
+//! Pure and total: no clock, no randomness, no error. Phases go forward only; the verdict is written once (I3); no rollback is written after
+//! the release (I4); every effect may be performed twice.
+//!
+//! # Assumptions
+//! Effects are idempotent and carry UIDs. Attestations are written by the agents of their nodes alone.
+
+mod course;
+mod observed;
+mod released;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+
+use course::Course;
+pub use observed::{Observed, pod_is_gone};
+
+use super::verdict;
+use crate::api::{Migration, MigrationStatus, Phase, Role, Verdict, migration::SourceStatus};
+
+/// How often an unchanged migration is looked at again; everything else comes by watch.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// What the manager does next.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Step {
+    /// The new status, to be written by compare-and-swap. With it there are no effects.
+    pub status: Option<MigrationStatus>,
+    /// What is to be done, in this order.
+    pub effects: Vec<Effect>,
+    /// When to look again though nothing has changed.
+    pub after: Option<Duration>,
+}
+
+/// One thing that the manager does. Each names what it acts on by UID, and may be done twice.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Put Drover's finalizer on the Migration (R12).
+    AddFinalizer,
+    /// Take it off: the migration has ended.
+    RemoveFinalizer,
+    /// Mark the pod as this migration's by compare-and-swap, and take the request's annotation off (R11).
+    Lock {
+        /// UID of the source pod.
+        uid: String,
+    },
+    /// Take the mark off again.
+    Unlock {
+        /// UID of the source pod.
+        uid: String,
+    },
+    /// Make the attestation of one side.
+    CreateAttestation {
+        /// The side.
+        role: Role,
+        /// Its node.
+        node: String,
+        /// UID of the pod there.
+        pod_uid: String,
+    },
+    /// Lay out the pod's pull credentials for the destination's agent.
+    LayOutPullCredentials,
+    /// Remove them again.
+    RemovePullCredentials,
+    /// Make the waiting replacement.
+    CreateReplacement,
+    /// Release: name the claim on the replacement; the webhook rewrites the images in the same request.
+    Claim {
+        /// UID of the replacement.
+        uid: String,
+    },
+    /// Release where the webhook was missed: write the checkpoint images.
+    RewriteImages {
+        /// UID of the replacement.
+        uid: String,
+    },
+    /// Delete the replacement, which was never released.
+    DeleteReplacement {
+        /// UID of the replacement.
+        uid: String,
+        /// Remove the object at once: the node does not answer.
+        force: bool,
+    },
+    /// Delete the source, whose copy is confirmed (R17).
+    DeleteSource {
+        /// UID of the source pod.
+        uid: String,
+    },
+    /// Delete the Migration: its time after the end is over.
+    DeleteMigration,
+}
+
+/// What comes next for a migration.
+#[must_use]
+pub fn advance(migration: &Migration, observed: &Observed, now: Timestamp) -> Step {
+    let status = migration.status.clone().unwrap_or_default();
+    let course = Course { migration, observed, now };
+    if status.phase != Phase::Done && !observed.has_finalizer(migration) && !observed.deleting(migration) {
+        return Step::perform(vec![Effect::AddFinalizer]);
+    }
+    if let Some(reason) = course.reason_to_roll_back(&status) {
+        return course.roll_back(status, &reason);
+    }
+    match status.phase {
+        Phase::Pending => course.pending(status),
+        Phase::Preflight => course.preflight(status),
+        Phase::Preparing => course.preparing(status),
+        Phase::Freezing => course.freezing(status),
+        Phase::Checkpointing => course.checkpointing(status),
+        Phase::Transferring => course.transferring(status),
+        Phase::AwaitingReadiness => course.awaiting_readiness(status),
+        // Same-name pods are refused by preflight until that flow is built; a status that says so was written by a newer manager.
+        Phase::SourceDeleting => Step::wait(),
+        Phase::Restoring => course.restoring(status),
+        Phase::Finishing => match status.verdict {
+            Some(Verdict::Commit) => course.finish_commit(status),
+            Some(Verdict::Rollback) => course.finish_rollback(status),
+            None => Step::wait(),
+        },
+        Phase::Done => course.done(&status),
+    }
+}
+
+/// The step after an effect that failed for good: before the release a rollback that says why, after it a hold.
+#[must_use]
+pub fn effect_failed(migration: &Migration, observed: &Observed, message: &str, now: Timestamp) -> Step {
+    let status = migration.status.clone().unwrap_or_default();
+    let course = Course { migration, observed, now };
+    if verdict::may_roll_back(&status) {
+        course.roll_back(status, message)
+    } else if status.phase == Phase::Restoring {
+        course.hold(status, "EffectFailed", message)
+    } else {
+        Step::wait()
+    }
+}
+
+impl Step {
+    fn perform(effects: Vec<Effect>) -> Self {
+        Self { status: None, effects, after: Some(LOOK_AGAIN) }
+    }
+
+    fn wait() -> Self {
+        Self::perform(vec![])
+    }
+
+    fn write(status: MigrationStatus) -> Self {
+        Self { status: Some(status), effects: vec![], after: None }
+    }
+}
+
+/// The source as `status.source` records it.
+#[must_use]
+pub fn source_of(pod: &Pod) -> SourceStatus {
+    observed::source_status(pod)
+}

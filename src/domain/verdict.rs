@@ -1,1 +1,123 @@
-//! Placeholder: written in the next commits.
+//! What may be done to the two copies. Each function is one of the questions that must never be answered wrongly.
+
+use crate::api::{AttestationStatus, MigrationStatus, Outcome, Phase, Verdict};
+
+/// May the source be thawed?
+///
+/// I1: not while the replacement may run. Without a verdict that is so only before the source agent has voted, and then only after it has
+/// recorded that it never will (R2). After the vote, Rollback alone allows it; the manager writes Rollback only while nothing was released, or with
+/// proof that the replacement never started (I4).
+#[must_use]
+pub fn may_thaw(status: &MigrationStatus, voted: bool, aborted: bool) -> bool {
+    match status.verdict {
+        Some(Verdict::Rollback) => true,
+        Some(Verdict::Commit) => false,
+        None => aborted && !voted,
+    }
+}
+
+/// May the source be ended?
+///
+/// I2: only when the verdict is Commit, the destination has confirmed once more that the copy runs (R17), and the source's own kubelet shows its
+/// deletion: a kill before that would have the kubelet start a second copy in place (R10, MEASURED.md 1).
+#[must_use]
+pub fn may_end(status: &MigrationStatus, destination: &AttestationStatus, deletion_shown: bool) -> bool {
+    status.verdict == Some(Verdict::Commit) && destination.confirmed.is_some() && deletion_shown
+}
+
+/// May the replacement be released?
+///
+/// R1, R2: the source agent has voted and never aborted, and the destination's registry holds exactly the images that were voted for (I7).
+#[must_use]
+pub fn may_release(status: &MigrationStatus, source: &AttestationStatus, destination: &AttestationStatus) -> bool {
+    let (Some(vote), Some(ready)) = (&source.vote, &destination.ready) else { return false };
+    status.verdict.is_none()
+        && source.abort.is_none()
+        && source.thawed.is_none()
+        && destination.failure.is_none()
+        && same_images(&vote.images, &ready.images)
+}
+
+/// May the migration be rolled back without proof? Only while nothing was released (R1).
+#[must_use]
+pub fn may_roll_back(status: &MigrationStatus) -> bool {
+    status.verdict.is_none() && status.phase < Phase::SourceDeleting
+}
+
+/// The outcome of a migration whose verdict has been carried out.
+#[must_use]
+pub fn outcome(verdict: Verdict) -> Outcome {
+    match verdict {
+        Verdict::Commit => Outcome::Migrated,
+        Verdict::Rollback => Outcome::RolledBack,
+    }
+}
+
+fn same_images(left: &[crate::api::attestation::PushedImage], right: &[crate::api::attestation::PushedImage]) -> bool {
+    !left.is_empty() && left.len() == right.len() && left.iter().all(|image| right.contains(image))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::attestation::{At, Pushed, PushedImage, Remark, Vote};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+
+    fn at() -> MicroTime {
+        MicroTime(jiff::Timestamp::UNIX_EPOCH)
+    }
+
+    fn images(digest: &str) -> Vec<PushedImage> {
+        vec![PushedImage { container: "c".into(), digest: digest.into(), bytes: 1 }]
+    }
+
+    fn voted(digest: &str) -> AttestationStatus {
+        AttestationStatus { vote: Some(Vote { at: at(), containers: vec![], images: images(digest) }), ..Default::default() }
+    }
+
+    fn ready(digest: &str) -> AttestationStatus {
+        AttestationStatus { ready: Some(Pushed { at: at(), images: images(digest) }), ..Default::default() }
+    }
+
+    #[test]
+    fn a_source_thaws_only_on_rollback_or_on_an_abort_before_its_vote() {
+        let mut status = MigrationStatus::default();
+        assert!(!may_thaw(&status, false, false));
+        assert!(may_thaw(&status, false, true));
+        assert!(!may_thaw(&status, true, true), "who has voted waits for the verdict");
+        status.verdict = Some(Verdict::Commit);
+        assert!(!may_thaw(&status, false, true));
+        status.verdict = Some(Verdict::Rollback);
+        assert!(may_thaw(&status, true, false));
+    }
+
+    #[test]
+    fn a_source_ends_only_when_confirmed_and_deleted() {
+        let status = MigrationStatus { verdict: Some(Verdict::Commit), ..Default::default() };
+        let confirmed = AttestationStatus { confirmed: Some(At { at: at() }), ..Default::default() };
+        assert!(may_end(&status, &confirmed, true));
+        assert!(!may_end(&status, &confirmed, false));
+        assert!(!may_end(&status, &AttestationStatus::default(), true));
+        assert!(!may_end(&MigrationStatus::default(), &confirmed, true));
+    }
+
+    #[test]
+    fn a_release_needs_the_vote_for_the_very_images() {
+        let status = MigrationStatus::default();
+        assert!(may_release(&status, &voted("sha256:a"), &ready("sha256:a")));
+        assert!(!may_release(&status, &voted("sha256:a"), &ready("sha256:b")));
+        assert!(!may_release(&status, &AttestationStatus::default(), &ready("sha256:a")));
+        let mut aborted = voted("sha256:a");
+        aborted.abort = Some(Remark { at: at(), message: "late".into() });
+        assert!(!may_release(&status, &aborted, &ready("sha256:a")));
+    }
+
+    #[test]
+    fn no_rollback_without_proof_after_the_release() {
+        for (phase, allowed) in
+            [(Phase::Preparing, true), (Phase::AwaitingReadiness, true), (Phase::SourceDeleting, false), (Phase::Restoring, false)]
+        {
+            assert_eq!(may_roll_back(&MigrationStatus { phase, ..Default::default() }), allowed, "{phase}");
+        }
+    }
+}

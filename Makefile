@@ -1,0 +1,129 @@
+# `make` lists what there is. Everything runs on Debian as root; what is missing is installed from Debian's packages.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# The image that is made, pushed and deployed
+IMG ?= drover:latest
+# Where docker-build puts it, as an OCI layout
+IMAGE_TAR ?= $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/drover.oci.tar
+# The cluster of the current kubeconfig; the lab's own: make deploy KUBECTL='e2e/lab kubectl' HELM="e2e/lab helm"
+KUBECTL ?= kubectl
+HELM ?= $(shell command -v helm || e2e/lab cached helm 2>/dev/null || echo helm)
+NAMESPACE ?= drover-system
+# Only those end-to-end tests whose name contains it
+TEST ?=
+# More arguments for helm: HELM_ARGS='--set agent.kubelet.auth=clientCert'
+HELM_ARGS ?=
+
+image_repository = $(shell echo '$(IMG)' | sed -E 's|:[^:/]*$$||')
+image_tag = $(shell echo '$(IMG)' | sed -nE 's|.*:([^:/]*)$$|\1|p')
+SET_IMAGE = --set image.repository=$(image_repository) --set-string image.tag=$(or $(image_tag),latest)
+export HELM TEST
+
+##@ General
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: prepare ## Move a counter and a Redis between two real nodes on this machine, and prove it
+	e2e/lab up
+	e2e/lab install
+	e2e/demo
+
+.PHONY: prepare
+prepare: ## Install the Debian packages that are missing
+	@.build/prepare
+
+##@ Development
+
+.PHONY: build
+build: prepare ## Build drover and drover-gate, optimised
+	.build/binaries
+
+.PHONY: generate
+generate: prepare ## Write the CRDs and manifests/install.yaml from the types and the chart
+	DROVER_GENERATE=1 cargo test --quiet --test manifests -- --test-threads=1 the_charts_crds_are_the_types the_installer_is_the_chart
+
+.PHONY: manifests
+manifests: generate ## The same as generate
+
+.PHONY: fmt
+fmt: ## Format the code
+	cargo fmt
+
+.PHONY: vet
+vet: lint ## The same as lint
+
+.PHONY: lint
+lint: prepare ## Format, clippy, the chart
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	$(HELM) lint --strict --kube-version 1.37 charts/drover
+
+##@ Tests
+
+.PHONY: test
+test: ## Unit, integration and end-to-end tests; CI runs this (TEST=name: only those end-to-end tests)
+	.build/test
+
+.PHONY: test-all
+test-all: lint test ## Everything that can be checked
+
+.PHONY: test-unit
+test-unit: prepare ## Tests that need no cluster
+	cargo test --locked
+
+.PHONY: test-e2e
+test-e2e: prepare ## End-to-end tests on the lab (TEST=name)
+	e2e/lab up
+	e2e/lab install
+	cargo test --locked --features e2e --test e2e -- --test-threads=1 $(TEST)
+
+.PHONY: lab-up
+lab-up: prepare ## Start the lab, a Kubernetes of two nodes on this machine (e2e/lab help)
+	e2e/lab up
+
+.PHONY: lab-down
+lab-down: ## End the lab; what it has built stays
+	e2e/lab down
+
+##@ Image
+
+.PHONY: docker-build
+docker-build: prepare ## Make the image IMG as an OCI layout in IMAGE_TAR; also into Docker, where an engine runs
+	mapfile -t programs < <(.build/binaries); test $${#programs[@]} = 2; IMG='$(IMG)' .build/image drover '$(IMAGE_TAR)' "$${programs[@]}"
+	@echo '$(IMG) is in $(IMAGE_TAR)'
+	@if docker info >/dev/null 2>&1; then docker load --input '$(IMAGE_TAR)'; fi
+
+.PHONY: docker-push
+docker-push: ## Push the image IMG by Docker or skopeo
+	@if docker info >/dev/null 2>&1; then docker push '$(IMG)'; \
+	elif command -v skopeo >/dev/null; then skopeo copy 'oci-archive:$(IMAGE_TAR)' 'docker://$(IMG)'; \
+	else echo "there is no Docker engine and no skopeo; push $(IMAGE_TAR) by: apt-get install skopeo && make docker-push IMG=$(IMG)" >&2; exit 1; fi
+
+##@ Deployment (to the cluster of the current kubeconfig)
+
+.PHONY: install
+install: ## Install the CRDs
+	$(KUBECTL) apply --server-side --force-conflicts -f charts/drover/files/crds.yaml
+
+.PHONY: uninstall
+uninstall: ## Delete the CRDs, and with them every Migration
+	$(KUBECTL) delete --ignore-not-found -f charts/drover/files/crds.yaml
+
+.PHONY: deploy
+deploy: ## Install Drover with the image IMG
+	$(HELM) upgrade --install drover charts/drover --namespace $(NAMESPACE) --create-namespace --take-ownership $(SET_IMAGE) $(HELM_ARGS)
+
+.PHONY: undeploy
+undeploy: ## Remove Drover; the CRDs stay
+	$(HELM) uninstall drover --namespace $(NAMESPACE) --ignore-not-found --wait
+
+.PHONY: build-installer
+build-installer: generate ## Render manifests/install.yaml; with IMG, one for that image in target/dist
+	@if [ '$(IMG)' != drover:latest ]; then mkdir -p target/dist; \
+	$(HELM) template drover charts/drover --namespace $(NAMESPACE) --kube-version 1.37 --set namespace.create=true $(SET_IMAGE) $(HELM_ARGS) >target/dist/install.yaml; \
+	echo 'the installer for $(IMG) is target/dist/install.yaml'; fi

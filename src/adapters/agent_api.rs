@@ -1,0 +1,72 @@
+//! An agent's reads and writes at the API server.
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::Secret;
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{ListParams, PostParams},
+};
+
+use super::{
+    cluster::secret_name,
+    docker_config,
+    kube_error::{found, port_error},
+};
+use crate::{
+    api::{Attestation, AttestationStatus, Migration},
+    domain::keys,
+    ports::{AgentApi, PortError, PortResult, PullCredential},
+};
+
+/// The API server as an agent uses it.
+pub struct KubeAgentApi {
+    client: Client,
+    namespace: String,
+    node: String,
+}
+
+impl KubeAgentApi {
+    /// The API server behind `client`; `namespace` is Drover's own, `node` this agent's.
+    pub fn new(client: Client, namespace: impl Into<String>, node: impl Into<String>) -> Self {
+        Self { client, namespace: namespace.into(), node: node.into() }
+    }
+}
+
+#[async_trait]
+impl AgentApi for KubeAgentApi {
+    async fn migration(&self, namespace: &str, name: &str) -> PortResult<Option<Migration>> {
+        let api: Api<Migration> = Api::namespaced(self.client.clone(), namespace);
+        found(api.get(name).await, "read the Migration")
+    }
+
+    async fn attestation(&self, namespace: &str, name: &str) -> PortResult<Option<Attestation>> {
+        let api: Api<Attestation> = Api::namespaced(self.client.clone(), namespace);
+        found(api.get(name).await, "read an attestation")
+    }
+
+    async fn attest(&self, attestation: &Attestation, status: &AttestationStatus) -> PortResult<Attestation> {
+        let api: Api<Attestation> = Api::namespaced(self.client.clone(), &attestation.namespace().unwrap_or_default());
+        let mut next = attestation.clone();
+        next.status = Some(status.clone());
+        next.metadata.managed_fields = None;
+        let params = PostParams { field_manager: Some(keys::AGENT.into()), ..PostParams::default() };
+        let written = api.replace_status(&attestation.name_any(), &params, &next).await;
+        written.map_err(|e| port_error("write the attestation", &e))
+    }
+
+    async fn active_repositories(&self) -> PortResult<Vec<String>> {
+        let api: Api<Migration> = Api::all(self.client.clone());
+        let all = api.list(&ListParams::default()).await.map_err(|e| port_error("list the migrations", &e))?;
+        let active = all.into_iter().filter(|m| !m.is_done()).filter_map(|m| m.status?.destination);
+        // A destination that the scheduler has not chosen yet may become this node.
+        Ok(active.filter(|d| d.node_name == self.node || d.node_name.is_empty()).map(|d| d.repository).collect())
+    }
+
+    async fn pull_credentials(&self, migration_uid: &str) -> PortResult<Vec<PullCredential>> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        match found(api.get(&secret_name(migration_uid)).await, "read the pull credentials")? {
+            Some(secret) => docker_config::credentials(&secret).map_err(|e| PortError::permanent(format!("pull credentials: {e}"))),
+            None => Ok(vec![]),
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! The manager's reads and writes at the API server.
+
+mod pull_credentials;
+
+pub use pull_credentials::secret_name;
+
+use async_trait::async_trait;
+use k8s_openapi::{
+    api::{
+        core::v1::{Node, Pod},
+        events::v1::Event,
+    },
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference},
+};
+use kube::{
+    Api, Client, Resource as _, ResourceExt as _,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
+};
+use serde_json::json;
+
+use super::kube_error::{found, port_error};
+use crate::{
+    api::{
+        Attestation, AttestationSpec, Migration, MigrationStatus, NodeProfile, Role,
+        attestation::attestation_name,
+        migration::{ReplacementStatus, SourceStatus},
+    },
+    domain::{keys, migration::Effect, preflight::NodeView},
+    ports::{Cluster, Failure, PortError, PortResult},
+};
+
+/// The API server as the manager uses it.
+pub struct KubeCluster {
+    client: Client,
+    /// Drover's own namespace, where pull credentials are laid out.
+    namespace: String,
+    /// Name of this process in Events.
+    instance: String,
+}
+
+impl KubeCluster {
+    /// The API server behind `client`; `namespace` is Drover's own.
+    pub fn new(client: Client, namespace: impl Into<String>, instance: impl Into<String>) -> Self {
+        Self { client, namespace: namespace.into(), instance: instance.into() }
+    }
+
+    fn pods(&self, migration: &Migration) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), &migration.namespace().unwrap_or_default())
+    }
+
+    fn migrations(&self, migration: &Migration) -> Api<Migration> {
+        Api::namespaced(self.client.clone(), &migration.namespace().unwrap_or_default())
+    }
+
+    async fn patch_pod(&self, migration: &Migration, name: &str, doing: &str, patch: serde_json::Value) -> PortResult<Pod> {
+        let patch: json_patch::Patch = serde_json::from_value(patch).map_err(|e| PortError::permanent(format!("failed to {doing}: {e}")))?;
+        let params = PatchParams { field_manager: Some(keys::MANAGER.into()), ..PatchParams::default() };
+        match self.pods(migration).patch(name, &params, &Patch::<Pod>::Json(patch)).await {
+            // A `test` of the patch did not hold: the pod is another one, or somebody wrote first.
+            Err(kube::Error::Api(status)) if status.code == 422 && status.message.contains("test") => {
+                Err(PortError::new(Failure::Conflict, format!("failed to {doing}: the pod has changed")))
+            }
+            other => other.map_err(|e| port_error(doing, &e)),
+        }
+    }
+
+    async fn lock(&self, migration: &Migration, uid: &str) -> PortResult<()> {
+        let source = source_of(migration)?;
+        let Some(pod) = found(self.pods(migration).get(&source.name).await, "read the source pod")? else {
+            return Err(PortError::permanent("the source pod is gone"));
+        };
+        let mut annotations = pod.annotations().clone();
+        annotations.insert(keys::LOCK.into(), migration.uid().unwrap_or_default());
+        annotations.retain(|key, _| key != keys::MIGRATE_TO && key != keys::MIGRATE_TO_BARE);
+        self.write_annotations(migration, &pod, uid, &annotations, "lock the source pod").await
+    }
+
+    async fn unlock(&self, migration: &Migration, uid: &str) -> PortResult<()> {
+        let source = source_of(migration)?;
+        let Some(pod) = found(self.pods(migration).get(&source.name).await, "read the source pod")? else { return Ok(()) };
+        if pod.annotations().get(keys::LOCK) != migration.metadata.uid.as_ref() || pod.metadata.uid.as_deref() != Some(uid) {
+            return Ok(());
+        }
+        let mut annotations = pod.annotations().clone();
+        annotations.remove(keys::LOCK);
+        self.write_annotations(migration, &pod, uid, &annotations, "unlock the source pod").await
+    }
+
+    async fn write_annotations(
+        &self,
+        migration: &Migration,
+        pod: &Pod,
+        uid: &str,
+        annotations: &std::collections::BTreeMap<String, String>,
+        doing: &str,
+    ) -> PortResult<()> {
+        let patch = json!([
+            {"op": "test", "path": "/metadata/uid", "value": uid},
+            {"op": "test", "path": "/metadata/resourceVersion", "value": pod.resource_version()},
+            {"op": "add", "path": "/metadata/annotations", "value": annotations},
+        ]);
+        self.patch_pod(migration, &pod.name_any(), doing, patch).await.map(drop)
+    }
+
+    async fn create_attestation(&self, migration: &Migration, role: Role, node: &str, pod_uid: &str) -> PortResult<()> {
+        let api: Api<Attestation> = Api::namespaced(self.client.clone(), &migration.namespace().unwrap_or_default());
+        let name = attestation_name(&migration.name_any(), role);
+        let uid = migration.uid().unwrap_or_default();
+        let spec =
+            AttestationSpec { migration: migration.name_any(), migration_uid: uid.clone(), node_name: node.into(), pod_uid: pod_uid.into(), role };
+        let mut attestation = Attestation::new(&name, spec);
+        attestation.metadata.labels = Some([(keys::MIGRATION_UID.to_owned(), uid.clone())].into());
+        attestation.metadata.owner_references = migration.controller_owner_ref(&()).map(|owner| vec![OwnerReference { ..owner }]);
+        match api.create(&PostParams::default(), &attestation).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
+                let existing = api.get(&name).await.map_err(|e| port_error("read the attestation", &e))?;
+                if existing.spec.migration_uid == uid {
+                    return Ok(());
+                }
+                // One of an earlier Migration of the same name, which garbage collection has not reached yet.
+                delete(&api, &name, existing.uid().as_deref(), false, "remove an old attestation").await?;
+                Err(PortError::new(Failure::Conflict, "an attestation of an earlier Migration of this name is being removed"))
+            }
+            Err(error) => Err(port_error("create the attestation", &error)),
+        }
+    }
+
+    async fn create_replacement(&self, migration: &Migration, pod: &Pod) -> PortResult<()> {
+        let params = PostParams { field_manager: Some(keys::MANAGER.into()), ..PostParams::default() };
+        match self.pods(migration).create(&params, pod).await {
+            Ok(_) => Ok(()),
+            // Made by an earlier try, or somebody else's: the next look tells them apart.
+            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
+            Err(error) => Err(port_error("create the replacement", &error)),
+        }
+    }
+
+    async fn claim(&self, migration: &Migration, uid: &str) -> PortResult<()> {
+        let replacement = replacement_of(migration)?;
+        let claim = format!("/metadata/annotations/{}", keys::CLAIM.replace('/', "~1"));
+        let patch = json!([
+            {"op": "test", "path": "/metadata/uid", "value": uid},
+            {"op": "add", "path": claim, "value": migration.uid()},
+        ]);
+        self.patch_pod(migration, &replacement.name, "release the replacement", patch).await.map(drop)
+    }
+
+    async fn rewrite_images(&self, migration: &Migration, uid: &str) -> PortResult<()> {
+        let replacement = replacement_of(migration)?;
+        let Some(pod) = found(self.pods(migration).get(&replacement.name).await, "read the replacement")? else {
+            return Err(PortError::new(Failure::Conflict, "the replacement is gone"));
+        };
+        let mut patch = vec![json!({"op": "test", "path": "/metadata/uid", "value": uid})];
+        let checkpoints = migration.status.as_ref().map(|s| s.containers.as_slice()).unwrap_or_default();
+        for (index, container) in pod.spec.iter().flat_map(|spec| &spec.containers).enumerate() {
+            if let Some(checkpoint) = checkpoints.iter().find(|c| c.name == container.name) {
+                patch.push(json!({"op": "test", "path": format!("/spec/containers/{index}/name"), "value": container.name}));
+                patch.push(json!({"op": "replace", "path": format!("/spec/containers/{index}/image"), "value": checkpoint.image}));
+            }
+        }
+        self.patch_pod(migration, &replacement.name, "write the checkpoint images", patch.into()).await.map(drop)
+    }
+
+    async fn write_finalizers(&self, migration: &Migration, finalizers: Vec<String>) -> PortResult<()> {
+        let patch = json!({"metadata": {"resourceVersion": migration.resource_version(), "finalizers": finalizers}});
+        let params = PatchParams { field_manager: Some(keys::MANAGER.into()), ..PatchParams::default() };
+        self.migrations(migration)
+            .patch(&migration.name_any(), &params, &Patch::Merge(patch))
+            .await
+            .map_err(|e| port_error("write the finalizer", &e))?;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Cluster for KubeCluster {
+    async fn pod(&self, namespace: &str, name: &str) -> PortResult<Option<Pod>> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        found(api.get(name).await, "read a pod")
+    }
+
+    async fn attestation(&self, namespace: &str, name: &str) -> PortResult<Option<Attestation>> {
+        let api: Api<Attestation> = Api::namespaced(self.client.clone(), namespace);
+        found(api.get(name).await, "read an attestation")
+    }
+
+    async fn nodes(&self) -> PortResult<Vec<NodeView>> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let profiles: Api<NodeProfile> = Api::all(self.client.clone());
+        let nodes = nodes.list(&ListParams::default()).await.map_err(|e| port_error("list the nodes", &e))?;
+        let profiles = profiles.list(&ListParams::default()).await.map_err(|e| port_error("list the node profiles", &e))?;
+        Ok(nodes.iter().map(|node| NodeView::new(node, profiles.iter().find(|p| p.name_any() == node.name_any()))).collect())
+    }
+
+    async fn active_migrations(&self) -> PortResult<Vec<String>> {
+        let api: Api<Migration> = Api::all(self.client.clone());
+        let all = api.list(&ListParams::default()).await.map_err(|e| port_error("list the migrations", &e))?;
+        Ok(all.iter().filter(|m| !m.is_done()).filter_map(kube::ResourceExt::uid).collect())
+    }
+
+    async fn has_pull_credentials(&self, migration_uid: &str) -> PortResult<bool> {
+        self.pull_credentials_exist(migration_uid).await
+    }
+
+    async fn write_status(&self, migration: &Migration, status: &MigrationStatus) -> PortResult<Migration> {
+        let mut next = migration.clone();
+        next.status = Some(status.clone());
+        next.metadata.managed_fields = None;
+        let params = PostParams { field_manager: Some(keys::MANAGER.into()), ..PostParams::default() };
+        let written = self.migrations(migration).replace_status(&migration.name_any(), &params, &next).await;
+        written.map_err(|e| match port_error("write the Migration's status", &e) {
+            // Never a reason to roll back by itself: R21 refused a stale leader, or the Migration is gone. Look again.
+            error if matches!(error.kind, Failure::Permanent | Failure::NotFound) => PortError { kind: Failure::Transient, ..error },
+            error => error,
+        })
+    }
+
+    async fn perform(&self, migration: &Migration, effect: &Effect, replacement: Option<&Pod>) -> PortResult<()> {
+        match effect {
+            Effect::AddFinalizer => {
+                let mut finalizers = migration.finalizers().to_vec();
+                finalizers.push(keys::FINALIZER.into());
+                self.write_finalizers(migration, finalizers).await
+            }
+            Effect::RemoveFinalizer => {
+                let kept = migration.finalizers().iter().filter(|f| *f != keys::FINALIZER).cloned().collect();
+                self.write_finalizers(migration, kept).await
+            }
+            Effect::Lock { uid } => self.lock(migration, uid).await,
+            Effect::Unlock { uid } => self.unlock(migration, uid).await,
+            Effect::CreateAttestation { role, node, pod_uid } => self.create_attestation(migration, *role, node, pod_uid).await,
+            Effect::LayOutPullCredentials => self.lay_out_pull_credentials(migration).await,
+            Effect::RemovePullCredentials => self.remove_pull_credentials(migration).await,
+            Effect::CreateReplacement => match replacement {
+                Some(pod) => self.create_replacement(migration, pod).await,
+                None => Err(PortError::permanent("no replacement was given to create")),
+            },
+            Effect::Claim { uid } => self.claim(migration, uid).await,
+            Effect::RewriteImages { uid } => self.rewrite_images(migration, uid).await,
+            Effect::DeleteReplacement { uid, force } => {
+                let name = &replacement_of(migration)?.name;
+                delete(&self.pods(migration), name, Some(uid), *force, "delete the replacement").await
+            }
+            Effect::DeleteSource { uid } => delete(&self.pods(migration), &source_of(migration)?.name, Some(uid), false, "delete the source").await,
+            Effect::DeleteMigration => {
+                delete(&self.migrations(migration), &migration.name_any(), migration.uid().as_deref(), false, "delete the ended Migration").await
+            }
+        }
+    }
+
+    async fn tell(&self, migration: &Migration, warning: bool, reason: &str, message: &str) -> PortResult<()> {
+        let namespace = migration.namespace().unwrap_or_default();
+        let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
+        let event = Event {
+            metadata: ObjectMeta { generate_name: Some(format!("{}.", migration.name_any())), namespace: Some(namespace), ..ObjectMeta::default() },
+            action: Some("Migrate".into()),
+            event_time: Some(MicroTime(jiff::Timestamp::now())),
+            // events.k8s.io/v1 takes at most 1024 bytes.
+            note: Some(message.chars().take(1000).collect()),
+            reason: Some(reason.into()),
+            regarding: Some(migration.object_ref(&())),
+            reporting_controller: Some("drover.dev/manager".into()),
+            reporting_instance: Some(self.instance.clone()),
+            type_: Some(if warning { "Warning" } else { "Normal" }.into()),
+            ..Event::default()
+        };
+        api.create(&PostParams::default(), &event).await.map(drop).map_err(|e| port_error("write an event", &e))
+    }
+}
+
+/// Deletes an object of this UID; nothing happens where it is gone or another one has its name.
+async fn delete<K>(api: &Api<K>, name: &str, uid: Option<&str>, force: bool, doing: &str) -> PortResult<()>
+where
+    K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    let params = DeleteParams {
+        preconditions: Some(Preconditions { uid: uid.map(str::to_owned), resource_version: None }),
+        grace_period_seconds: force.then_some(0),
+        ..DeleteParams::default()
+    };
+    match api.delete(name, &params).await {
+        Ok(_) => Ok(()),
+        // 409: the UID is another's.
+        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
+        Err(error) => Err(port_error(doing, &error)),
+    }
+}
+
+fn source_of(migration: &Migration) -> PortResult<&SourceStatus> {
+    let source = migration.status.as_ref().and_then(|s| s.source.as_ref());
+    source.ok_or_else(|| PortError::permanent("the Migration's status names no source"))
+}
+
+fn replacement_of(migration: &Migration) -> PortResult<&ReplacementStatus> {
+    let replacement = migration.status.as_ref().and_then(|s| s.replacement.as_ref());
+    replacement.ok_or_else(|| PortError::permanent("the Migration's status names no replacement"))
+}

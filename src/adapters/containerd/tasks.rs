@@ -1,0 +1,185 @@
+//! Tasks: freeze, thaw, kill, and what is known of them.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use containerd_client::{
+    services::v1::{
+        Container, GetRequest, KillRequest, ListContainersRequest, MetricsRequest, PauseTaskRequest, ResumeTaskRequest,
+        containers_client::ContainersClient, tasks_client::TasksClient,
+    },
+    types::v1::Status as ProcessStatus,
+};
+use tonic::{Code, transport::Channel};
+
+use super::{Containerd, LARGEST_ANSWER, TASK_CALL, failure, metrics, request, task_request};
+use crate::{
+    domain::ids::is_uid,
+    ports::{Failure, PortError, PortResult, Runtime, Task, TaskState},
+};
+
+const POD_UID: &str = "io.kubernetes.pod.uid";
+const CONTAINER_NAME: &str = "io.kubernetes.container.name";
+/// containerd's CRI plugin labels what it makes: `sandbox` or `container`.
+const KIND: &str = "io.cri-containerd.kind";
+const SIGKILL: u32 = 9;
+
+/// Between two looks at a task that is being paused. Not a guess at how long it takes, only how often it is asked.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+impl Containerd {
+    fn tasks_client(&self) -> TasksClient<Channel> {
+        TasksClient::new(self.channel.clone()).max_decoding_message_size(LARGEST_ANSWER)
+    }
+
+    /// State of a container's task; [`TaskState::Stopped`] where it has none.
+    async fn state(&self, id: &str) -> PortResult<TaskState> {
+        let get = GetRequest { container_id: id.to_owned(), exec_id: String::new() };
+        match self.tasks_client().get(task_request(get)).await {
+            Ok(answer) => {
+                let status = answer.into_inner().process.map_or(ProcessStatus::Unknown, |process| process.status());
+                task_state(status)
+                    .ok_or_else(|| PortError::transient(format!("containerd does not know the state of task {id}; its shim may have died")))
+            }
+            Err(status) if status.code() == Code::NotFound => Ok(TaskState::Stopped),
+            Err(status) => Err(failure(&format!("read the state of task {id}"), &status)),
+        }
+    }
+
+    /// Waits until the freezer has taken every process. `PAUSING` counts as paused in [`TaskState`], so it is told apart here.
+    async fn wait_paused(&self, id: &str) -> PortResult<()> {
+        let get = || GetRequest { container_id: id.to_owned(), exec_id: String::new() };
+        let paused = async {
+            loop {
+                let answer =
+                    self.tasks_client().get(task_request(get())).await.map_err(|status| failure(&format!("see task {id} paused"), &status))?;
+                match answer.into_inner().process.map(|process| process.status()) {
+                    Some(ProcessStatus::Paused) => return Ok(()),
+                    Some(ProcessStatus::Pausing) => tokio::time::sleep(LOOK_AGAIN).await,
+                    other => return Err(PortError::transient(format!("task {id} did not stay paused: it is {other:?}"))),
+                }
+            }
+        };
+        tokio::time::timeout(TASK_CALL, paused).await.unwrap_or_else(|_| {
+            Err(PortError::transient(format!("task {id} was not paused within {TASK_CALL:?}; a process in it may be stuck in the kernel")))
+        })
+    }
+}
+
+#[async_trait]
+impl Runtime for Containerd {
+    async fn tasks(&self, pod_uid: &str) -> PortResult<Vec<Task>> {
+        if !is_uid(pod_uid) {
+            return Err(PortError::permanent(format!("{pod_uid:?} is no pod UID")));
+        }
+        let list = ListContainersRequest { filters: vec![format!("labels.\"{POD_UID}\"=={pod_uid}")] };
+        let containers = ContainersClient::new(self.channel.clone())
+            .max_decoding_message_size(LARGEST_ANSWER)
+            .list(request(list))
+            .await
+            .map_err(|status| failure(&format!("list the containers of pod {pod_uid}"), &status))?
+            .into_inner()
+            .containers;
+        let mut tasks = Vec::new();
+        for container in containers.into_iter().filter(is_workload) {
+            let restored_from = match self.restored_from(&container.id).await {
+                // Removed since it was listed: it is no container of the pod any more.
+                Err(error) if error.kind == Failure::NotFound => continue,
+                other => other?,
+            };
+            let state = self.state(&container.id).await?;
+            let name = container.labels.get(CONTAINER_NAME).cloned().unwrap_or_default();
+            tasks.push(Task { container: name, id: container.id, state, restored_from });
+        }
+        tasks.sort_by(|a, b| (&a.container, &a.id).cmp(&(&b.container, &b.id)));
+        Ok(tasks)
+    }
+
+    async fn pause(&self, id: &str) -> PortResult<()> {
+        let pause = PauseTaskRequest { container_id: id.to_owned() };
+        if let Err(status) = self.tasks_client().pause(task_request(pause)).await {
+            // runc refuses to pause what is paused; that is the wish fulfilled.
+            if self.state(id).await != Ok(TaskState::Paused) {
+                return Err(failure(&format!("pause task {id}"), &status));
+            }
+        }
+        self.wait_paused(id).await
+    }
+
+    async fn resume(&self, id: &str) -> PortResult<()> {
+        let resume = ResumeTaskRequest { container_id: id.to_owned() };
+        match self.tasks_client().resume(task_request(resume)).await {
+            Ok(_) => Ok(()),
+            Err(status) if status.code() == Code::NotFound => Ok(()),
+            Err(status) => match self.state(id).await? {
+                TaskState::Running | TaskState::Stopped => Ok(()),
+                TaskState::Created | TaskState::Paused => Err(failure(&format!("resume task {id}"), &status)),
+            },
+        }
+    }
+
+    async fn kill(&self, id: &str) -> PortResult<()> {
+        // With `all`, every process of the cgroup; runc thaws a frozen cgroup v1 after the signal, so that nothing but the signal is executed
+        // (MEASURED.md 1).
+        let kill = KillRequest { container_id: id.to_owned(), exec_id: String::new(), signal: SIGKILL, all: true };
+        match self.tasks_client().kill(task_request(kill)).await {
+            Ok(_) => Ok(()),
+            Err(status) if status.code() == Code::NotFound => Ok(()),
+            Err(status) => match self.state(id).await? {
+                TaskState::Stopped => Ok(()),
+                _ => Err(failure(&format!("kill task {id}"), &status)),
+            },
+        }
+    }
+
+    async fn cpu_nanos(&self, id: &str) -> PortResult<u64> {
+        let doing = format!("read the CPU time of task {id}");
+        let filter = MetricsRequest { filters: vec![format!("id=={id}")] };
+        let answer = self.tasks_client().metrics(task_request(filter)).await.map_err(|status| failure(&doing, &status))?.into_inner();
+        let metric = answer
+            .metrics
+            .into_iter()
+            .find(|metric| metric.id == id)
+            .and_then(|metric| metric.data)
+            .ok_or_else(|| PortError::new(Failure::NotFound, format!("containerd could not {doing}: it has no such task")))?;
+        metrics::cpu_nanos(&metric).map_err(|problem| PortError::permanent(format!("could not {doing}: {problem}")))
+    }
+}
+
+/// Whether it is a container of the pod's spec, not its sandbox.
+fn is_workload(container: &Container) -> bool {
+    container.labels.get(KIND).is_none_or(|kind| kind != "sandbox") && container.labels.contains_key(CONTAINER_NAME)
+}
+
+/// None for a state that says nothing.
+fn task_state(status: ProcessStatus) -> Option<TaskState> {
+    match status {
+        ProcessStatus::Created => Some(TaskState::Created),
+        ProcessStatus::Running => Some(TaskState::Running),
+        ProcessStatus::Paused | ProcessStatus::Pausing => Some(TaskState::Paused),
+        ProcessStatus::Stopped => Some(TaskState::Stopped),
+        ProcessStatus::Unknown => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labelled(labels: &[(&str, &str)]) -> Container {
+        Container { labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(), ..Container::default() }
+    }
+
+    #[test]
+    fn the_sandbox_is_no_container_of_the_pod() {
+        assert!(is_workload(&labelled(&[(KIND, "container"), (CONTAINER_NAME, "redis")])));
+        assert!(!is_workload(&labelled(&[(KIND, "sandbox"), (CONTAINER_NAME, "POD")])));
+        assert!(!is_workload(&labelled(&[(KIND, "sandbox")])));
+    }
+
+    #[test]
+    fn an_unknown_state_is_no_state() {
+        assert_eq!(task_state(ProcessStatus::Unknown), None);
+        assert_eq!(task_state(ProcessStatus::Pausing), Some(TaskState::Paused));
+    }
+}

@@ -1,0 +1,87 @@
+//! Docker's configuration of registry credentials, as pull Secrets hold it.
+
+use k8s_openapi::api::core::v1::Secret;
+use serde_json::{Map, Value};
+
+use crate::ports::PullCredential;
+
+/// Key of the configuration in a Secret of type `kubernetes.io/dockerconfigjson`.
+pub const KEY: &str = ".dockerconfigjson";
+/// Key in the older type `kubernetes.io/dockercfg`, whose value is the `auths` object itself.
+const OLD_KEY: &str = ".dockercfg";
+
+/// What is wrong with a pull Secret; never its content.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum DockerConfigError {
+    /// Neither key is there.
+    #[error("has neither .dockerconfigjson nor .dockercfg; is its type kubernetes.io/dockerconfigjson?")]
+    NoKey,
+    /// It is no JSON object of the expected shape.
+    #[error("does not hold a docker configuration")]
+    Malformed,
+}
+
+/// The `auths` of a pull Secret: registry → its entry.
+///
+/// # Errors
+/// Where the Secret holds no docker configuration.
+pub fn auths(secret: &Secret) -> Result<Map<String, Value>, DockerConfigError> {
+    let data = secret.data.as_ref().ok_or(DockerConfigError::NoKey)?;
+    let parse = |bytes: &[u8]| serde_json::from_slice::<Map<String, Value>>(bytes).map_err(|_| DockerConfigError::Malformed);
+    if let Some(bytes) = data.get(KEY) {
+        return match parse(&bytes.0)?.remove("auths") {
+            Some(Value::Object(auths)) => Ok(auths),
+            None => Ok(Map::new()),
+            Some(_) => Err(DockerConfigError::Malformed),
+        };
+    }
+    parse(&data.get(OLD_KEY).ok_or(DockerConfigError::NoKey)?.0)
+}
+
+/// The credentials of a pull Secret; entries without user and password are left out.
+///
+/// # Errors
+/// Where the Secret holds no docker configuration.
+pub fn credentials(secret: &Secret) -> Result<Vec<PullCredential>, DockerConfigError> {
+    Ok(auths(secret)?.into_iter().filter_map(|(registry, entry)| credential(registry, &entry)).collect())
+}
+
+fn credential(registry: String, entry: &Value) -> Option<PullCredential> {
+    let text = |field: &str| entry.get(field).and_then(Value::as_str).map(str::to_owned);
+    let (username, password) = match (text("username"), text("password")) {
+        (Some(username), Some(password)) => (username, password),
+        _ => {
+            use base64::Engine as _;
+            let decoded = base64::engine::general_purpose::STANDARD.decode(text("auth")?).ok()?;
+            let (username, password) = String::from_utf8(decoded).ok()?.split_once(':').map(|(u, p)| (u.to_owned(), p.to_owned()))?;
+            (username, password)
+        }
+    };
+    Some(PullCredential { registry, username, password })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::ByteString;
+
+    fn secret(key: &str, value: &str) -> Secret {
+        Secret { data: Some([(key.to_owned(), ByteString(value.as_bytes().to_vec()))].into()), ..Secret::default() }
+    }
+
+    #[test]
+    fn both_shapes_and_both_keys_are_read() {
+        let plain = credentials(&secret(KEY, r#"{"auths":{"r.example":{"username":"u","password":"p"}}}"#)).unwrap();
+        let packed = credentials(&secret(OLD_KEY, r#"{"r.example":{"auth":"dTpw"}}"#)).unwrap();
+        assert_eq!(plain, packed);
+        assert_eq!((plain[0].username.as_str(), plain[0].password.as_str()), ("u", "p"));
+    }
+
+    #[test]
+    fn a_broken_secret_is_told_without_its_content() {
+        assert_eq!(auths(&secret("password", "x")).unwrap_err(), DockerConfigError::NoKey);
+        let error = auths(&secret(KEY, "s3cret")).unwrap_err();
+        assert!(!error.to_string().contains("s3cret"));
+        assert!(!format!("{:?}", credentials(&secret(KEY, r#"{"auths":{"r":{"username":"u","password":"s3cret"}}}"#)).unwrap()).contains("s3cret"));
+    }
+}

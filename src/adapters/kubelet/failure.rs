@@ -1,0 +1,161 @@
+//! What the kubelet's refusals mean, and what to do about each.
+
+use std::{
+    fs::File,
+    io::{Read as _, Seek as _, SeekFrom},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use reqwest::{StatusCode, Url};
+
+use crate::ports::{Failure, PortError};
+
+/// How much of the end of CRIU's log is read, in bytes. Its cause stands in the last lines.
+const TAIL: u64 = 64 << 10;
+
+/// How much of a kubelet's body goes into a message, in characters.
+const EXCERPT: usize = 400;
+
+/// No answer at all.
+pub(super) fn unreachable(url: &Url, limit: Duration, error: &reqwest::Error) -> PortError {
+    if error.is_timeout() {
+        return PortError::transient(format!(
+            "the kubelet at {url} did not answer within {limit:?}; give the migration a longer freeze budget, or see the kubelet's log"
+        ));
+    }
+    PortError::transient(format!("the kubelet at {url} cannot be reached: {}", chain(error)))
+}
+
+/// reqwest keeps the cause (a refused connection, an unknown issuer) in its sources.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// An answer that is none of the 2xx; `logged` is a line of CRIU's log that explains it.
+pub(super) fn refused(status: StatusCode, body: &str, logged: Option<String>) -> PortError {
+    let excerpt: String = body.trim().chars().take(EXCERPT).collect();
+    match status {
+        StatusCode::UNAUTHORIZED => PortError::permanent(
+            "the kubelet does not know the agent (401): give it a service account token and set authentication.webhook.enabled in the kubelet's configuration, \
+             or a client certificate that its clientCAFile signed (Secret kubelet-client-certs)",
+        ),
+        StatusCode::FORBIDDEN => PortError::permanent(format!(
+            "the kubelet refuses the agent (403): bind a ClusterRole with verb create on nodes/checkpoint (and get on nodes/proxy for its pods) to the agent's \
+             service account: {excerpt}"
+        )),
+        StatusCode::NOT_FOUND if excerpt.contains("does not exist") || excerpt.contains("not found in pod") => {
+            PortError::new(Failure::NotFound, format!("the kubelet knows no such pod or container: {excerpt}"))
+        }
+        StatusCode::NOT_FOUND => PortError::permanent(format!(
+            "the kubelet has no checkpoint API (404): enable the feature gate ContainerCheckpoint (on by default since Kubernetes 1.30), or the pod is gone: {excerpt}"
+        )),
+        _ => checkpoint_failed(status, &excerpt, body, logged),
+    }
+}
+
+fn checkpoint_failed(status: StatusCode, excerpt: &str, body: &str, logged: Option<String>) -> PortError {
+    let cause = logged.or_else(|| criu_line(body)).unwrap_or_else(|| excerpt.to_owned());
+    let remedy = remedy(&format!("{body} {cause}"));
+    let message = format!("the kubelet answered {}: {cause}{remedy}", status.as_u16());
+    // What CRIU refuses it refuses again; anything else of a 5xx may pass.
+    let kind = if remedy.is_empty() && status.is_server_error() { Failure::Transient } else { Failure::Permanent };
+    PortError::new(kind, message)
+}
+
+/// The part that names CRIU's cause: the last of its error lines, else where runc says that CRIU failed.
+fn criu_line(text: &str) -> Option<String> {
+    // Go prints a nested error with escaped line ends.
+    let text = text.replace("\\n", "\n");
+    let last_with = |sign: &str| text.lines().rev().find_map(|line| line.find(sign).map(|at| line[at..].trim().chars().take(EXCERPT).collect()));
+    last_with("Error (").or_else(|| last_with("criu failed"))
+}
+
+fn remedy(text: &str) -> &'static str {
+    const REMEDIES: [(&str, &str); 8] = [
+        ("criu support is disabled", "; set enable_criu = true in containerd's CRI configuration"),
+        ("criu binary not found", "; install CRIU on the node (drover check names the version)"),
+        ("Unimplemented", "; this runtime has no checkpoint: containerd 2.0 or CRI-O with enable_criu_support is needed"),
+        ("unimplemented", "; this runtime has no checkpoint: containerd 2.0 or CRI-O with enable_criu_support is needed"),
+        ("tcp-established", "; add tcp-close to /etc/criu/runc.conf on both nodes (drover node setup does it)"),
+        ("file-locks", "; add file-locks to /etc/criu/runc.conf on both nodes (drover node setup does it)"),
+        ("ghost-limit", "; raise ghost-limit in /etc/criu/runc.conf on both nodes"),
+        ("Can't get rlimit", "; CRIU needs CAP_SYS_RESOURCE on this node to checkpoint a container that does not run as root"),
+    ];
+    REMEDIES.iter().find(|(sign, _)| text.contains(sign)).map_or("", |(_, remedy)| remedy)
+}
+
+/// CRIU's own cause, where the error names a log that this node still has (`log file: /…/dump.log`).
+pub(super) fn cause_in_log_named_by(body: &str) -> Option<String> {
+    last_error_line(&log_path(body)?)
+}
+
+fn log_path(body: &str) -> Option<PathBuf> {
+    let end = body.find("dump.log")? + "dump.log".len();
+    let start = body[..end].rfind(|c: char| c.is_whitespace() || "\"'(`=".contains(c)).map_or(0, |at| at + 1);
+    let path = Path::new(&body[start..end]);
+    // Only an absolute path without `..`: the text comes from outside, and the agent runs as root.
+    let plain = path.is_absolute() && !path.components().any(|part| matches!(part, std::path::Component::ParentDir));
+    plain.then(|| path.to_owned())
+}
+
+fn last_error_line(log: &Path) -> Option<String> {
+    let mut file = File::open(log).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(TAIL).read_to_end(&mut bytes).ok()?;
+    // The very last error is CRIU's summary (`Dumping FAILED`); the one before it says why.
+    let text = String::from_utf8_lossy(&bytes);
+    let line = text.lines().rfind(|line| line.contains("Error (") && !line.contains("Dumping FAILED"))?;
+    line.find("Error (").map(|at| line[at..].chars().take(EXCERPT).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_has_its_kind_and_remedy() {
+        for (status, body, kind, words) in [
+            (401, "Unauthorized", Failure::Permanent, "kubelet-client-certs"),
+            (403, "Forbidden (user=x, verb=create, resource=nodes, subresource=checkpoint)", Failure::Permanent, "nodes/checkpoint"),
+            (404, "404 page not found", Failure::Permanent, "ContainerCheckpoint"),
+            (404, "pod does not exist", Failure::NotFound, "no such pod"),
+            (500, "checkpointing of a/b/c failed (criu support is disabled by configuration)", Failure::Permanent, "enable_criu"),
+            (500, "connection reset", Failure::Transient, "connection reset"),
+        ] {
+            let error = refused(StatusCode::from_u16(status).unwrap(), body, None);
+            assert_eq!(error.kind, kind, "{status} {body}");
+            assert!(error.message.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn of_a_long_error_crius_line_is_kept() {
+        let body = "checkpointing of a/b/c failed (rpc error: code = Unknown desc = checkpointing container \"x\" failed: runc did not terminate: \
+                    exit status 1: criu failed: type DUMP errno 0\nlog file: /run/containerd/x/dump.log)";
+        let error = refused(StatusCode::INTERNAL_SERVER_ERROR, body, None);
+        assert!(error.message.contains("criu failed: type DUMP errno 0"), "{error}");
+        assert!(!error.message.contains("rpc error"), "{error}");
+        assert_eq!(log_path(body), Some(PathBuf::from("/run/containerd/x/dump.log")));
+        assert_eq!(log_path("see /a/../etc/dump.log"), None);
+    }
+
+    #[test]
+    fn the_log_says_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("dump.log");
+        std::fs::write(&log, "(00.1) Info\n(00.2) Error (criu/sk-inet.c:191): inet: Connected TCP socket, consider using --tcp-established option.\n(00.3) Error (criu/cr-dump.c:2111): Dumping FAILED.\n").unwrap();
+        let body = format!("criu failed: type NOTIFY errno 0\nlog file: {}", log.display());
+        let error = refused(StatusCode::INTERNAL_SERVER_ERROR, &body, cause_in_log_named_by(&body));
+        assert_eq!(error.kind, Failure::Permanent);
+        assert!(error.message.contains("Connected TCP socket") && error.message.contains("runc.conf"), "{error}");
+    }
+}

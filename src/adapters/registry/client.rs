@@ -1,0 +1,210 @@
+//! The few verbs of the distribution API that Drover uses.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::Stream;
+use reqwest::{
+    Body, Client, Method, RequestBuilder, Response, StatusCode, Url,
+    header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, LOCATION},
+};
+
+use crate::{
+    domain::{
+        ids::Digest,
+        image::{Blob, MANIFEST_MEDIA_TYPE, digest_of},
+    },
+    ports::{Failure, PortError, PortResult},
+};
+
+/// Manifests that are asked for. Docker's own form too: base images often have it.
+const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";
+
+/// Largest manifest that is taken, in bytes: as large as registries take them.
+const LARGEST_MANIFEST: usize = 4 << 20;
+
+/// How long a call without a body of size may take. A blob's stream has no limit here: the migration's deadline ends it.
+const SHORT_CALL: Duration = Duration::from_secs(30);
+
+/// A manifest with its media type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Manifest {
+    pub(super) media_type: String,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl Manifest {
+    pub(super) fn digest(&self) -> Digest {
+        digest_of(&self.bytes)
+    }
+}
+
+/// One registry.
+#[derive(Debug, Clone)]
+pub(super) struct Distribution {
+    http: Client,
+    base: Url,
+}
+
+impl Distribution {
+    pub(super) fn new(http: Client, base: Url) -> Self {
+        Self { http, base }
+    }
+
+    fn url(&self, repository: &str, kind: &str, reference: &str) -> PortResult<Url> {
+        self.base
+            .join(&format!("/v2/{repository}/{kind}/{reference}"))
+            .map_err(|error| PortError::permanent(format!("{repository} names no repository: {error}")))
+    }
+
+    async fn send(&self, request: RequestBuilder, doing: &str) -> PortResult<Response> {
+        request.send().await.map_err(|error| PortError::transient(format!("could not {doing}: {}", chain(&error))))
+    }
+
+    /// Size of a blob in bytes, none where the repository does not have it.
+    pub(super) async fn blob_size(&self, repository: &str, digest: &Digest) -> PortResult<Option<u64>> {
+        let doing = format!("look for blob {digest}");
+        let answer = self.send(self.http.head(self.url(repository, "blobs", digest.as_str())?).timeout(SHORT_CALL), &doing).await?;
+        match answer.status() {
+            StatusCode::OK => Ok(answer.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok())),
+            StatusCode::NOT_FOUND => Ok(None),
+            _ => Err(refused(answer, &doing).await),
+        }
+    }
+
+    /// A manifest by tag or digest.
+    pub(super) async fn manifest(&self, repository: &str, reference: &str) -> PortResult<Option<Manifest>> {
+        let doing = format!("read manifest {repository}:{reference}");
+        let request = self.http.get(self.url(repository, "manifests", reference)?).header(ACCEPT, MANIFESTS).timeout(SHORT_CALL);
+        let answer = self.send(request, &doing).await?;
+        match answer.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND => return Ok(None),
+            _ => return Err(refused(answer, &doing).await),
+        }
+        let media_type = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or(MANIFEST_MEDIA_TYPE).to_owned();
+        let bytes = answer.bytes().await.map_err(|error| PortError::transient(format!("could not {doing}: {}", chain(&error))))?;
+        if bytes.len() > LARGEST_MANIFEST {
+            return Err(PortError::permanent(format!("manifest {repository}:{reference} is larger than {LARGEST_MANIFEST} bytes")));
+        }
+        Ok(Some(Manifest { media_type, bytes: bytes.to_vec() }))
+    }
+
+    /// Stores a manifest under a tag or its digest; every blob that it names must be there.
+    pub(super) async fn put_manifest(&self, repository: &str, reference: &str, manifest: &Manifest) -> PortResult<()> {
+        let doing = format!("store manifest {repository}:{reference}");
+        let request = self.http.put(self.url(repository, "manifests", reference)?).header(CONTENT_TYPE, &manifest.media_type).timeout(SHORT_CALL);
+        let answer = self.send(request.body(manifest.bytes.clone()), &doing).await?;
+        if answer.status() == StatusCode::CREATED { Ok(()) } else { Err(refused(answer, &doing).await) }
+    }
+
+    /// Deletes a manifest or a blob from a repository; nothing happens where it is gone.
+    pub(super) async fn delete(&self, repository: &str, kind: &str, digest: &Digest) -> PortResult<()> {
+        let doing = format!("delete {digest} from {repository}");
+        let answer = self.send(self.http.delete(self.url(repository, kind, digest.as_str())?).timeout(SHORT_CALL), &doing).await?;
+        match answer.status() {
+            StatusCode::ACCEPTED | StatusCode::OK | StatusCode::NO_CONTENT | StatusCode::NOT_FOUND => Ok(()),
+            _ => Err(refused(answer, &doing).await),
+        }
+    }
+
+    /// Begins an upload. Some registries name its place with their own host, which may not be the way that we came: only path and query are taken.
+    async fn begin(&self, repository: &str) -> PortResult<Url> {
+        let doing = format!("begin an upload to {repository}");
+        let answer =
+            self.send(self.http.post(self.url(repository, "blobs", "uploads/")?).header(CONTENT_LENGTH, 0).timeout(SHORT_CALL), &doing).await?;
+        if answer.status() == StatusCode::ACCEPTED { self.location(&answer, &doing) } else { Err(refused(answer, &doing).await) }
+    }
+
+    fn location(&self, answer: &Response, doing: &str) -> PortResult<Url> {
+        let text = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let place = answer.url().join(text).ok().filter(|url| url.path().starts_with("/v2/"));
+        let place =
+            place.ok_or_else(|| PortError::permanent(format!("could not {doing}: the registry named no place for it (Location: {text:?})")))?;
+        let mut url = self.base.clone();
+        url.set_path(place.path());
+        url.set_query(place.query());
+        Ok(url)
+    }
+
+    async fn finish(&self, request: RequestBuilder, digest: &Digest) -> PortResult<()> {
+        let doing = format!("store blob {digest}");
+        let answer = self.send(request, &doing).await?;
+        if answer.status() == StatusCode::CREATED { Ok(()) } else { Err(refused(answer, &doing).await) }
+    }
+
+    /// Stores a blob whose digest is known, in one request.
+    pub(super) async fn put_blob(&self, repository: &str, digest: &Digest, size: u64, body: Body) -> PortResult<()> {
+        let place = with_digest(self.begin(repository).await?, digest);
+        self.finish(self.upload(Method::PUT, place, size, body), digest).await
+    }
+
+    /// Stores a small blob, unless it is there.
+    pub(super) async fn ensure_blob(&self, repository: &str, blob: &Blob) -> PortResult<()> {
+        if self.blob_size(repository, &blob.digest).await?.is_some() {
+            return Ok(());
+        }
+        self.put_blob(repository, &blob.digest, blob.bytes.len() as u64, blob.bytes.clone().into()).await
+    }
+
+    /// Stores a blob whose digest is known only at its end. The stream comes first, in one PATCH; then `digest` is asked, and the registry compares it.
+    pub(super) async fn stream_blob<S>(
+        &self,
+        repository: &str,
+        size: u64,
+        stream: S,
+        digest: impl Future<Output = PortResult<Digest>>,
+    ) -> PortResult<Digest>
+    where
+        S: Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+    {
+        let doing = format!("send the layer to {repository}");
+        let place = self.begin(repository).await?;
+        let answer = self.send(self.upload(Method::PATCH, place, size, Body::wrap_stream(stream)), &doing).await?;
+        if answer.status() != StatusCode::ACCEPTED {
+            return Err(refused(answer, &doing).await);
+        }
+        let place = self.location(&answer, &doing)?;
+        let digest = digest.await?;
+        self.finish(self.http.put(with_digest(place, &digest)).header(CONTENT_LENGTH, 0), &digest).await?;
+        Ok(digest)
+    }
+
+    fn upload(&self, method: Method, place: Url, size: u64, body: Body) -> RequestBuilder {
+        self.http.request(method, place).header(CONTENT_TYPE, "application/octet-stream").header(CONTENT_LENGTH, size).body(body)
+    }
+}
+
+fn with_digest(mut place: Url, digest: &Digest) -> Url {
+    place.query_pairs_mut().append_pair("digest", digest.as_str());
+    place
+}
+
+/// reqwest keeps the cause (an unknown issuer, a refused connection) in its sources.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// A refusal of a registry, or of the agent in front of it.
+async fn refused(answer: Response, doing: &str) -> PortError {
+    let status = answer.status();
+    let body: String = answer.text().await.unwrap_or_default().chars().take(300).collect();
+    let (kind, remedy) = match status {
+        // The agent of the destination learns of a migration from its own watch, which may lag behind ours.
+        StatusCode::FORBIDDEN => (Failure::Transient, " (the destination's agent does not expect this push)"),
+        StatusCode::UNAUTHORIZED => (Failure::Permanent, " (the registry wants a login: Drover's own has none)"),
+        StatusCode::NOT_FOUND => (Failure::NotFound, ""),
+        StatusCode::METHOD_NOT_ALLOWED => (Failure::Permanent, " (is storage.delete.enabled set in the registry's configuration?)"),
+        StatusCode::INSUFFICIENT_STORAGE => (Failure::Permanent, " (the destination's disk is full)"),
+        StatusCode::TOO_MANY_REQUESTS => (Failure::Transient, ""),
+        _ if status.is_server_error() => (Failure::Transient, " (see the registry's log; a full disk shows like this too)"),
+        _ => (Failure::Permanent, ""),
+    };
+    PortError::new(kind, format!("could not {doing}: the registry answered {}{remedy}: {}", status.as_u16(), body.trim()))
+}

@@ -1,0 +1,248 @@
+//! The destination side: base images, verification, the look at the restored containers, confirmation, cleaning.
+//!
+//! # Guarantees
+//! `restored` is attested only for containers that the runtime says were restored from this migration's image, that are the only ones of their
+//! name, and whose checkpoint is out of reach by then (I5, R16). Nothing is attested from the list of pods alone.
+
+mod restore;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+
+use crate::{
+    api::{
+        Attestation, AttestationStatus, MigrationStatus, Role,
+        attestation::{At, Prepared, Pushed, PushedImage, Remark, attestation_name},
+    },
+    domain::{
+        attest::{DestinationAction, destination_next},
+        ids::Digest,
+        keys,
+    },
+    ports::{AgentApi, Clock, Failure, Images, Kubelet, LocalRegistry, PortError, PortResult, Runtime},
+};
+
+/// How long a step before the release may fail in ways that pass before the migration is given up.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How soon a step that waits for the registry or the runtime is taken again.
+const SOON: Duration = Duration::from_millis(100);
+
+/// What the destination side needs.
+pub struct DestinationParts {
+    /// Name of this node.
+    pub node: String,
+    /// Its runtime's tasks.
+    pub runtime: Arc<dyn Runtime>,
+    /// Its runtime's images.
+    pub images: Arc<dyn Images>,
+    /// Its kubelet.
+    pub kubelet: Arc<dyn Kubelet>,
+    /// Its registry.
+    pub registry: Arc<dyn LocalRegistry>,
+    /// The API server.
+    pub api: Arc<dyn AgentApi>,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// `host:port` at which this agent takes pushes.
+    pub push_address: String,
+}
+
+/// The destination side of a node's agent.
+pub struct DestinationAgent {
+    parts: DestinationParts,
+    /// Migration UID → when a step before the release began to fail.
+    failing: Mutex<HashMap<String, Timestamp>>,
+}
+
+/// One migration as the destination agent sees it now.
+struct Look {
+    /// The Migration's status.
+    course: MigrationStatus,
+    own: Attestation,
+    status: AttestationStatus,
+    source: AttestationStatus,
+}
+
+impl Look {
+    fn uid(&self) -> &str {
+        &self.own.spec.migration_uid
+    }
+
+    fn repository(&self) -> PortResult<&str> {
+        let repository = self.course.destination.as_ref().map(|d| d.repository.as_str()).filter(|name| crate::domain::ids::is_repository(name));
+        repository.ok_or_else(|| PortError::permanent("status.destination.repository is not one of Drover's"))
+    }
+
+    /// Container → base image.
+    fn bases(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.course.source.iter().flat_map(|source| source.containers.iter().map(|c| (c.name.as_str(), c.image.as_str())))
+    }
+}
+
+impl DestinationAgent {
+    /// The destination side of a node's agent.
+    #[must_use]
+    pub fn new(parts: DestinationParts) -> Self {
+        Self { parts, failing: Mutex::default() }
+    }
+
+    /// Takes steps for one migration until there is none to take; returns when to look again though nothing changes.
+    ///
+    /// # Errors
+    /// What a port said; the same step is taken again later.
+    pub async fn reconcile(&self, namespace: &str, migration: &str) -> PortResult<Option<Duration>> {
+        loop {
+            let Some(look) = self.look(namespace, migration).await? else { return Ok(None) };
+            let action = destination_next(&look.course, &look.status, &look.source);
+            let done = match action {
+                DestinationAction::Wait => return Ok(None),
+                DestinationAction::Prepare => self.prepare(&look).await.map(|()| true),
+                DestinationAction::Verify => self.verify(&look).await,
+                DestinationAction::Restore => self.restore(&look).await,
+                DestinationAction::Confirm => self.confirm(&look).await.map(|()| true),
+                DestinationAction::CleanAfterCommit => self.clean_after_commit(&look).await.map(|()| true),
+                DestinationAction::CleanAfterRollback => self.clean_after_rollback(&look).await.map(|()| true),
+            };
+            match done {
+                Ok(true) => {
+                    tracing::info!(migration, namespace, ?action, "destination");
+                    self.recovered(look.uid());
+                }
+                Ok(false) => return Ok(Some(SOON)),
+                Err(error) => self.failed(&look, action, error).await?,
+            }
+        }
+    }
+
+    async fn look(&self, namespace: &str, name: &str) -> PortResult<Option<Look>> {
+        let Some(migration) = self.parts.api.migration(namespace, name).await? else { return Ok(None) };
+        let uid = migration.metadata.uid.clone().unwrap_or_default();
+        let own = self.parts.api.attestation(namespace, &attestation_name(name, Role::Destination)).await?;
+        let Some(own) = own.filter(|a| a.spec.migration_uid == uid && a.spec.node_name == self.parts.node) else { return Ok(None) };
+        let source = self.parts.api.attestation(namespace, &attestation_name(name, Role::Source)).await?;
+        let source = source.filter(|a| a.spec.migration_uid == uid).and_then(|a| a.status).unwrap_or_default();
+        let status = own.status.clone().unwrap_or_default();
+        let course = migration.status.unwrap_or_default();
+        Ok(Some(Look { course, own, status, source }))
+    }
+
+    /// Before the release a failure that does not pass ends the migration; later ones are tried for ever.
+    async fn failed(&self, look: &Look, action: DestinationAction, error: PortError) -> PortResult<()> {
+        let before_release = matches!(action, DestinationAction::Prepare | DestinationAction::Verify);
+        if error.kind == Failure::Conflict || !before_release {
+            return Err(error);
+        }
+        let now = self.parts.clock.now();
+        let since = *self.failing.lock().unwrap_or_else(std::sync::PoisonError::into_inner).entry(look.uid().to_owned()).or_insert(now);
+        let patience_is_over = Duration::try_from(now.duration_since(since)).unwrap_or_default() > PATIENCE;
+        if error.kind == Failure::Permanent || patience_is_over {
+            return self.attest_failure(look, &error.message).await;
+        }
+        Err(error)
+    }
+
+    fn recovered(&self, migration_uid: &str) {
+        self.failing.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(migration_uid);
+    }
+
+    async fn attest_failure(&self, look: &Look, message: &str) -> PortResult<()> {
+        if look.status.failure.as_ref().is_some_and(|failure| failure.message == message) {
+            return Ok(());
+        }
+        let remark = Remark { at: self.now(), message: message.to_owned() };
+        self.attest(look, |status| status.failure = Some(remark)).await
+    }
+
+    async fn attest(&self, look: &Look, change: impl FnOnce(&mut AttestationStatus)) -> PortResult<()> {
+        let mut status = look.status.clone();
+        change(&mut status);
+        self.parts.api.attest(&look.own, &status).await.map(drop)
+    }
+
+    /// Base images on the node under `name@digest`, where the restore looks for them (FACTS.md 2.3), and their blobs in the registry, so that
+    /// the tags can name them later.
+    async fn prepare(&self, look: &Look) -> PortResult<()> {
+        let credentials = self.parts.api.pull_credentials(look.uid()).await?;
+        let repository = look.repository()?;
+        for (container, image) in look.bases() {
+            let doing = || format!("the base image {image} of container {container}");
+            self.parts.images.ensure(image, &credentials).await.map_err(|e| e.context(&format!("failed to pull {}", doing())))?;
+            let manifest = self.parts.images.manifest(image).await.map_err(|e| e.context(&format!("failed to read {}", doing())))?;
+            self.parts.registry.adopt_base(repository, &manifest).await.map_err(|e| e.context(&format!("failed to store {}", doing())))?;
+        }
+        let prepared = Prepared { at: self.now(), push_address: self.parts.push_address.clone(), pull_address: keys::PULL_ADDRESS.to_owned() };
+        self.attest(look, |status| status.prepared = Some(prepared)).await
+    }
+
+    /// I7: what the source says is a hint; what the registry holds counts.
+    async fn verify(&self, look: &Look) -> PortResult<bool> {
+        let repository = look.repository()?;
+        let voted = look.source.vote.as_ref().map(|vote| vote.images.as_slice()).unwrap_or_default();
+        let mut found: Vec<PushedImage> = vec![];
+        for image in voted {
+            match self.parts.registry.image(repository, &image.container).await? {
+                Some(stored) if stored == *image => found.push(stored),
+                Some(stored) => {
+                    let message =
+                        format!("the registry holds {} for container {}, the source voted for {}", stored.digest, image.container, image.digest);
+                    return Err(PortError::transient(message));
+                }
+                None => return Err(PortError::transient(format!("the registry does not hold the image of container {} yet", image.container))),
+            }
+        }
+        let at = self.now();
+        self.attest(look, |status| status.ready = Some(Pushed { at, images: found })).await?;
+        Ok(true)
+    }
+
+    async fn clean_after_commit(&self, look: &Look) -> PortResult<()> {
+        let digests: Vec<Digest> = look.course.containers.iter().filter_map(|c| Digest::parse(&c.digest).ok()).collect();
+        self.parts.registry.purge_images(look.repository()?, &digests).await?;
+        let at = self.now();
+        self.attest(look, |status| status.cleaned = Some(At { at })).await
+    }
+
+    async fn clean_after_rollback(&self, look: &Look) -> PortResult<()> {
+        let repository = look.repository()?;
+        for (container, _) in look.bases() {
+            self.parts.images.remove(&keys::checkpoint_image(repository, container)).await?;
+        }
+        self.parts.registry.purge_repository(repository).await?;
+        let at = self.now();
+        self.attest(look, |status| status.cleaned = Some(At { at })).await
+    }
+
+    /// Removes repositories that no active migration and no pod of this node needs any more.
+    ///
+    /// # Errors
+    /// What a port said; the next sweep tries again.
+    pub async fn sweep(&self) -> PortResult<()> {
+        // In this order: a repository that was there before the lists were read, and is in neither, belongs to nobody.
+        let stored = self.parts.registry.repositories().await?;
+        if stored.is_empty() {
+            return Ok(());
+        }
+        let active = self.parts.api.active_repositories().await?;
+        let pods = self.parts.kubelet.pods().await?;
+        let used = |repository: &str| {
+            let prefix = format!("{}/{repository}:", keys::PULL_ADDRESS);
+            let specs = pods.iter().filter_map(|pod| pod.spec.as_ref());
+            specs.flat_map(|spec| &spec.containers).any(|c| c.image.as_ref().is_some_and(|image| image.starts_with(&prefix)))
+        };
+        for repository in stored.iter().filter(|name| !active.contains(name) && !used(name)) {
+            tracing::info!(repository, "no migration and no pod needs this repository any more");
+            self.parts.registry.purge_repository(repository).await?;
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> MicroTime {
+        MicroTime(self.parts.clock.now())
+    }
+}

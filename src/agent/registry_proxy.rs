@@ -1,0 +1,102 @@
+//! The agent's two doors to the registry, which itself listens on a unix socket only (DESIGN.md 7).
+//!
+//! ```text
+//! this node's runtime ── http, 127.0.0.1:5785 ──▶ pull door: GET and HEAD of one repository's manifests and blobs ─┐
+//!                                                                                                                  ├─▶ unix socket ─▶ registry
+//! another node's agent ── mTLS, HOST_IP:5786 ───▶ push door: only what `may_push` grants to that node, now ────────┘
+//! ```
+//!
+//! Checkpoint images hold the memory of processes. Neither door lists anything: who wants a checkpoint must know its repository's 128 random bits,
+//! and, for the push door, hold a certificate of the node that the migration leaves. Bodies are streamed both ways, never kept.
+
+mod forward;
+mod route;
+mod tls;
+
+use std::{future::Future, io, net::SocketAddr, net::TcpListener, sync::Arc, time::Duration};
+
+use axum::{
+    Extension, Router,
+    body::Body,
+    extract::Request,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse as _, Response},
+};
+use axum_server::{Handle, tls::TlsInfo, tls_rustls::RustlsConfig};
+
+pub use forward::Upstream;
+pub use tls::{TlsError, server_config};
+
+/// How long a new connection may take until its first request: neither runtime nor agent waits, a port scanner does.
+const FIRST_REQUEST: Duration = Duration::from_secs(10);
+
+/// Whether a node's agent may push to a repository at this moment: `(repository, node)`.
+pub type MayPush = Arc<dyn Fn(&str, &str) -> bool + Send + Sync>;
+
+/// Serves the pull door until `handle` ends it. `listener` is bound to loopback.
+///
+/// # Errors
+/// Where the listener cannot be used.
+pub fn serve_pulls(listener: TcpListener, upstream: Upstream, handle: Handle<SocketAddr>) -> io::Result<impl Future<Output = io::Result<()>>> {
+    listener.set_nonblocking(true)?;
+    let server = axum_server::from_tcp(listener)?.handle(handle).first_request_timeout(FIRST_REQUEST);
+    Ok(server.serve(pull_door(upstream).into_make_service()))
+}
+
+/// Serves the push door until `handle` ends it. `tls` comes from [`server_config`] and may be reloaded while it serves.
+///
+/// # Errors
+/// Where the listener cannot be used.
+pub fn serve_pushes(
+    listener: TcpListener,
+    upstream: Upstream,
+    tls: RustlsConfig,
+    may_push: MayPush,
+    handle: Handle<SocketAddr>,
+) -> io::Result<impl Future<Output = io::Result<()>>> {
+    listener.set_nonblocking(true)?;
+    let server = axum_server::from_tcp_rustls(listener, tls)?.handle(handle).first_request_timeout(FIRST_REQUEST);
+    Ok(server.serve(push_door(upstream, may_push).into_make_service()))
+}
+
+fn pull_door(upstream: Upstream) -> Router {
+    Router::new().fallback(move |request: Request| {
+        let upstream = upstream.clone();
+        async move {
+            match route::pull(request.method(), request.uri().path()) {
+                Ok(()) => upstream.forward(request).await,
+                Err(refusal) => refuse(refusal, "this door is for pulls of checkpoints by this node's runtime"),
+            }
+        }
+    })
+}
+
+fn push_door(upstream: Upstream, may_push: MayPush) -> Router {
+    Router::new().fallback(move |peer: Option<Extension<Arc<TlsInfo>>>, request: Request| {
+        let (upstream, may_push) = (upstream.clone(), Arc::clone(&may_push));
+        async move {
+            let Some(node) = peer.and_then(|Extension(info)| tls::node_of(&info.peer_certificates)) else {
+                return refuse(StatusCode::FORBIDDEN, "the client certificate names no node's agent");
+            };
+            match route::push(request.method(), request.uri().path()) {
+                Ok(repository) if may_push(repository, &node) => upstream.forward(request).await,
+                Ok(_) => refuse(StatusCode::FORBIDDEN, "no migration from that node expects a push to this repository now"),
+                Err(refusal) => refuse(refusal, "this door is for pushes of checkpoints by other nodes' agents"),
+            }
+        }
+    })
+}
+
+/// An error as the distribution specification wants it. It repeats nothing of the request.
+fn refuse(status: StatusCode, message: &str) -> Response {
+    let code = match status {
+        StatusCode::METHOD_NOT_ALLOWED => "UNSUPPORTED",
+        StatusCode::BAD_GATEWAY => "UNAVAILABLE",
+        _ => "DENIED",
+    };
+    let body = serde_json::json!({"errors": [{"code": code, "message": format!("drover: {message}")}]}).to_string();
+    (status, [(CONTENT_TYPE, "application/json")], Body::from(body)).into_response()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,191 @@
+use std::sync::Mutex;
+
+use axum::http::{HeaderMap, Method};
+use futures::StreamExt as _;
+use reqwest::{Certificate, Client, Identity};
+use tokio::sync::{Notify, mpsc};
+
+use super::*;
+use crate::{
+    domain::ids::node_server_name,
+    testing::{Ca, Leaf},
+};
+
+const GRANTED: &str = "/v2/drover/0123456789abcdef0123456789abcdef";
+const OTHER: &str = "/v2/drover/ffffffffffffffffffffffffffffffff";
+
+/// A registry that says what it was asked.
+fn upstream(folder: &std::path::Path) -> (Upstream, Arc<Mutex<Vec<String>>>) {
+    let socket = folder.join("registry.sock");
+    let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&seen);
+    let router = Router::new().fallback(move |request: Request| {
+        let log = Arc::clone(&log);
+        async move {
+            let (parts, body) = request.into_parts();
+            let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+            log.lock().unwrap().push(format!("{} {}", parts.method, parts.uri));
+            let mut headers = HeaderMap::new();
+            headers.insert("docker-content-digest", "sha256:00".parse().unwrap());
+            headers.insert("location", format!("{GRANTED}/blobs/uploads/1?_state=x").parse().unwrap());
+            headers.insert("server", "secret-version".parse().unwrap());
+            (StatusCode::ACCEPTED, headers, body)
+        }
+    });
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    (Upstream::at(&socket).unwrap(), seen)
+}
+
+fn bound() -> (TcpListener, u16) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (listener, port)
+}
+
+struct PushDoor {
+    ca: Ca,
+    port: u16,
+    seen: Arc<Mutex<Vec<String>>>,
+    tls: RustlsConfig,
+    _folder: tempfile::TempDir,
+}
+
+/// The push door of n2, which grants one repository to n1.
+fn push_scene() -> PushDoor {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = Ca::new();
+    let (upstream, seen) = upstream(folder.path());
+    let (listener, port) = bound();
+    let leaf = ca.leaf(&node_server_name("n2"));
+    let tls = RustlsConfig::from_config(server_config(ca.pem.as_bytes(), leaf.certificate.as_bytes(), leaf.key.as_bytes()).unwrap());
+    let may_push: MayPush = Arc::new(|repository, node| repository == &GRANTED[4..] && node == "n1");
+    tokio::spawn(serve_pushes(listener, upstream, tls.clone(), may_push, Handle::new()).unwrap());
+    PushDoor { ca, port, seen, tls, _folder: folder }
+}
+
+impl PushDoor {
+    fn client(&self, leaf: Option<&Leaf>) -> Client {
+        let name = node_server_name("n2");
+        let mut builder = Client::builder()
+            .no_proxy()
+            .tls_certs_only([Certificate::from_pem(self.ca.pem.as_bytes()).unwrap()])
+            .resolve(&name, SocketAddr::from(([127, 0, 0, 1], self.port)));
+        if let Some(leaf) = leaf {
+            builder = builder.identity(Identity::from_pem(format!("{}{}", leaf.certificate, leaf.key).as_bytes()).unwrap());
+        }
+        builder.build().unwrap()
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("https://{}:{}{path}", node_server_name("n2"), self.port)
+    }
+
+    async fn status(&self, client: &Client, method: Method, path: &str) -> u16 {
+        client.request(method, self.url(path)).send().await.unwrap().status().as_u16()
+    }
+}
+
+#[tokio::test]
+async fn the_source_of_the_migration_pushes_and_nobody_else() {
+    let door = push_scene();
+    let source = door.client(Some(&door.ca.leaf(&node_server_name("n1"))));
+    let answer = source.patch(door.url(&format!("{GRANTED}/blobs/uploads/1?_state=x"))).body("memory").send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::ACCEPTED);
+    assert_eq!(answer.headers()["location"], format!("{GRANTED}/blobs/uploads/1?_state=x"));
+    assert!(!answer.headers().contains_key("server"));
+    assert_eq!(answer.text().await.unwrap(), "memory");
+    assert_eq!(*door.seen.lock().unwrap(), [format!("PATCH {GRANTED}/blobs/uploads/1?_state=x")]);
+
+    assert_eq!(door.status(&source, Method::PUT, &format!("{OTHER}/manifests/redis")).await, 403);
+    assert_eq!(door.status(&source, Method::DELETE, &format!("{GRANTED}/manifests/redis")).await, 405);
+    assert_eq!(door.status(&source, Method::GET, "/v2/_catalog").await, 403);
+    for name in [node_server_name("n3"), "n1.example.org".to_owned()] {
+        let stranger = door.client(Some(&door.ca.leaf(&name)));
+        assert_eq!(door.status(&stranger, Method::PUT, &format!("{GRANTED}/manifests/redis")).await, 403, "{name}");
+    }
+    assert!(door.client(None).get(door.url("/v2/")).send().await.is_err(), "a client without a certificate was let in");
+    assert!(door.client(Some(&Ca::new().leaf(&node_server_name("n1")))).get(door.url("/v2/")).send().await.is_err(), "a foreign CA was let in");
+    assert_eq!(door.seen.lock().unwrap().len(), 1, "a refused request reached the registry");
+}
+
+#[tokio::test]
+async fn no_blob_of_another_repository_is_mounted() {
+    let door = push_scene();
+    let source = door.client(Some(&door.ca.leaf(&node_server_name("n1"))));
+    let mount = format!("{GRANTED}/blobs/uploads/?mount=sha256:00&from={}", &OTHER[4..]);
+    assert_eq!(door.status(&source, Method::POST, &mount).await, 202);
+    assert_eq!(*door.seen.lock().unwrap(), [format!("POST {GRANTED}/blobs/uploads/")]);
+}
+
+#[tokio::test]
+async fn certificates_rotate_while_it_serves() {
+    let door = push_scene();
+    let next = Ca::new();
+    let leaf = next.leaf(&node_server_name("n2"));
+    door.tls.reload_from_config(server_config(next.pem.as_bytes(), leaf.certificate.as_bytes(), leaf.key.as_bytes()).unwrap());
+    assert!(door.client(Some(&door.ca.leaf(&node_server_name("n1")))).get(door.url("/v2/")).send().await.is_err());
+    let renewed = PushDoor { ca: next, ..door };
+    let source = renewed.client(Some(&renewed.ca.leaf(&node_server_name("n1"))));
+    assert_eq!(renewed.status(&source, Method::PUT, &format!("{GRANTED}/manifests/redis")).await, 202);
+}
+
+#[tokio::test]
+async fn the_runtime_pulls_and_lists_nothing() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let folder = tempfile::tempdir().unwrap();
+    let (upstream, seen) = upstream(folder.path());
+    let (listener, port) = bound();
+    let handle = Handle::new();
+    let serving = tokio::spawn(serve_pulls(listener, upstream, handle.clone()).unwrap());
+    let client = Client::builder().no_proxy().build().unwrap();
+    let url = |path: &str| format!("http://127.0.0.1:{port}{path}");
+    let head = client.head(url(&format!("{GRANTED}/manifests/redis"))).send().await.unwrap();
+    assert_eq!(head.headers()["docker-content-digest"], "sha256:00");
+    let catalog = client.get(url("/v2/_catalog")).send().await.unwrap();
+    assert_eq!(catalog.status(), StatusCode::FORBIDDEN);
+    assert_eq!(catalog.json::<serde_json::Value>().await.unwrap()["errors"][0]["code"], "DENIED");
+    assert_eq!(client.put(url(&format!("{GRANTED}/manifests/redis"))).send().await.unwrap().status(), StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(seen.lock().unwrap().len(), 1);
+    handle.shutdown();
+    serving.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_layer_passes_through_while_it_is_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("registry.sock");
+    let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+    let arrived = Arc::new(Notify::new());
+    let first = Arc::clone(&arrived);
+    let router = Router::new().fallback(move |request: Request| {
+        let first = Arc::clone(&first);
+        async move {
+            let mut body = request.into_body().into_data_stream();
+            let mut length = 0;
+            while let Some(part) = body.next().await {
+                length += part.unwrap().len();
+                first.notify_one();
+            }
+            length.to_string()
+        }
+    });
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let ca = Ca::new();
+    let leaf = ca.leaf(&node_server_name("n2"));
+    let tls = RustlsConfig::from_config(server_config(ca.pem.as_bytes(), leaf.certificate.as_bytes(), leaf.key.as_bytes()).unwrap());
+    let (listener, port) = bound();
+    tokio::spawn(serve_pushes(listener, Upstream::at(&socket).unwrap(), tls.clone(), Arc::new(|_, _| true), Handle::new()).unwrap());
+    let door = PushDoor { ca, port, seen: Arc::default(), tls, _folder: folder };
+    let client = door.client(Some(&door.ca.leaf(&node_server_name("n1"))));
+
+    // The second half is sent only once the registry has the first: a proxy that kept the body would wait for ever.
+    let (sender, receiver) = mpsc::channel::<io::Result<bytes::Bytes>>(1);
+    let body = reqwest::Body::wrap_stream(futures::stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?, receiver)) }));
+    let sending = tokio::spawn(client.patch(door.url(&format!("{GRANTED}/blobs/uploads/1"))).header("content-length", 8).body(body).send());
+    sender.send(Ok("half".into())).await.unwrap();
+    arrived.notified().await;
+    sender.send(Ok("half".into())).await.unwrap();
+    drop(sender);
+    assert_eq!(sending.await.unwrap().unwrap().text().await.unwrap(), "8");
+}

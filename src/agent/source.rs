@@ -1,0 +1,181 @@
+//! The source side: fence, pause, checkpoint, push, vote; thaw or end.
+//!
+//! # Guarantees
+//! Every step is written down before it is done ([`Journal`]), so each may be repeated after a crash. A pod is thawed only where
+//! [`crate::domain::verdict::may_thaw`] says so, and killed only where [`crate::domain::verdict::may_end`] does.
+
+mod freeze;
+mod steps;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+
+use super::journal::{Journal, Journals};
+use crate::{
+    api::{Attestation, AttestationStatus, Migration, Role, attestation::attestation_name},
+    domain::attest::{Deletion, SourceAction, source_next},
+    markers::Markers,
+    ports::{AgentApi, Clock, Failure, Kubelet, PortError, PortResult, Pusher, Runtime},
+};
+
+/// How soon a source that waits for its kubelet is looked at again.
+const SOON: Duration = Duration::from_millis(200);
+
+/// What the source side needs.
+pub struct SourceParts {
+    /// Name of this node.
+    pub node: String,
+    /// Its runtime.
+    pub runtime: Arc<dyn Runtime>,
+    /// Its kubelet.
+    pub kubelet: Arc<dyn Kubelet>,
+    /// The way to other nodes' registries.
+    pub pusher: Arc<dyn Pusher>,
+    /// The API server.
+    pub api: Arc<dyn AgentApi>,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// The gate's markers.
+    pub markers: Markers,
+    /// The journals.
+    pub journals: Journals,
+    /// Where the kubelet puts its archives.
+    pub checkpoint_folder: std::path::PathBuf,
+}
+
+/// The source side of a node's agent.
+pub struct SourceAgent {
+    parts: SourceParts,
+    /// One step at a time for each migration: the watchdog and the controller both act.
+    busy: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// One migration as the source agent sees it now.
+struct Look {
+    migration: Migration,
+    own: Attestation,
+    status: AttestationStatus,
+    journal: Journal,
+}
+
+impl SourceAgent {
+    /// The source side of a node's agent.
+    #[must_use]
+    pub fn new(parts: SourceParts) -> Self {
+        Self { parts, busy: Mutex::default() }
+    }
+
+    /// Takes steps for one migration until there is none to take; returns when to look again though nothing changes.
+    ///
+    /// # Errors
+    /// What a port said; the same step is taken again later.
+    pub async fn reconcile(&self, namespace: &str, migration: &str) -> PortResult<Option<Duration>> {
+        loop {
+            let Some(look) = self.look(namespace, migration).await? else { return Ok(None) };
+            let lock = self.lock(&look.journal.migration_uid);
+            let _one_at_a_time = lock.lock().await;
+            // Read again under the lock: the watchdog may have given up in between.
+            let Some(look) = self.look(namespace, migration).await? else { return Ok(None) };
+            let action = self.decide(&look).await?;
+            if action == SourceAction::Wait {
+                return Ok(self.look_again(&look));
+            }
+            tracing::info!(migration, namespace, ?action, "source");
+            if let Err(error) = self.perform(&look, &action).await {
+                if error.kind == Failure::Conflict || !is_undone_by_abort(&action) {
+                    return Err(error);
+                }
+                tracing::warn!(migration, namespace, ?action, %error, "a step before the vote failed; the source is thawed");
+                self.abort(&look, &error.message).await?;
+            }
+            if action == SourceAction::Kill {
+                return Ok(Some(SOON));
+            }
+        }
+    }
+
+    async fn look(&self, namespace: &str, name: &str) -> PortResult<Option<Look>> {
+        let Some(migration) = self.parts.api.migration(namespace, name).await? else { return Ok(None) };
+        let uid = migration.metadata.uid.clone().unwrap_or_default();
+        let own = self.parts.api.attestation(namespace, &attestation_name(name, Role::Source)).await?;
+        let Some(own) = own.filter(|a| a.spec.migration_uid == uid && a.spec.node_name == self.parts.node) else { return Ok(None) };
+        let status = own.status.clone().unwrap_or_default();
+        let journal = self.parts.journals.load(&uid).map_err(|e| disk("read the journal", &e))?.unwrap_or_else(|| Journal {
+            migration_uid: uid,
+            namespace: namespace.to_owned(),
+            migration: name.to_owned(),
+            pod: migration.status.as_ref().and_then(|s| s.source.as_ref()).map(|s| s.name.clone()).unwrap_or_default(),
+            pod_uid: own.spec.pod_uid.clone(),
+            budget_seconds: migration.spec.freeze_budget_seconds,
+            ..Journal::default()
+        });
+        Ok(Some(Look { migration, own, status, journal }))
+    }
+
+    async fn decide(&self, look: &Look) -> PortResult<SourceAction> {
+        let namespace = look.journal.namespace.as_str();
+        let destination = self.parts.api.attestation(namespace, &attestation_name(&look.journal.migration, Role::Destination)).await?;
+        let destination = destination.filter(|a| a.spec.migration_uid == look.journal.migration_uid).and_then(|a| a.status).unwrap_or_default();
+        let status = look.migration.status.clone().unwrap_or_default();
+        let budget = Duration::from_secs(look.journal.budget_seconds.into());
+        let deletion = if look.journal.frozen_at.is_some() || status.verdict.is_some() {
+            self.deletion(&look.journal.pod_uid).await?
+        } else {
+            Deletion::NotShown
+        };
+        Ok(source_next(&status, &look.status, &destination, &look.journal.view(), deletion, budget, self.parts.clock.now()))
+    }
+
+    async fn deletion(&self, pod_uid: &str) -> PortResult<Deletion> {
+        let pods = self.parts.kubelet.pods().await?;
+        Ok(match pods.iter().find(|pod| pod.metadata.uid.as_deref() == Some(pod_uid)) {
+            None => Deletion::Gone,
+            Some(pod) if pod.metadata.deletion_timestamp.is_some() => Deletion::Shown,
+            Some(_) => Deletion::NotShown,
+        })
+    }
+
+    /// A frozen source is looked at often enough to keep its budget and to see its own deletion.
+    fn look_again(&self, look: &Look) -> Option<Duration> {
+        let committed = look.migration.verdict() == Some(crate::api::Verdict::Commit) && look.status.ended.is_none();
+        if committed {
+            return Some(SOON);
+        }
+        (look.journal.frozen_at.is_some() && look.status.thawed.is_none()).then_some(Duration::from_secs(1))
+    }
+
+    fn lock(&self, migration_uid: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut busy = self.busy.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        busy.retain(|_, lock| Arc::strong_count(lock) > 1);
+        Arc::clone(busy.entry(migration_uid.to_owned()).or_default())
+    }
+
+    async fn attest(&self, look: &Look, change: impl FnOnce(&mut AttestationStatus)) -> PortResult<()> {
+        let mut status = look.status.clone();
+        change(&mut status);
+        // Whatever went wrong here says nothing about the step itself: look again and say it again.
+        self.parts.api.attest(&look.own, &status).await.map(drop).map_err(|e| PortError { kind: Failure::Conflict, ..e })
+    }
+
+    fn save(&self, journal: &Journal) -> PortResult<()> {
+        self.parts.journals.save(journal).map_err(|e| disk("write the journal", &e))
+    }
+
+    fn now(&self) -> MicroTime {
+        MicroTime(self.parts.clock.now())
+    }
+}
+
+/// Whether a failed step is answered by giving up and thawing: everything up to the vote.
+fn is_undone_by_abort(action: &SourceAction) -> bool {
+    matches!(action, SourceAction::Freeze | SourceAction::Checkpoint | SourceAction::Push | SourceAction::Vote)
+}
+
+fn disk(doing: &str, error: &std::io::Error) -> PortError {
+    PortError::transient(format!("failed to {doing}: {error}"))
+}

@@ -1,0 +1,130 @@
+//! Freezing and thawing one pod.
+
+use super::{Look, SourceAgent, disk};
+use crate::{
+    agent::journal::Journal,
+    api::attestation::{At, ContainerId, Frozen, Remark},
+    ports::{PortError, PortResult, Task, TaskState},
+};
+
+impl SourceAgent {
+    /// Fences the pod, pauses all of its containers together, and says so.
+    pub(super) async fn freeze(&self, look: &Look) -> PortResult<()> {
+        let mut journal = look.journal.clone();
+        let running = self.live_tasks(&journal.pod_uid).await?;
+        if running.is_empty() {
+            return Err(PortError::permanent("no container of the pod runs"));
+        }
+        journal.containers = running.iter().map(container_id).collect();
+        let at = *journal.frozen_at.get_or_insert_with(|| self.parts.clock.now());
+        self.save(&journal)?;
+        self.parts.markers.fence(&journal.pod_uid, &journal.migration_uid).map_err(|e| disk("fence the pod", &e))?;
+        let pauses = journal.containers.iter().map(|c| self.parts.runtime.pause(&c.container_id));
+        futures::future::try_join_all(pauses).await.map_err(|e| e.context("failed to pause the containers"))?;
+        // One that was started between the listing and the fence would go on running.
+        let live = self.live_tasks(&journal.pod_uid).await?;
+        if live.iter().any(|task| task.state != TaskState::Paused || !journal.containers.contains(&container_id(task))) {
+            return Err(PortError::permanent("a container of the pod was started while it was being frozen"));
+        }
+        let frozen = Frozen { at: k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(at), containers: journal.containers };
+        self.attest(look, |status| status.frozen = Some(frozen)).await
+    }
+
+    /// Writes down that there will be no vote, and says so.
+    pub(super) async fn abort(&self, look: &Look, reason: &str) -> PortResult<()> {
+        // The step that failed may have written the journal further than `look` knows.
+        let mut journal =
+            self.parts.journals.load(&look.journal.migration_uid).map_err(|e| disk("read the journal", &e))?.unwrap_or_else(|| look.journal.clone());
+        if journal.vote.is_some() {
+            return Err(PortError::permanent("a vote cannot be taken back; the verdict is awaited"));
+        }
+        journal.aborted.get_or_insert_with(|| reason.to_owned());
+        self.save(&journal)?;
+        let remark = Remark { at: self.now(), message: reason.to_owned() };
+        self.attest(look, |status| {
+            status.abort.get_or_insert(remark);
+        })
+        .await
+    }
+
+    /// Resumes the pod, takes the fence away, removes the archives, says so, and forgets the migration.
+    pub(super) async fn thaw(&self, look: &Look) -> PortResult<()> {
+        self.thaw_locally(&look.journal).await?;
+        let at = self.now();
+        self.attest(look, |status| status.thawed = Some(At { at })).await?;
+        self.parts.journals.remove(&look.journal.migration_uid).map_err(|e| disk("remove the journal", &e))
+    }
+
+    /// What of a thaw needs no API server.
+    pub(super) async fn thaw_locally(&self, journal: &Journal) -> PortResult<()> {
+        let fence = self.parts.markers.fenced_by(&journal.pod_uid).map_err(|e| disk("read the fence", &e))?;
+        let ours = fence.as_deref() == Some(journal.migration_uid.as_str());
+        for task in self.live_tasks(&journal.pod_uid).await?.into_iter().filter(|task| task.state == TaskState::Paused) {
+            // R11: a pod that somebody else paused is none of this migration's business.
+            if ours || journal.containers.contains(&container_id(&task)) {
+                self.parts.runtime.resume(&task.id).await.map_err(|e| e.context("failed to thaw the source"))?;
+            }
+        }
+        self.parts.markers.unfence(&journal.pod_uid, &journal.migration_uid).map_err(|e| disk("remove the fence", &e))?;
+        self.remove_archives(journal)
+    }
+
+    /// Gives up, without asking anybody, on pods that have been frozen longer than their budget (R2). Called every second, also
+    /// while the API server is away.
+    pub async fn watch_budgets(&self) -> PortResult<()> {
+        let journals = self.parts.journals.all().map_err(|e| disk("list the journals", &e))?;
+        for journal in journals.into_iter().filter(|journal| journal.is_overdue(self.parts.clock.now())) {
+            let lock = self.lock(&journal.migration_uid);
+            // A step in progress has its own limit, which is the same budget.
+            let Ok(_one_at_a_time) = lock.try_lock() else { continue };
+            let Some(mut journal) = self.parts.journals.load(&journal.migration_uid).map_err(|e| disk("read the journal", &e))? else { continue };
+            if !journal.is_overdue(self.parts.clock.now()) {
+                continue;
+            }
+            tracing::warn!(migration = journal.migration, namespace = journal.namespace, "frozen longer than its budget; thawing");
+            journal
+                .aborted
+                .get_or_insert_with(|| format!("frozen for more than {} s without a vote (spec.freezeBudgetSeconds)", journal.budget_seconds));
+            self.save(&journal)?;
+            self.thaw_locally(&journal).await?;
+            journal.thawed = true;
+            self.save(&journal)?;
+        }
+        Ok(())
+    }
+
+    /// Ends what migrations have left that no longer exist: an unvoted source is thawed, a voted one stays frozen and is named in the log.
+    pub async fn sweep(&self) -> PortResult<()> {
+        for journal in self.parts.journals.all().map_err(|e| disk("list the journals", &e))? {
+            let found = self.parts.api.migration(&journal.namespace, &journal.migration).await?;
+            if found.is_some_and(|m| m.metadata.uid.as_deref() == Some(journal.migration_uid.as_str())) {
+                continue;
+            }
+            let lock = self.lock(&journal.migration_uid);
+            let Ok(_one_at_a_time) = lock.try_lock() else { continue };
+            if journal.vote.is_some() {
+                tracing::error!(
+                    migration = journal.migration,
+                    namespace = journal.namespace,
+                    pod = journal.pod,
+                    "the Migration was removed by force after this agent had voted; the pod stays frozen until a person decides"
+                );
+                continue;
+            }
+            tracing::warn!(migration = journal.migration, namespace = journal.namespace, "the Migration is gone; thawing its pod");
+            self.thaw_locally(&journal).await?;
+            self.parts.journals.remove(&journal.migration_uid).map_err(|e| disk("remove the journal", &e))?;
+        }
+        Ok(())
+    }
+
+    /// Containers of the pod that have a living task.
+    pub(super) async fn live_tasks(&self, pod_uid: &str) -> PortResult<Vec<Task>> {
+        let tasks = self.parts.runtime.tasks(pod_uid).await?;
+        Ok(tasks.into_iter().filter(|task| task.state != TaskState::Stopped).collect())
+    }
+}
+
+fn container_id(task: &Task) -> ContainerId {
+    ContainerId { name: task.container.clone(), container_id: task.id.clone() }
+}

@@ -1,0 +1,192 @@
+//! The steps between freeze and verdict, and the end of a source whose copy lives.
+
+use std::{fs, io, time::Duration};
+
+use super::{Look, SourceAgent, disk};
+use crate::{
+    agent::journal::Journal,
+    api::attestation::{At, Pushed, PushedImage, Vote},
+    domain::attest::SourceAction,
+    ports::{Mending, PortError, PortResult, PushTarget, TaskState},
+};
+
+impl SourceAgent {
+    pub(super) async fn perform(&self, look: &Look, action: &SourceAction) -> PortResult<()> {
+        match action {
+            SourceAction::Wait => Ok(()),
+            SourceAction::Freeze => self.within_budget(look, "the freeze", self.freeze(look)).await,
+            SourceAction::Checkpoint => self.within_budget(look, "the checkpoint", self.checkpoint(look)).await,
+            SourceAction::Push => self.within_budget(look, "the transfer", self.push(look)).await,
+            SourceAction::Vote => self.vote(look).await,
+            SourceAction::Abort(reason) => self.abort(look, reason).await,
+            SourceAction::Thaw => self.thaw(look).await,
+            SourceAction::Kill => self.kill(look).await,
+            SourceAction::Forget => self.forget(look).await,
+        }
+    }
+
+    /// Bounds a step by what is left of the freeze budget.
+    async fn within_budget(&self, look: &Look, step: &str, work: impl Future<Output = PortResult<()>>) -> PortResult<()> {
+        let left = self.budget_left(&look.journal);
+        match tokio::time::timeout(left, work).await {
+            Ok(done) => done,
+            Err(_) => Err(PortError::permanent(format!(
+                "{step} did not end within what was left of the freeze budget ({} s); raise spec.freezeBudgetSeconds",
+                left.as_secs()
+            ))),
+        }
+    }
+
+    fn budget_left(&self, journal: &Journal) -> Duration {
+        let budget = Duration::from_secs(journal.budget_seconds.into());
+        let spent = journal.frozen_at.map(|at| Duration::try_from(self.parts.clock.now().duration_since(at)).unwrap_or_default());
+        budget.saturating_sub(spent.unwrap_or_default())
+    }
+
+    /// Has the kubelet checkpoint every container, then takes the CPU time that must not change until the vote (R2).
+    async fn checkpoint(&self, look: &Look) -> PortResult<()> {
+        let mut journal = look.journal.clone();
+        if !journal.is_checkpointed() {
+            self.dump(&mut journal).await?;
+        }
+        let at = self.now();
+        self.attest(look, |status| status.checkpointed = Some(At { at })).await
+    }
+
+    async fn dump(&self, journal: &mut Journal) -> PortResult<()> {
+        self.remove_archives(journal)?;
+        journal.archives.clear();
+        journal.cpu_nanos.clear();
+        for container in journal.containers.clone() {
+            let limit = self.budget_left(journal);
+            let archive = self.parts.kubelet.checkpoint(&journal.namespace, &journal.pod, &container.name, limit).await;
+            let archive = archive.map_err(|e| e.context(&format!("the checkpoint of container {} failed", container.name)))?;
+            journal.archives.insert(container.name, archive);
+        }
+        self.all_paused(journal).await?;
+        for container in &journal.containers {
+            journal.cpu_nanos.insert(container.container_id.clone(), self.parts.runtime.cpu_nanos(&container.container_id).await?);
+        }
+        self.save(journal)
+    }
+
+    async fn push(&self, look: &Look) -> PortResult<()> {
+        let mut journal = look.journal.clone();
+        if journal.pushed.is_none() {
+            journal.pushed = Some(Pushed { at: self.now(), images: self.push_all(look).await? });
+            self.save(&journal)?;
+        }
+        self.attest(look, |status| status.pushed = journal.pushed).await
+    }
+
+    async fn push_all(&self, look: &Look) -> PortResult<Vec<PushedImage>> {
+        let status = look.migration.status.clone().unwrap_or_default();
+        let (Some(source), Some(destination)) = (status.source, status.destination) else {
+            return Err(PortError::permanent("the Migration's status names no source or destination"));
+        };
+        let target = PushTarget { address: destination.push_address, node: destination.node_name, repository: destination.repository };
+        let mut images = vec![];
+        for container in &source.containers {
+            let archive = look.journal.archives.get(&container.name);
+            let archive = archive.ok_or_else(|| PortError::permanent(format!("there is no archive of container {}", container.name)))?;
+            let mending = Mending { base_image: container.image.clone() };
+            let pushed = self.parts.pusher.push(archive, &container.name, &mending, &target).await;
+            images.push(pushed.map_err(|e| e.context(&format!("the push of container {} to node {} failed", container.name, target.node)))?);
+        }
+        Ok(images)
+    }
+
+    /// R2: the same containers are still paused by this migration and have not executed anything since the last dump.
+    async fn vote(&self, look: &Look) -> PortResult<()> {
+        let mut journal = look.journal.clone();
+        if journal.vote.is_none() {
+            let pushed = look.status.pushed.as_ref().ok_or_else(|| PortError::permanent("nothing was pushed"))?;
+            self.all_paused(&journal).await?;
+            for container in &journal.containers {
+                let now = self.parts.runtime.cpu_nanos(&container.container_id).await?;
+                if journal.cpu_nanos.get(&container.container_id) != Some(&now) {
+                    return Err(PortError::permanent(format!(
+                        "container {} has used CPU time since its checkpoint: somebody thawed it",
+                        container.name
+                    )));
+                }
+            }
+            let fence = self.parts.markers.fenced_by(&journal.pod_uid).map_err(|e| disk("read the fence", &e))?;
+            if fence.as_deref() != Some(journal.migration_uid.as_str()) {
+                return Err(PortError::permanent("the pod's fence is gone: somebody removed it"));
+            }
+            journal.vote = Some(Vote { at: self.now(), containers: journal.containers.clone(), images: pushed.images.clone() });
+            self.save(&journal)?;
+        }
+        self.attest(look, |status| status.vote = journal.vote).await
+    }
+
+    async fn all_paused(&self, journal: &Journal) -> PortResult<()> {
+        let live = self.live_tasks(&journal.pod_uid).await?;
+        let same = live.len() == journal.containers.len()
+            && journal.containers.iter().all(|c| live.iter().any(|t| t.id == c.container_id && t.state == TaskState::Paused));
+        if same {
+            Ok(())
+        } else {
+            Err(PortError::permanent("the pod's containers are not all paused any more: somebody thawed, ended or restarted one"))
+        }
+    }
+
+    async fn kill(&self, look: &Look) -> PortResult<()> {
+        for task in self.live_tasks(&look.journal.pod_uid).await? {
+            self.parts.runtime.kill(&task.id).await.map_err(|e| e.context("failed to end the source"))?;
+        }
+        Ok(())
+    }
+
+    async fn forget(&self, look: &Look) -> PortResult<()> {
+        let journal = &look.journal;
+        if !self.live_tasks(&journal.pod_uid).await?.is_empty() {
+            // The kubelet forgot the pod, its runtime did not: end it all the same, its copy lives.
+            self.kill(look).await?;
+            return Err(PortError::transient("the source's containers have not ended yet"));
+        }
+        self.parts.markers.unfence(&journal.pod_uid, &journal.migration_uid).map_err(|e| disk("remove the fence", &e))?;
+        self.remove_archives(journal)?;
+        let at = self.now();
+        self.attest(look, |status| status.ended = Some(At { at })).await?;
+        self.parts.journals.remove(&journal.migration_uid).map_err(|e| disk("remove the journal", &e))
+    }
+
+    /// Removes the archives that the kubelet has written for this migration, also those that a crashed agent never heard of.
+    pub(super) fn remove_archives(&self, journal: &Journal) -> PortResult<()> {
+        let entries = match fs::read_dir(&self.parts.checkpoint_folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(|e| disk("list the archives", &e))?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(|e| disk("list the archives", &e))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if journal.containers.iter().any(|c| is_archive_of(&name, &journal.pod, &journal.namespace, &c.name)) {
+                fs::remove_file(entry.path()).map_err(|e| disk("remove an archive", &e))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a file is the kubelet's archive of a container: `checkpoint-<pod>_<namespace>-<container>-<RFC 3339 time>.tar` (FACTS.md 1).
+fn is_archive_of(file: &str, pod: &str, namespace: &str, container: &str) -> bool {
+    let Some(time) = file.strip_prefix(&format!("checkpoint-{pod}_{namespace}-{container}-")) else { return false };
+    let year = time.as_bytes();
+    time.ends_with(".tar") && year.len() > 10 && year[..4].iter().all(u8::is_ascii_digit) && year[4] == b'-' && year[10] == b'T'
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_archive_of;
+
+    #[test]
+    fn only_the_containers_own_archives_are_removed() {
+        let file = "checkpoint-web_shop-app-2026-11-23T06:20:00Z.tar";
+        assert!(is_archive_of(file, "web", "shop", "app"));
+        assert!(!is_archive_of(file, "web", "shop", "ap"));
+        assert!(!is_archive_of("checkpoint-web_shop-app-2-2026-11-23T06:20:00Z.tar", "web", "shop", "app"));
+        assert!(!is_archive_of("checkpoint-web_shop-app-2026-11-23T06:20:00Z.tar.part", "web", "shop", "app"));
+    }
+}

@@ -1,0 +1,235 @@
+//! The course up to the release: everything here can be undone.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::{
+    Effect, Observed, Step,
+    observed::{self, pod_is_gone},
+    status::StatusExt as _,
+};
+use crate::{
+    api::{
+        Migration, MigrationStatus, Outcome, Phase, Role, Verdict,
+        migration::{ContainerCheckpoint, DestinationStatus, ReplacementStatus, condition},
+    },
+    domain::{keys, preflight::Blocker, verdict},
+};
+
+/// One look at one migration.
+pub(super) struct Course<'a> {
+    pub(super) migration: &'a Migration,
+    pub(super) observed: &'a Observed,
+    pub(super) now: Timestamp,
+}
+
+impl Course<'_> {
+    /// Why a migration that has not released its replacement must be undone, if it must.
+    pub(super) fn reason_to_roll_back(&self, status: &MigrationStatus) -> Option<String> {
+        if !verdict::may_roll_back(status) || status.phase == Phase::Pending {
+            return None;
+        }
+        let source = self.observed.source_status();
+        let destination = self.observed.destination_status();
+        if self.observed.deleting(self.migration) {
+            return Some("the Migration was deleted".to_owned());
+        }
+        if let Some(abort) = &source.abort {
+            return Some(abort.message.clone());
+        }
+        if let Some(failure) = &destination.failure {
+            return Some(failure.message.clone());
+        }
+        if status.phase >= Phase::Preparing {
+            if let Some(reason) = self.pods_changed(status) {
+                return Some(reason);
+            }
+        }
+        let limit = Duration::from_secs(self.migration.spec.deadline_seconds.into());
+        let created = self.migration.metadata.creation_timestamp.as_ref().map_or(self.now, |t| t.0);
+        let age = Duration::try_from(self.now.duration_since(created)).unwrap_or_default();
+        (age > limit).then(|| format!("not released within spec.deadlineSeconds ({} s); it was in phase {}", limit.as_secs(), status.phase))
+    }
+
+    pub(super) fn pods_changed(&self, status: &MigrationStatus) -> Option<String> {
+        let source = status.source.as_ref()?;
+        if pod_is_gone(self.observed.source.as_ref(), &source.uid) {
+            return Some(format!("the source pod {} is gone", source.name));
+        }
+        if self.observed.source.as_ref().is_some_and(|pod| pod.metadata.deletion_timestamp.is_some()) {
+            return Some(format!("the source pod {} is being deleted", source.name));
+        }
+        let replacement = status.replacement.as_ref().filter(|r| !r.uid.is_empty())?;
+        if pod_is_gone(self.observed.replacement.as_ref(), &replacement.uid) {
+            return Some(format!("the waiting replacement {} is gone", replacement.name));
+        }
+        if self.observed.replacement.as_ref().is_some_and(|pod| pod.metadata.deletion_timestamp.is_some()) {
+            return Some(format!("the waiting replacement {} is being deleted", replacement.name));
+        }
+        if self.observed.destination_ready == Some(false) {
+            let node = status.destination.as_ref().map_or("", |d| d.node_name.as_str());
+            return Some(format!("the destination node {node} is not Ready"));
+        }
+        None
+    }
+
+    pub(super) fn roll_back(&self, mut status: MigrationStatus, reason: &str) -> Step {
+        if status.phase <= Phase::Preflight && status.destination.is_none() {
+            return self.refuse(status, reason);
+        }
+        status.verdict = Some(Verdict::Rollback);
+        status.message = format!("rolled back in phase {}: {reason}", status.phase);
+        status.enter(Phase::Finishing, self.now);
+        Step::write(status)
+    }
+
+    pub(super) fn refuse(&self, mut status: MigrationStatus, reason: &str) -> Step {
+        status.message = reason.to_owned();
+        status.finish(Outcome::Failed, self.now);
+        Step::write(status)
+    }
+
+    pub(super) fn pending(&self, mut status: MigrationStatus) -> Step {
+        if self.observed.deleting(self.migration) {
+            return self.refuse(status, "the Migration was deleted before it began");
+        }
+        let Some(pod) = &self.observed.source else {
+            let name = self.migration.spec.pod_name.as_deref().unwrap_or_default();
+            return self.refuse(status, &format!("spec.podName: there is no pod {name:?} in this namespace"));
+        };
+        status.source = Some(observed::source_status(pod));
+        status.observed_generation = self.migration.metadata.generation;
+        status.enter(Phase::Preflight, self.now);
+        Step::write(status)
+    }
+
+    pub(super) fn preflight(&self, mut status: MigrationStatus) -> Step {
+        let blockers = &self.observed.blockers;
+        if !blockers.is_empty() {
+            return self.refuse(status, &Blocker::join(blockers));
+        }
+        if self.migration.spec.check_only {
+            status.message = "preflight found no blocker; nothing was touched".to_owned();
+            status.complete_check(self.now);
+            return Step::write(status);
+        }
+        let Some(source) = status.source.clone() else { return Step::wait() };
+        if !self.observed.locked_by(self.migration) {
+            return Step::perform(vec![Effect::Lock { uid: source.uid }]);
+        }
+        status.destination = Some(DestinationStatus {
+            node_name: self.migration.spec.destination.node_name.clone().unwrap_or_default(),
+            repository: self.observed.fresh_repository.clone(),
+            push_address: String::new(),
+        });
+        status.replacement = Some(ReplacementStatus { name: self.observed.replacement_name.clone(), ..Default::default() });
+        status.enter(Phase::Preparing, self.now);
+        Step::write(status)
+    }
+
+    pub(super) fn preparing(&self, mut status: MigrationStatus) -> Step {
+        let (Some(source), Some(mut destination), Some(mut replacement)) =
+            (status.source.clone(), status.destination.clone(), status.replacement.clone())
+        else {
+            return Step::wait();
+        };
+        if self.observed.source_attestation.is_none() {
+            return Step::perform(vec![self.attestation(Role::Source, &source.node_name, &source.uid)]);
+        }
+        let Some(pod) = &self.observed.replacement else {
+            return Step::perform(vec![Effect::CreateReplacement]);
+        };
+        if !self.observed.is_our_replacement(pod, self.migration) {
+            return self.roll_back(status, &format!("a pod {} exists already and is not this migration's replacement", replacement.name));
+        }
+        let node = observed::node_of(pod);
+        if replacement.uid.is_empty() || (destination.node_name.is_empty() && node.is_some()) {
+            replacement.uid = pod.metadata.uid.clone().unwrap_or_default();
+            destination.node_name = node.map_or(destination.node_name, str::to_owned);
+            status.replacement = Some(replacement);
+            status.destination = Some(destination);
+            return Step::write(status);
+        }
+        let Some(node) = node else {
+            return self.told(status, &observed::scheduling_message(pod));
+        };
+        if node == source.node_name || node != destination.node_name {
+            return self.roll_back(status, &format!("the replacement was placed on node {node}, where it must not run"));
+        }
+        if self.observed.destination_attestation.is_none() {
+            return Step::perform(vec![Effect::LayOutPullCredentials, self.attestation(Role::Destination, node, &replacement.uid)]);
+        }
+        match &self.observed.destination_status().prepared {
+            Some(prepared) if observed::sandbox_ready(pod) => {
+                destination.push_address.clone_from(&prepared.push_address);
+                status.destination = Some(destination);
+                status.message.clear();
+                status.enter(Phase::Freezing, self.now);
+                Step::write(status)
+            }
+            Some(_) => self.told(status, "waiting for the replacement's sandbox"),
+            None => self.told(status, "waiting for the destination's base images"),
+        }
+    }
+
+    pub(super) fn freezing(&self, mut status: MigrationStatus) -> Step {
+        let Some(frozen) = &self.observed.source_status().frozen else { return Step::wait() };
+        let expected = status.source.as_ref().map(|s| s.containers.clone()).unwrap_or_default();
+        let same = frozen.containers.len() == expected.len()
+            && expected.iter().all(|c| frozen.containers.iter().any(|f| f.name == c.name && f.container_id == c.container_id));
+        if !same {
+            return self.roll_back(status, "the pod's containers are not those that preflight saw: one was restarted in between");
+        }
+        status.set_condition(condition::FROZEN, true, "Frozen", "the source is paused", self.now);
+        status.enter(Phase::Checkpointing, self.now);
+        Step::write(status)
+    }
+
+    pub(super) fn checkpointing(&self, mut status: MigrationStatus) -> Step {
+        if self.observed.source_status().checkpointed.is_none() {
+            return Step::wait();
+        }
+        status.enter(Phase::Transferring, self.now);
+        Step::write(status)
+    }
+
+    pub(super) fn transferring(&self, mut status: MigrationStatus) -> Step {
+        let Some(vote) = &self.observed.source_status().vote else { return Step::wait() };
+        let Some(destination) = &status.destination else { return Step::wait() };
+        let repository = destination.repository.clone();
+        status.containers = vote
+            .images
+            .iter()
+            .map(|image| ContainerCheckpoint {
+                name: image.container.clone(),
+                digest: image.digest.clone(),
+                bytes: image.bytes,
+                image: keys::checkpoint_image(&repository, &image.container),
+            })
+            .collect();
+        status.enter(Phase::AwaitingReadiness, self.now);
+        Step::write(status)
+    }
+
+    pub(super) fn awaiting_readiness(&self, mut status: MigrationStatus) -> Step {
+        if !verdict::may_release(&status, self.observed.source_status(), self.observed.destination_status()) {
+            return Step::wait();
+        }
+        status.enter(Phase::Restoring, self.now);
+        Step::write(status)
+    }
+
+    /// Waits, and says what for where the message does not say so already.
+    pub(super) fn told(&self, mut status: MigrationStatus, message: &str) -> Step {
+        if status.message == message {
+            return Step::wait();
+        }
+        message.clone_into(&mut status.message);
+        Step::write(status)
+    }
+
+    pub(super) fn attestation(&self, role: Role, node: &str, pod_uid: &str) -> Effect {
+        Effect::CreateAttestation { role, node: node.to_owned(), pod_uid: pod_uid.to_owned() }
+    }
+}

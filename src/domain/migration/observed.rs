@@ -1,0 +1,132 @@
+//! What the manager has read when it decides.
+
+use std::sync::LazyLock;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+
+use crate::{
+    api::{
+        Attestation, AttestationStatus, Migration,
+        migration::{ContainerCheckpoint, RunningContainer, SourceStatus},
+    },
+    domain::{
+        keys,
+        preflight::{Blocker, base_image},
+    },
+};
+
+/// Everything that [`super::advance`] looks at besides the Migration itself.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Observed {
+    /// The pod of the source's name, whatever its UID.
+    pub source: Option<Pod>,
+    /// The pod of the replacement's name, whatever its UID.
+    pub replacement: Option<Pod>,
+    /// The source node's attestation.
+    pub source_attestation: Option<Attestation>,
+    /// The destination node's attestation.
+    pub destination_attestation: Option<Attestation>,
+    /// What preflight found; looked for in that phase only.
+    pub blockers: Vec<Blocker>,
+    /// Whether the destination node is Ready; none where it is not known yet.
+    pub destination_ready: Option<bool>,
+    /// A repository name that nobody can guess, drawn for this look; used when the migration needs one.
+    pub fresh_repository: String,
+    /// The replacement's name.
+    pub replacement_name: String,
+    /// The laid-out pull credentials are still there.
+    pub pull_credentials_left: bool,
+}
+
+/// What an agent has attested when it has attested nothing.
+static NOTHING: LazyLock<AttestationStatus> = LazyLock::new(AttestationStatus::default);
+
+impl Observed {
+    /// What the source's agent has said.
+    #[must_use]
+    pub fn source_status(&self) -> &AttestationStatus {
+        self.source_attestation.as_ref().and_then(|a| a.status.as_ref()).unwrap_or(&NOTHING)
+    }
+
+    /// What the destination's agent has said.
+    #[must_use]
+    pub fn destination_status(&self) -> &AttestationStatus {
+        self.destination_attestation.as_ref().and_then(|a| a.status.as_ref()).unwrap_or(&NOTHING)
+    }
+
+    /// Whether the source pod carries this migration's lock.
+    #[must_use]
+    pub fn locked_by(&self, migration: &Migration) -> bool {
+        let lock = self.source.as_ref().and_then(|pod| pod.annotations().get(keys::LOCK));
+        lock.is_some() && lock == migration.metadata.uid.as_ref()
+    }
+
+    /// Whether a pod is the replacement that this migration made.
+    #[must_use]
+    pub fn is_our_replacement(&self, pod: &Pod, migration: &Migration) -> bool {
+        let mark = pod.annotations().get(keys::REPLACES);
+        mark.is_some() && mark == migration.metadata.uid.as_ref()
+    }
+
+    pub(super) fn has_finalizer(&self, migration: &Migration) -> bool {
+        migration.finalizers().iter().any(|f| f == keys::FINALIZER)
+    }
+
+    pub(super) fn deleting(&self, migration: &Migration) -> bool {
+        migration.metadata.deletion_timestamp.is_some()
+    }
+}
+
+/// Whether no object of this UID is there: none of its name, or another one.
+#[must_use]
+pub fn pod_is_gone(pod: Option<&Pod>, uid: &str) -> bool {
+    pod.is_none_or(|pod| pod.metadata.uid.as_deref() != Some(uid))
+}
+
+pub(super) fn node_of(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
+}
+
+pub(super) fn claimed_by(pod: &Pod, migration: &Migration) -> bool {
+    let claim = pod.annotations().get(keys::CLAIM);
+    claim.is_some() && claim == migration.metadata.uid.as_ref()
+}
+
+pub(super) fn has_images(pod: &Pod, checkpoints: &[ContainerCheckpoint]) -> bool {
+    let containers = pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
+    checkpoints.iter().all(|c| containers.iter().any(|k| k.name == c.name && k.image.as_deref() == Some(c.image.as_str())))
+}
+
+/// The kubelet's word that sandbox, network and volumes are up (condition `PodReadyToStartContainers`, KEP-3085).
+pub(super) fn sandbox_ready(pod: &Pod) -> bool {
+    condition(pod, "PodReadyToStartContainers").is_some_and(|c| c.status == "True")
+}
+
+/// What the scheduler says of a pod that it has not placed.
+pub(super) fn scheduling_message(pod: &Pod) -> String {
+    let said = condition(pod, "PodScheduled").and_then(|c| c.message.clone()).unwrap_or_default();
+    if said.is_empty() { "waiting for the scheduler".to_owned() } else { format!("waiting for the scheduler: {said}") }
+}
+
+fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a k8s_openapi::api::core::v1::PodCondition> {
+    pod.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == kind)
+}
+
+/// The source as it is recorded when the migration begins.
+pub(super) fn source_status(pod: &Pod) -> SourceStatus {
+    let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
+    SourceStatus {
+        name: pod.name_any(),
+        uid: pod.metadata.uid.clone().unwrap_or_default(),
+        node_name: node_of(pod).unwrap_or_default().to_owned(),
+        containers: statuses
+            .iter()
+            .map(|status| RunningContainer {
+                name: status.name.clone(),
+                container_id: status.container_id.as_deref().and_then(|id| id.split_once("://")).map(|(_, id)| id.to_owned()).unwrap_or_default(),
+                image: base_image(pod, &status.name).unwrap_or_default(),
+            })
+            .collect(),
+    }
+}

@@ -1,0 +1,337 @@
+//! The course of a migration as a walk: each step is fed back, with the world doing what the step asked for.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+
+use super::*;
+use crate::{
+    api::{
+        Attestation, AttestationSpec, AttestationStatus, MigrationSpec, Outcome,
+        attestation::{At, ContainerId, Frozen, Prepared, Pushed, PushedImage, Remark, Restored, Vote},
+        migration::condition,
+    },
+    domain::preflight::Blocker,
+};
+
+const UID: &str = "5f1c22aa-0000-4000-8000-000000000000";
+
+fn second(n: i64) -> Timestamp {
+    Timestamp::from_second(n).unwrap()
+}
+
+fn at(n: i64) -> MicroTime {
+    MicroTime(second(n))
+}
+
+fn images() -> Vec<PushedImage> {
+    vec![PushedImage { container: "c".into(), digest: format!("sha256:{}", "a".repeat(64)), bytes: 7 }]
+}
+
+fn containers() -> Vec<ContainerId> {
+    vec![ContainerId { name: "c".into(), container_id: "one".into() }]
+}
+
+/// A migration and its world, stepped by hand.
+struct Walk {
+    migration: Migration,
+    observed: Observed,
+    now: i64,
+}
+
+impl Walk {
+    fn new() -> Self {
+        let mut migration =
+            Migration::new("m", MigrationSpec { pod_name: Some("p".into()), deadline_seconds: 600, freeze_budget_seconds: 60, ..Default::default() });
+        migration.metadata.uid = Some(UID.into());
+        migration.metadata.namespace = Some("d".into());
+        migration.metadata.creation_timestamp = Some(Time(second(0)));
+        let source: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "p", "namespace": "d", "uid": "source-uid", "annotations": {}},
+            "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "i"}]},
+            "status": {"phase": "Running", "containerStatuses": [{"name": "c", "image": "i", "ready": true, "restartCount": 0,
+                "imageID": format!("r/i@sha256:{}", "b".repeat(64)), "containerID": "containerd://one", "state": {"running": {}}}]}
+        }))
+        .unwrap();
+        let observed = Observed {
+            source: Some(source),
+            replacement_name: "p-5f1c22".into(),
+            fresh_repository: "drover/00000000000000000000000000000000".into(),
+            ..Default::default()
+        };
+        Self { migration, observed, now: 1 }
+    }
+
+    fn step(&mut self) -> Step {
+        let step = advance(&self.migration, &self.observed, second(self.now));
+        assert!(step.status.is_none() || step.effects.is_empty(), "a step writes or acts, never both");
+        if let Some(status) = &step.status {
+            self.migration.status = Some(status.clone());
+        }
+        for effect in step.effects.clone() {
+            self.obey(&effect);
+        }
+        step
+    }
+
+    /// The world as it is after an effect.
+    fn obey(&mut self, effect: &Effect) {
+        match effect {
+            Effect::AddFinalizer => self.migration.metadata.finalizers = Some(vec![super::super::keys::FINALIZER.into()]),
+            Effect::RemoveFinalizer => self.migration.metadata.finalizers = None,
+            Effect::Lock { .. } => self.annotate_source(true),
+            Effect::Unlock { .. } => self.annotate_source(false),
+            Effect::CreateAttestation { role, node, pod_uid } => {
+                let spec = AttestationSpec {
+                    migration: "m".into(),
+                    migration_uid: UID.into(),
+                    node_name: node.clone(),
+                    pod_uid: pod_uid.clone(),
+                    role: *role,
+                };
+                let attestation = Some(Attestation::new("a", spec));
+                match role {
+                    Role::Source => self.observed.source_attestation = attestation,
+                    Role::Destination => self.observed.destination_attestation = attestation,
+                }
+            }
+            Effect::CreateReplacement => {
+                let pod = super::super::replacement::build(self.observed.source.as_ref().unwrap(), &self.migration, &["n2".to_owned()]);
+                let mut pod = pod;
+                pod.metadata.uid = Some("replacement-uid".into());
+                pod.spec.as_mut().unwrap().node_name = Some("n2".into());
+                pod.status =
+                    serde_json::from_value(serde_json::json!({"conditions": [{"type": "PodReadyToStartContainers", "status": "True"}]})).unwrap();
+                self.observed.replacement = Some(pod);
+                self.observed.destination_ready = Some(true);
+            }
+            Effect::Claim { .. } => {
+                let pod = self.observed.replacement.as_mut().unwrap();
+                pod.metadata.annotations.get_or_insert_default().insert(super::super::keys::CLAIM.into(), UID.into());
+            }
+            Effect::RewriteImages { .. } => {
+                let image = self.migration.status.as_ref().unwrap().containers[0].image.clone();
+                self.observed.replacement.as_mut().unwrap().spec.as_mut().unwrap().containers[0].image = Some(image);
+            }
+            Effect::DeleteReplacement { .. } => self.observed.replacement = None,
+            Effect::DeleteSource { .. } => self.observed.source = None,
+            Effect::LayOutPullCredentials | Effect::RemovePullCredentials | Effect::DeleteMigration => {}
+        }
+    }
+
+    fn annotate_source(&mut self, lock: bool) {
+        let annotations = self.observed.source.as_mut().unwrap().metadata.annotations.get_or_insert_default();
+        if lock {
+            annotations.insert(super::super::keys::LOCK.into(), UID.into())
+        } else {
+            annotations.remove(super::super::keys::LOCK)
+        };
+    }
+
+    fn attest(&mut self, role: Role, change: impl FnOnce(&mut AttestationStatus)) {
+        let attestation = match role {
+            Role::Source => &mut self.observed.source_attestation,
+            Role::Destination => &mut self.observed.destination_attestation,
+        };
+        change(attestation.as_mut().expect("the attestation was made").status.get_or_insert_default());
+    }
+
+    /// Steps until nothing changes any more.
+    fn settle(&mut self) -> Phase {
+        for _ in 0..50 {
+            let before = (self.migration.clone(), self.observed.clone());
+            self.step();
+            if before == (self.migration.clone(), self.observed.clone()) {
+                return self.phase();
+            }
+        }
+        panic!("the migration does not settle: {:?}", self.migration.status);
+    }
+
+    fn phase(&self) -> Phase {
+        self.migration.phase()
+    }
+
+    /// Walks to a phase along the course in which all goes well.
+    fn walk_to(&mut self, goal: Phase) {
+        let mut reached = self.settle();
+        while reached < goal {
+            match reached {
+                Phase::Preparing => self.attest(Role::Destination, |s| {
+                    s.prepared = Some(Prepared { at: at(2), push_address: "10.0.0.2:5786".into(), pull_address: String::new() });
+                }),
+                Phase::Freezing => self.attest(Role::Source, |s| s.frozen = Some(Frozen { at: at(3), containers: containers() })),
+                Phase::Checkpointing => self.attest(Role::Source, |s| s.checkpointed = Some(At { at: at(4) })),
+                Phase::Transferring => self.attest(Role::Source, |s| s.vote = Some(Vote { at: at(5), containers: containers(), images: images() })),
+                Phase::AwaitingReadiness => self.attest(Role::Destination, |s| s.ready = Some(Pushed { at: at(6), images: images() })),
+                Phase::Restoring => self.attest(Role::Destination, |s| {
+                    s.restored = Some(Restored { at: at(8), containers: containers() });
+                    s.failure = None;
+                }),
+                Phase::Finishing => {
+                    self.attest(Role::Destination, |s| {
+                        s.confirmed = Some(At { at: at(9) });
+                        s.cleaned = Some(At { at: at(9) });
+                    });
+                    self.attest(Role::Source, |s| s.ended = Some(At { at: at(9) }));
+                }
+                other => panic!("stuck in {other}"),
+            }
+            reached = self.settle();
+        }
+    }
+
+    fn status(&self) -> &MigrationStatus {
+        self.migration.status.as_ref().unwrap()
+    }
+}
+
+#[test]
+fn all_goes_well_and_the_source_is_deleted_only_after_the_confirmation() {
+    let mut walk = Walk::new();
+    walk.walk_to(Phase::Finishing);
+    assert_eq!(walk.status().verdict, Some(Verdict::Commit));
+    assert!(walk.observed.source.is_some(), "committed is not confirmed");
+    assert_eq!(walk.status().frozen_millis, Some(5000));
+    walk.walk_to(Phase::Done);
+    assert_eq!(walk.status().outcome, Some(Outcome::Migrated));
+    assert!(walk.observed.source.is_none());
+    assert_eq!(walk.migration.metadata.finalizers, None);
+    let order: Vec<_> = walk.status().phases.iter().map(|t| t.phase).collect();
+    assert!(order.is_sorted(), "{order:?}");
+}
+
+#[test]
+fn every_phase_before_the_release_can_be_undone_and_leaves_nothing() {
+    for phase in [Phase::Preparing, Phase::Freezing, Phase::Checkpointing, Phase::Transferring, Phase::AwaitingReadiness] {
+        let mut walk = Walk::new();
+        walk.walk_to(phase);
+        walk.migration.metadata.deletion_timestamp = Some(Time(second(10)));
+        walk.settle();
+        assert_eq!(walk.status().verdict, Some(Verdict::Rollback), "{phase}");
+        assert_eq!(walk.phase(), Phase::Finishing, "{phase}: it waits for the thaw");
+        walk.attest(Role::Source, |s| s.thawed = Some(At { at: at(11) }));
+        if walk.observed.destination_attestation.is_some() {
+            walk.attest(Role::Destination, |s| s.cleaned = Some(At { at: at(11) }));
+        }
+        assert_eq!(walk.settle(), Phase::Done, "{phase}");
+        assert_eq!(walk.status().outcome, Some(Outcome::RolledBack), "{phase}");
+        assert!(walk.observed.replacement.is_none(), "{phase}");
+        assert!(!walk.observed.locked_by(&walk.migration), "{phase}");
+        assert_eq!(walk.migration.metadata.finalizers, None, "{phase}");
+    }
+}
+
+#[test]
+fn the_reason_of_an_abort_is_told() {
+    let mut walk = Walk::new();
+    walk.walk_to(Phase::Checkpointing);
+    walk.attest(Role::Source, |s| s.abort = Some(Remark { at: at(5), message: "criu said no".into() }));
+    walk.settle();
+    assert!(walk.status().message.contains("criu said no") && walk.status().message.contains("Checkpointing"), "{}", walk.status().message);
+}
+
+#[test]
+fn after_the_release_a_failure_holds_and_a_late_restore_still_commits() {
+    let mut walk = Walk::new();
+    walk.walk_to(Phase::Restoring);
+    walk.attest(Role::Destination, |s| s.failure = Some(Remark { at: at(9), message: "restore failed".into() }));
+    walk.migration.metadata.deletion_timestamp = Some(Time(second(10)));
+    walk.now = 5000;
+    assert_eq!(walk.settle(), Phase::Restoring, "neither deletion nor deadline undo a release");
+    assert_eq!(walk.status().verdict, None);
+    assert!(walk.status().conditions.iter().any(|c| c.type_ == condition::HELD && c.status == "True" && c.message.contains("restore failed")));
+    walk.walk_to(Phase::Finishing);
+    assert_eq!(walk.status().verdict, Some(Verdict::Commit));
+    assert!(walk.status().conditions.iter().all(|c| c.type_ != condition::HELD || c.status == "False"));
+}
+
+#[test]
+fn a_lost_replacement_after_the_release_holds() {
+    let mut walk = Walk::new();
+    walk.walk_to(Phase::Restoring);
+    walk.observed.replacement = None;
+    walk.settle();
+    assert_eq!((walk.phase(), walk.status().verdict), (Phase::Restoring, None));
+    assert!(walk.status().message.contains("held"), "{}", walk.status().message);
+}
+
+#[test]
+fn the_deadline_rolls_back_before_the_release() {
+    let mut walk = Walk::new();
+    walk.walk_to(Phase::Freezing);
+    walk.now = 601;
+    walk.settle();
+    assert!(walk.status().message.contains("spec.deadlineSeconds"), "{}", walk.status().message);
+    assert_eq!(walk.status().verdict, Some(Verdict::Rollback));
+}
+
+#[test]
+fn no_release_without_the_very_images_that_were_voted_for() {
+    let mut walk = Walk::new();
+    walk.walk_to(Phase::AwaitingReadiness);
+    let mut forged = images();
+    forged[0].digest = format!("sha256:{}", "f".repeat(64));
+    walk.attest(Role::Destination, |s| s.ready = Some(Pushed { at: at(6), images: forged }));
+    assert_eq!(walk.settle(), Phase::AwaitingReadiness);
+}
+
+#[test]
+fn blockers_refuse_and_touch_nothing() {
+    let mut walk = Walk::new();
+    walk.observed.blockers = vec![Blocker::new("spec.hostPID", "is set", "unset it"), Blocker::new("node n2", "is cordoned", "uncordon it")];
+    assert_eq!(walk.settle(), Phase::Done);
+    assert_eq!(walk.status().outcome, Some(Outcome::Failed));
+    assert!(walk.status().message.contains("spec.hostPID") && walk.status().message.contains("cordoned"));
+    assert!(walk.observed.replacement.is_none() && !walk.observed.locked_by(&walk.migration));
+}
+
+#[test]
+fn a_check_touches_nothing() {
+    let mut walk = Walk::new();
+    walk.migration.spec.check_only = true;
+    assert_eq!(walk.settle(), Phase::Done);
+    assert_eq!(walk.status().outcome, None);
+    assert!(!walk.observed.locked_by(&walk.migration));
+}
+
+#[test]
+fn a_container_that_was_restarted_since_preflight_rolls_back() {
+    let mut walk = Walk::new();
+    walk.walk_to(Phase::Freezing);
+    let other = vec![ContainerId { name: "c".into(), container_id: "two".into() }];
+    walk.attest(Role::Source, |s| s.frozen = Some(Frozen { at: at(3), containers: other }));
+    walk.settle();
+    assert_eq!(walk.status().verdict, Some(Verdict::Rollback));
+}
+
+#[test]
+fn a_destination_that_does_not_answer_does_not_keep_the_source_frozen() {
+    let mut walk = Walk::new();
+    walk.walk_to(Phase::Transferring);
+    walk.observed.destination_ready = Some(false);
+    walk.settle();
+    assert_eq!(walk.status().verdict, Some(Verdict::Rollback));
+    walk.attest(Role::Source, |s| s.thawed = Some(At { at: at(11) }));
+    walk.now = 100;
+    assert_eq!(walk.settle(), Phase::Done);
+    assert!(walk.status().message.contains("does not answer"), "{}", walk.status().message);
+}
+
+#[test]
+fn a_missed_webhook_is_made_up_for() {
+    let mut walk = Walk::new();
+    walk.walk_to(Phase::AwaitingReadiness);
+    walk.attest(Role::Destination, |s| s.ready = Some(Pushed { at: at(6), images: images() }));
+    let effects: Vec<_> = (0..4).flat_map(|_| walk.step().effects).collect();
+    assert!(matches!(effects.as_slice(), [Effect::Claim { .. }, Effect::RewriteImages { .. }, ..]), "{effects:?}");
+}
+
+#[test]
+fn an_effect_that_fails_for_good_rolls_back_before_the_release_and_holds_after_it() {
+    let mut walk = Walk::new();
+    walk.walk_to(Phase::Preparing);
+    let step = effect_failed(&walk.migration, &walk.observed, "quota exceeded", second(2));
+    assert_eq!(step.status.map(|s| (s.verdict, s.message.contains("quota"))), Some((Some(Verdict::Rollback), true)));
+    walk.walk_to(Phase::Restoring);
+    let step = effect_failed(&walk.migration, &walk.observed, "forbidden", second(2));
+    assert_eq!(step.status.map(|s| s.verdict), Some(None));
+}

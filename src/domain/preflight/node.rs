@@ -1,0 +1,213 @@
+//! Blockers that stand in the nodes: who can checkpoint, who can restore.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt as _;
+
+use super::{Blocker, Facts};
+use crate::api::{NodeProfile, NodeProfileStatus, migration::Destination};
+
+/// A profile that is older than this is taken for a dead agent's. The agent writes one every 30 s.
+pub const PROFILE_LIFETIME: Duration = Duration::from_secs(120);
+
+/// What preflight knows of a node.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct NodeView {
+    /// Its name.
+    pub name: String,
+    /// Condition Ready.
+    pub ready: bool,
+    /// `spec.unschedulable`: cordoned.
+    pub cordoned: bool,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// What its agent wrote; none where there is no agent.
+    pub profile: Option<NodeProfileStatus>,
+}
+
+impl NodeView {
+    /// A node with its profile.
+    #[must_use]
+    pub fn new(node: &Node, profile: Option<&NodeProfile>) -> Self {
+        let conditions = node.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+        Self {
+            name: node.name_any(),
+            ready: conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True"),
+            cordoned: node.spec.as_ref().and_then(|s| s.unschedulable).unwrap_or(false),
+            labels: node.labels().clone(),
+            profile: profile.and_then(|p| p.status.clone()),
+        }
+    }
+
+    fn field(&self) -> String {
+        format!("node {}", self.name)
+    }
+
+    fn agent_blocker(&self, facts: &Facts) -> Option<Blocker> {
+        let remedy = "look at the drover-agent pod of that node";
+        let Some(seen) = self.profile.as_ref().and_then(|profile| profile.observed_at.as_ref()) else {
+            return Some(Blocker::new(self.field(), "has no NodeProfile: no agent runs there", remedy));
+        };
+        let age = Duration::try_from(facts.now.duration_since(seen.0)).unwrap_or_default();
+        (age > PROFILE_LIFETIME).then(|| Blocker::new(self.field(), format!("its agent was last seen {} s ago", age.as_secs()), remedy))
+    }
+
+    fn source_blockers(&self, facts: &Facts) -> Vec<Blocker> {
+        let mut found: Vec<_> = self.agent_blocker(facts).into_iter().collect();
+        if let Some(profile) = self.profile.as_ref().filter(|profile| !profile.gate.installed) {
+            let message = format!("the gate is not installed, so a frozen pod could be restarted in place: {}", profile.gate.message);
+            found.push(Blocker::new(self.field(), message, "run drover node setup --apply there and restart its containerd"));
+        }
+        found
+    }
+
+    fn destination_blockers(&self, facts: &Facts, source: Option<&NodeProfileStatus>) -> Vec<Blocker> {
+        let mut found = vec![];
+        if !self.ready {
+            found.push(Blocker::new(self.field(), "is not Ready", "wait for it or choose another node"));
+        }
+        if self.cordoned {
+            found.push(Blocker::new(self.field(), "is cordoned", "kubectl uncordon it or choose another node"));
+        }
+        found.extend(self.agent_blocker(facts));
+        let Some(profile) = &self.profile else { return found };
+        match profile.lanes.iter().find(|lane| lane.name == "image") {
+            Some(lane) if lane.available => {}
+            Some(lane) => {
+                let message = format!("cannot restore a checkpoint image: {}", lane.message);
+                found.push(Blocker::new(self.field(), message, "mend that or choose another node"));
+            }
+            None => found.push(Blocker::new(self.field(), "does not say whether it can restore a checkpoint image", "upgrade its agent")),
+        }
+        let Some(source) = source else { return found };
+        if profile.architecture != source.architecture {
+            let message = format!("has architecture {}, the source has {}", profile.architecture, source.architecture);
+            found.push(Blocker::new(self.field(), message, "choose a node of the same architecture"));
+        }
+        let missing: Vec<_> = source.cpu_features.iter().filter(|flag| !profile.cpu_features.contains(flag)).map(String::as_str).collect();
+        if !missing.is_empty() {
+            let message = format!("lacks CPU features of the source: {}", missing.join(", "));
+            found.push(Blocker::new(self.field(), message, "choose a node with the same CPU"));
+        }
+        found
+    }
+}
+
+/// Every reason in the nodes why a pod cannot go from one to the other.
+#[must_use]
+pub fn node_blockers(source: &str, destination: &Destination, facts: &Facts) -> Vec<Blocker> {
+    let mut found = vec![];
+    let source_node = facts.nodes.iter().find(|node| node.name == source);
+    match source_node {
+        Some(node) => found.extend(node.source_blockers(facts)),
+        None => found.push(Blocker::new("spec.nodeName", format!("there is no node {source:?}"), "the pod must run on a node")),
+    }
+    let Some(wanted) = &destination.node_name else {
+        if capable_nodes(source, destination, facts).is_empty() {
+            let message = format!("no node can take the pod: {}", why_none(source, destination, facts));
+            found.push(Blocker::new("spec.destination", message, "name a node, or mend one"));
+        }
+        return found;
+    };
+    if wanted == source {
+        found.push(Blocker::new("spec.destination.nodeName", format!("the pod runs on {wanted} already"), "name another node"));
+        return found;
+    }
+    match facts.nodes.iter().find(|node| &node.name == wanted) {
+        Some(node) => {
+            if !selected(node, destination) {
+                found.push(Blocker::new("spec.destination.nodeSelector", format!("does not select node {wanted}"), "leave one of the two out"));
+            }
+            found.extend(node.destination_blockers(facts, source_node.and_then(|n| n.profile.as_ref())));
+        }
+        None => found.push(Blocker::new("spec.destination.nodeName", format!("there is no node {wanted:?}"), "see kubectl get nodes")),
+    }
+    found
+}
+
+/// Nodes other than the source that can restore the pod.
+#[must_use]
+pub fn capable_nodes(source: &str, destination: &Destination, facts: &Facts) -> Vec<String> {
+    let profile = profile_of(source, facts);
+    candidates(source, destination, facts).filter(|node| node.destination_blockers(facts, profile).is_empty()).map(|node| node.name.clone()).collect()
+}
+
+fn why_none(source: &str, destination: &Destination, facts: &Facts) -> String {
+    let profile = profile_of(source, facts);
+    let blockers = candidates(source, destination, facts).flat_map(|node| node.destination_blockers(facts, profile));
+    let reasons: Vec<_> = blockers.map(|blocker| format!("{} {}", blocker.field, blocker.message)).collect();
+    if reasons.is_empty() { "there is no other node that the selector selects".to_owned() } else { reasons.join(", ") }
+}
+
+fn profile_of<'a>(name: &str, facts: &'a Facts) -> Option<&'a NodeProfileStatus> {
+    facts.nodes.iter().find(|node| node.name == name).and_then(|node| node.profile.as_ref())
+}
+
+fn candidates<'a>(source: &'a str, destination: &'a Destination, facts: &'a Facts) -> impl Iterator<Item = &'a NodeView> {
+    let named = |node: &NodeView| destination.node_name.as_ref().is_none_or(|name| name == &node.name);
+    facts.nodes.iter().filter(move |node| node.name != source && named(node) && selected(node, destination))
+}
+
+fn selected(node: &NodeView, destination: &Destination) -> bool {
+    destination.node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::node_profile::{GateStatus, LaneStatus};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    fn node(name: &str) -> NodeView {
+        NodeView {
+            name: name.into(),
+            ready: true,
+            profile: Some(NodeProfileStatus {
+                lanes: vec![LaneStatus { name: "image".into(), available: true, message: String::new() }],
+                gate: GateStatus { installed: true, message: String::new() },
+                architecture: "amd64".into(),
+                cpu_features: vec!["avx2".into()],
+                observed_at: Some(Time(jiff::Timestamp::UNIX_EPOCH)),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    fn facts(nodes: Vec<NodeView>) -> Facts {
+        Facts { nodes, active_migrations: vec![], now: jiff::Timestamp::from_second(10).unwrap() }
+    }
+
+    fn to(name: &str) -> Destination {
+        Destination { node_name: Some(name.into()), ..Default::default() }
+    }
+
+    #[test]
+    fn two_healthy_nodes_have_no_blocker() {
+        let facts = facts(vec![node("n1"), node("n2")]);
+        assert_eq!(node_blockers("n1", &to("n2"), &facts), vec![]);
+        assert_eq!(capable_nodes("n1", &Destination::default(), &facts), vec!["n2"]);
+    }
+
+    #[test]
+    fn every_reason_of_a_node_is_told() {
+        let mut bad = node("n2");
+        bad.ready = false;
+        bad.cordoned = true;
+        let profile = bad.profile.as_mut().unwrap();
+        profile.lanes[0].available = false;
+        profile.cpu_features.clear();
+        let found = node_blockers("n1", &to("n2"), &facts(vec![node("n1"), bad]));
+        assert_eq!(found.len(), 4, "{found:?}");
+    }
+
+    #[test]
+    fn unknown_nodes_and_silent_agents_are_refused() {
+        let found = node_blockers("n1", &to("n9"), &facts(vec![node("n1")]));
+        assert!(Blocker::join(&found).contains("there is no node \"n9\""), "{found:?}");
+        let late = Facts { now: jiff::Timestamp::from_second(1000).unwrap(), ..facts(vec![node("n1"), node("n2")]) };
+        assert_eq!(node_blockers("n1", &to("n2"), &late).len(), 2);
+        assert!(Blocker::join(&node_blockers("n1", &Destination::default(), &late)).contains("last seen"));
+    }
+}

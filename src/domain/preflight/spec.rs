@@ -1,0 +1,196 @@
+//! Blockers that stand in the pod itself.
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
+use kube::ResourceExt as _;
+
+use super::Blocker;
+use crate::domain::keys;
+
+/// Annotation of the kubelet's static pods (core/v1 `MirrorPodAnnotationKey`).
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// The base image of a container as `name@sha256:…`: from an earlier hop, else as the runtime reports it.
+#[must_use]
+pub fn base_image(pod: &Pod, container: &str) -> Option<String> {
+    if let Some(image) = keys::original_images(pod).remove(container) {
+        return is_canonical(&image).then_some(image);
+    }
+    let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
+    let id = &statuses.iter().find(|s| s.name == container)?.image_id;
+    // Docker-era runtimes put a scheme before it.
+    let id = id.strip_prefix("docker-pullable://").unwrap_or(id);
+    is_canonical(id).then(|| id.to_owned())
+}
+
+fn is_canonical(image: &str) -> bool {
+    image.split_once("@sha256:").is_some_and(|(name, hex)| !name.is_empty() && hex.len() == 64) && !keys::is_checkpoint_image(image)
+}
+
+/// Every reason in the pod why it cannot be moved.
+#[must_use]
+pub fn blockers(pod: &Pod) -> Vec<Blocker> {
+    let mut found = metadata_blockers(pod);
+    let Some(spec) = &pod.spec else {
+        found.push(Blocker::new("spec", "is missing", "this is no running pod"));
+        return found;
+    };
+    found.extend(spec_blockers(spec));
+    for container in &spec.containers {
+        found.extend(container_blockers(pod, container));
+    }
+    found.extend(spec.volumes.iter().flatten().filter_map(volume_blocker));
+    found
+}
+
+fn metadata_blockers(pod: &Pod) -> Vec<Blocker> {
+    let mut found = vec![];
+    if pod.metadata.deletion_timestamp.is_some() {
+        found.push(Blocker::new("metadata.deletionTimestamp", "the pod is being deleted", "there is nothing left to move"));
+    }
+    if pod.annotations().contains_key(MIRROR) {
+        found.push(Blocker::new(format!("metadata.annotations[{MIRROR}]"), "static pods belong to their node", "move the manifest file instead"));
+    }
+    if let Some(owner) = pod.owner_references().iter().find(|owner| owner.controller == Some(true)) {
+        found.push(Blocker::new(
+            "metadata.ownerReferences",
+            format!("the pod is owned by {} {}, and only bare pods can be moved yet", owner.kind, owner.name),
+            "delete the pod and let its owner make another one elsewhere",
+        ));
+    }
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or("Unknown");
+    if phase != "Running" {
+        found.push(Blocker::new("status.phase", format!("is {phase}"), "only running pods have a memory to move"));
+    }
+    found
+}
+
+fn spec_blockers(spec: &PodSpec) -> Vec<Blocker> {
+    let devices = spec.resource_claims.as_ref().is_some_and(|c| !c.is_empty());
+    let init = spec.init_containers.as_ref().is_some_and(|c| !c.is_empty());
+    let ephemeral = spec.ephemeral_containers.as_ref().is_some_and(|c| !c.is_empty());
+    let other_os = spec.os.as_ref().is_some_and(|os| os.name != "linux");
+    [
+        ("spec.hostPID", spec.host_pid == Some(true), "process IDs of a node exist there only", "give the pod a PID namespace of its own"),
+        ("spec.hostIPC", spec.host_ipc == Some(true), "shared memory of a node exists there only", "give the pod an IPC namespace of its own"),
+        ("spec.shareProcessNamespace", spec.share_process_namespace == Some(true), "process IDs may be taken on the destination", "set it to false"),
+        ("spec.initContainers", init, "would do their work again; not supported yet", "move their work into the image"),
+        ("spec.ephemeralContainers", ephemeral, "cannot be made again on the destination", "make a pod without them"),
+        ("spec.runtimeClassName", spec.runtime_class_name.is_some(), "only the default runtime is supported yet", "use the default runtime"),
+        ("spec.activeDeadlineSeconds", spec.active_deadline_seconds.is_some(), "would begin again on the destination", "remove it"),
+        ("spec.resourceClaims", devices, "devices stay on their node", "a pod with devices cannot be moved"),
+        ("spec.os", other_os, "only Linux pods can be checkpointed", "a pod of another system cannot be moved"),
+        ("spec.hostUsers", spec.host_users == Some(false), "CRIU does not restore nested user namespaces", "set it to true"),
+    ]
+    .into_iter()
+    .filter(|(_, present, _, _)| *present)
+    .map(|(field, _, message, remedy)| Blocker::new(field, message, remedy))
+    .collect()
+}
+
+fn container_blockers(pod: &Pod, container: &Container) -> Vec<Blocker> {
+    let name = &container.name;
+    let post_start = container.lifecycle.as_ref().is_some_and(|l| l.post_start.is_some());
+    let block_devices = container.volume_devices.as_ref().is_some_and(|d| !d.is_empty());
+    let devices: Vec<&str> = container
+        .resources
+        .iter()
+        .flat_map(|r| r.limits.iter().flatten())
+        .map(|(resource, _)| resource.as_str())
+        .filter(|resource| resource.contains('/') && !resource.starts_with("hugepages-"))
+        .collect();
+    let status = pod.status.as_ref().and_then(|s| s.container_statuses.as_ref()).and_then(|all| all.iter().find(|s| &s.name == name));
+    let running = status.is_some_and(|s| s.state.as_ref().is_some_and(|state| state.running.is_some()));
+    let unnamed = running && base_image(pod, name).is_none();
+    let device_list = format!("devices stay on their node: {}", devices.join(", "));
+    [
+        (".tty", container.tty == Some(true), "a terminal cannot be restored", "set tty to false"),
+        (".volumeDevices", block_devices, "block devices are not moved", "use a volume with a file system"),
+        (".lifecycle.postStart", post_start, "would run again after the restore", "remove the hook"),
+        (".resources.limits", !devices.is_empty(), device_list.as_str(), "a pod with devices cannot be moved"),
+        ("", !running, "is not running", "wait until every container runs"),
+        (".image", unnamed, "its digest is not known (imageID in the pod's status)", "use an image that was pulled from a registry"),
+    ]
+    .into_iter()
+    .filter(|(_, present, _, _)| *present)
+    .map(|(field, _, message, remedy)| Blocker::new(format!("spec.containers[{name}]{field}"), message, remedy))
+    .collect()
+}
+
+fn volume_blocker(volume: &Volume) -> Option<Blocker> {
+    let mounted_anew = volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.projected.is_some()
+        || volume.downward_api.is_some()
+        || volume.image.is_some();
+    if mounted_anew {
+        return None;
+    }
+    let (message, remedy) = if volume.empty_dir.is_some() {
+        ("emptyDir: its content is not moved yet", "keep the data in the container's own file system")
+    } else if volume.host_path.is_some() {
+        ("hostPath: its content stays on the node", "use a volume that the destination has too")
+    } else if volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some() {
+        ("persistentVolumeClaim: is not moved yet", "a pod with claims cannot be moved yet")
+    } else {
+        ("this kind of volume is not supported", "use ConfigMap, Secret, projected or downwardAPI volumes")
+    };
+    Some(Blocker::new(format!("spec.volumes[{}]", volume.name), message, remedy))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(patch: &serde_json::Value) -> Pod {
+        let mut value = serde_json::json!({
+            "metadata": {"name": "p", "namespace": "d", "uid": "0f1c22aa-0000"},
+            "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "i"}]},
+            "status": {"phase": "Running", "containerStatuses": [{"name": "c", "image": "i", "ready": true, "restartCount": 0,
+                "imageID": format!("reg/i@sha256:{}", "a".repeat(64)), "containerID": "containerd://abc", "state": {"running": {}}}]}
+        });
+        json_patch::merge(&mut value, patch);
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn an_ordinary_pod_has_no_blocker() {
+        assert_eq!(blockers(&pod(&serde_json::json!({}))), vec![]);
+    }
+
+    #[test]
+    fn each_blocker_names_its_field() {
+        let owner = serde_json::json!([{"apiVersion": "v1", "kind": "ReplicaSet", "name": "r", "uid": "u", "controller": true}]);
+        let cases = [
+            (serde_json::json!({"spec": {"hostPID": true}}), "spec.hostPID"),
+            (serde_json::json!({"spec": {"volumes": [{"name": "d", "emptyDir": {}}]}}), "spec.volumes[d]"),
+            (serde_json::json!({"spec": {"containers": [{"name": "c", "tty": true}]}}), "spec.containers[c].tty"),
+            (serde_json::json!({"spec": {"initContainers": [{"name": "i"}]}}), "spec.initContainers"),
+            (serde_json::json!({"metadata": {"ownerReferences": owner}}), "metadata.ownerReferences"),
+            (serde_json::json!({"status": {"phase": "Pending"}}), "status.phase"),
+            (
+                serde_json::json!({"spec": {"containers": [{"name": "c", "resources": {"limits": {"nvidia.com/gpu": "1"}}}]}}),
+                "spec.containers[c].resources.limits",
+            ),
+        ];
+        for (patch, field) in cases {
+            let found = blockers(&pod(&patch));
+            assert!(found.iter().any(|b| b.field == field && !b.remedy.is_empty()), "{field}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn all_blockers_come_at_once() {
+        let found =
+            blockers(&pod(&serde_json::json!({"spec": {"hostPID": true, "hostIPC": true, "volumes": [{"name": "h", "hostPath": {"path": "/"}}]}})));
+        assert_eq!(found.len(), 3, "{found:?}");
+    }
+
+    #[test]
+    fn the_base_image_of_a_moved_pod_is_the_one_of_its_first_node() {
+        let canonical = format!("reg/i@sha256:{}", "b".repeat(64));
+        let annotated = |image: &str| serde_json::json!({"metadata": {"annotations": {keys::ORIGINAL_IMAGES: format!("{{\"c\":\"{image}\"}}")}}});
+        assert_eq!(base_image(&pod(&annotated(&canonical)), "c"), Some(canonical));
+        let checkpoint = format!("{}/drover/00@sha256:{}", keys::PULL_ADDRESS, "c".repeat(64));
+        assert_eq!(base_image(&pod(&annotated(&checkpoint)), "c"), None);
+    }
+}

@@ -1,0 +1,149 @@
+//! One look at one migration: observe, decide, and either write or act. No protocol detail, no decision of its own.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::{
+    api::{Migration, Phase, Role, attestation::attestation_name},
+    domain::{
+        keys,
+        migration::{self, Effect, Observed},
+        preflight::{self, Facts},
+        replacement,
+    },
+    ports::{Clock, Cluster, Failure, PortError, PortResult},
+};
+
+/// Looks at a migration until nothing is left to write or do; returns when it wants to be looked at again though nothing changes.
+///
+/// `fresh_repository` draws a repository name that nobody can guess.
+///
+/// # Errors
+/// What a port said; a conflict means that the next look decides anew. A permanent failure of an effect before the release has
+/// become a rollback and is no error.
+pub async fn reconcile(
+    migration: Migration,
+    cluster: &dyn Cluster,
+    clock: &dyn Clock,
+    fresh_repository: &(dyn Fn() -> String + Send + Sync),
+) -> PortResult<Option<Duration>> {
+    let mut migration = migration;
+    loop {
+        let observed = observe(&migration, cluster, clock.now(), fresh_repository).await?;
+        let mut step = migration::advance(&migration, &observed, clock.now());
+        if step.status.is_none() {
+            if let Err(error) = perform(&migration, &observed, &step.effects, cluster, clock.now()).await {
+                if error.kind != Failure::Permanent {
+                    return Err(error);
+                }
+                step = migration::effect_failed(&migration, &observed, &error.message, clock.now());
+            }
+        }
+        let Some(status) = step.status else { return Ok(step.after) };
+        let written = cluster.write_status(&migration, &status).await?;
+        tell(&migration, &written, cluster).await;
+        migration = written;
+    }
+}
+
+async fn observe(
+    migration: &Migration,
+    cluster: &dyn Cluster,
+    now: Timestamp,
+    fresh_repository: &(dyn Fn() -> String + Send + Sync),
+) -> PortResult<Observed> {
+    let namespace = migration.metadata.namespace.as_deref().unwrap_or_default();
+    let name = migration.metadata.name.as_deref().unwrap_or_default();
+    let uid = migration.metadata.uid.as_deref().unwrap_or_default();
+    let status = migration.status.clone().unwrap_or_default();
+    let source_name = status.source.as_ref().map(|s| s.name.clone()).or_else(|| migration.spec.pod_name.clone()).unwrap_or_default();
+    let source = if source_name.is_empty() { None } else { cluster.pod(namespace, &source_name).await? };
+    let replacement_name = match &status.replacement {
+        Some(replacement) => replacement.name.clone(),
+        None => source.as_ref().map(|pod| keys::replacement_name(&keys::base_name(pod), uid)).unwrap_or_default(),
+    };
+    let mut observed = Observed { source, replacement_name, ..Observed::default() };
+    if status.phase >= Phase::Preparing {
+        observed.replacement = cluster.pod(namespace, &observed.replacement_name).await?;
+        observed.source_attestation = attestation(cluster, migration, namespace, name, Role::Source).await?;
+        observed.destination_attestation = attestation(cluster, migration, namespace, name, Role::Destination).await?;
+        let destination = status.destination.as_ref().map(|d| d.node_name.as_str()).filter(|node| !node.is_empty());
+        if let Some(node) = destination {
+            let nodes = cluster.nodes().await?;
+            observed.destination_ready = Some(nodes.iter().any(|n| n.name == node && n.ready));
+        }
+    }
+    if status.phase == Phase::Preflight {
+        observed.fresh_repository = fresh_repository();
+        if let Some(pod) = &observed.source {
+            observed.blockers = preflight::examine(migration, pod, &facts(cluster, now).await?);
+        }
+    }
+    if status.phase == Phase::Finishing {
+        observed.pull_credentials_left = cluster.has_pull_credentials(uid).await?;
+    }
+    Ok(observed)
+}
+
+/// The attestation of one side, if it is this migration's: one of an earlier Migration of the same name says nothing about this one.
+async fn attestation(
+    cluster: &dyn Cluster,
+    migration: &Migration,
+    namespace: &str,
+    name: &str,
+    role: Role,
+) -> PortResult<Option<crate::api::Attestation>> {
+    let found = cluster.attestation(namespace, &attestation_name(name, role)).await?;
+    Ok(found.filter(|a| Some(&a.spec.migration_uid) == migration.metadata.uid.as_ref()))
+}
+
+async fn facts(cluster: &dyn Cluster, now: Timestamp) -> PortResult<Facts> {
+    Ok(Facts { nodes: cluster.nodes().await?, active_migrations: cluster.active_migrations().await?, now })
+}
+
+async fn perform(migration: &Migration, observed: &Observed, effects: &[Effect], cluster: &dyn Cluster, now: Timestamp) -> PortResult<()> {
+    for effect in effects {
+        let pod = match effect {
+            Effect::CreateReplacement => Some(waiting_replacement(migration, observed, cluster, now).await?),
+            _ => None,
+        };
+        tracing::info!(migration = migration.metadata.name, namespace = migration.metadata.namespace, ?effect, "perform");
+        cluster.perform(migration, effect, pod.as_ref()).await?;
+    }
+    Ok(())
+}
+
+async fn waiting_replacement(
+    migration: &Migration,
+    observed: &Observed,
+    cluster: &dyn Cluster,
+    now: Timestamp,
+) -> PortResult<k8s_openapi::api::core::v1::Pod> {
+    let source = observed.source.as_ref().ok_or_else(|| PortError::permanent("the source pod is gone"))?;
+    let node = source.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
+    let nodes = preflight::capable_nodes(&node, &migration.spec.destination, &facts(cluster, now).await?);
+    if nodes.is_empty() {
+        return Err(PortError::permanent("no node can take the pod any more"));
+    }
+    Ok(replacement::build(source, migration, &nodes))
+}
+
+/// An Event for each phase; a failure to tell is no failure of the migration.
+async fn tell(before: &Migration, after: &Migration, cluster: &dyn Cluster) {
+    let (Some(now), then) = (&after.status, before.status.clone().unwrap_or_default()) else { return };
+    let held = |s: &crate::api::MigrationStatus| s.conditions.iter().any(|c| c.type_ == crate::api::migration::condition::HELD && c.status == "True");
+    let told = if held(now) && !held(&then) {
+        cluster.tell(after, true, "Held", &now.message).await
+    } else if now.phase != then.phase {
+        let reason = now.outcome.map_or(now.phase.as_str(), crate::api::Outcome::as_str);
+        let warning = now.outcome.is_some_and(|outcome| outcome != crate::api::Outcome::Migrated);
+        let message = if now.message.is_empty() { format!("phase {}", now.phase) } else { now.message.clone() };
+        cluster.tell(after, warning, reason, &message).await
+    } else {
+        Ok(())
+    };
+    if let Err(error) = told {
+        tracing::warn!(%error, "failed to write an event");
+    }
+}
