@@ -217,7 +217,7 @@ async fn the_api_server_understands_the_webhook() {
     );
     // Where the CRDs are not installed the lookup fails; where they are, the pod is not running. Refused it is, with a reason.
     let asked = asked.expect_err("not running").to_string();
-    assert!(asked.contains("the pod is Pending") || asked.contains("could not be looked up"), "{asked}");
+    assert!(asked.contains("status.phase: is Pending") || asked.contains("could not be looked up"), "{asked}");
     println!("{refused}\n{asked}");
 }
 
