@@ -8,8 +8,10 @@ use std::sync::{
 /// All parts that must be ready before the process is. Clones share one list.
 #[derive(Debug, Clone, Default)]
 pub struct Readiness {
-    parts: Arc<Mutex<Vec<(&'static str, Arc<AtomicBool>)>>>,
+    parts: Arc<Mutex<Vec<Part>>>,
 }
+
+type Part = (&'static str, Arc<AtomicBool>);
 
 /// One part's say in it; not ready until [`ReadySignal::set`] says so.
 #[derive(Debug, Clone)]

@@ -85,9 +85,10 @@ impl Tasks {
             }
             error
         };
-        match tokio::time::timeout(grace, rest).await {
-            Ok(error) => first_error = first_error.or(error),
-            Err(_) => warn!(?grace, "tasks did not end in time and are aborted"),
+        if let Ok(error) = tokio::time::timeout(grace, rest).await {
+            first_error = first_error.or(error);
+        } else {
+            warn!(?grace, "tasks did not end in time and are aborted");
         }
         first_error.map_or(Ok(()), Err)
     }

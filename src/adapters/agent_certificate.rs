@@ -34,9 +34,9 @@ const LIFETIME_SECONDS: i32 = 24 * 60 * 60;
 /// How often the request is looked at until it is answered.
 const POLL: Duration = Duration::from_secs(1);
 /// After so long without an answer another request is made.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 /// How often the wall clock is looked at, and how long a failed renewal waits.
-const LOOK: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_mins(1);
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]

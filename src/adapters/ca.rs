@@ -25,7 +25,7 @@ use crate::{
 /// Name of the Secret, in Drover's namespace.
 pub const SECRET: &str = "drover-ca";
 /// How often the Secret and the wall clock are looked at. Short looks instead of one long sleep: a suspended machine sleeps on.
-const LOOK: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_mins(1);
 
 /// Why there is no CA.
 #[derive(Debug, thiserror::Error)]

@@ -39,7 +39,7 @@ use crate::{
 /// How often failed requests are looked at again.
 const RETRY_LOOK: Duration = Duration::from_secs(1);
 /// The longest wait between two tries.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// One request's limit, so that a hanging connection does not hold up the others.
 const LIMIT: Duration = Duration::from_secs(15);
 /// An Event's note may have 1 KiB.
@@ -131,7 +131,7 @@ impl AnnotationController {
 
     async fn take_up(&self, request: &Request) -> Result<(), Error> {
         let made = match request.migration() {
-            Ok(migration) => self.create(request, &migration).await?.map(|()| migration.name_any()),
+            Ok(migration) => self.create(request, &migration).await?.map(|()| migration),
             Err(problem) => Err(problem),
         };
         if !self.consume(request).await? {
@@ -139,12 +139,13 @@ impl AnnotationController {
             return Ok(());
         }
         match made {
-            Ok(name) => {
+            Ok(migration) => {
+                let name = migration.name_any();
                 info!(pod = request.pod(), namespace = request.namespace(), migration = name, to = request.value(), "a Migration was made");
                 let note = format!("Migration {name} moves this pod to {}", request.value());
-                self.tell(request, EventType::Normal, "MigrationRequested", note).await;
+                self.tell(request, EventType::Normal, "MigrationRequested", note, Some(migration.object_ref(&()))).await;
             }
-            Err(problem) => self.tell(request, EventType::Warning, "MigrationRefused", problem).await,
+            Err(problem) => self.tell(request, EventType::Warning, "MigrationRefused", problem, None).await,
         }
         Ok(())
     }
@@ -180,10 +181,11 @@ impl AnnotationController {
         }
     }
 
-    /// An Event is a courtesy: the Migration is there without it.
-    async fn tell(&self, request: &Request, type_: EventType, reason: &str, note: String) {
+    /// An Event is a courtesy: the Migration is there without it. `related` keeps two requests apart: the recorder folds Events that differ in
+    /// their note alone into a series, under the first one's note.
+    async fn tell(&self, request: &Request, type_: EventType, reason: &str, note: String, related: Option<ObjectReference>) {
         let note: String = note.chars().take(LONGEST_NOTE).collect();
-        let event = Event { type_, reason: reason.to_owned(), note: Some(note), action: "Migrate".to_owned(), secondary: None };
+        let event = Event { type_, reason: reason.to_owned(), note: Some(note), action: "Migrate".to_owned(), secondary: related };
         if let Err(error) = self.recorder.publish(&event, &reference(request)).await {
             debug!(%error, pod = request.pod(), "the Event was not written");
         }

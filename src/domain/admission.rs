@@ -1,9 +1,9 @@
 //! What the webhook answers: pure functions of the review and of what was looked up for it.
 //!
 //! Three questions about a pod, in the order in which they are asked:
-//! 1. Who may write Drover's own annotations? Only the manager ([`guard`]).
-//! 2. Does a claim appear? Then the replacement is released: its images become the checkpoint images ([`claim`], R1).
-//! 3. Does a destination appear? Then every reason against the move is named at once ([`destination`]).
+//! 1. Who may write Drover's own annotations? Only the manager (`guard`).
+//! 2. Does a claim appear? Then the replacement is released: its images become the checkpoint images (`claim`, R1).
+//! 3. Does a destination appear? Then every reason against the move is named at once (`destination`).
 //!
 //! A CREATE is never refused: owners back off for minutes after an error (MEASURED.md 2). It is stripped of what it must not carry.
 //! The manager repeats every validation, since the webhook may have been down.

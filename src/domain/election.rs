@@ -173,7 +173,7 @@ mod tests {
         assert_eq!(a.decide(at(114), Some(&held("b", "2"))), Action::Wait, "it was renewed");
         assert_eq!(a.decide(at(128), Some(&held("b", "2"))), Action::Wait);
         assert_eq!(a.decide(at(129), Some(&held("b", "2"))), Action::Take);
-        let longer = LeaseView { duration: Some(Duration::from_secs(60)), ..held("b", "3") };
+        let longer = LeaseView { duration: Some(Duration::from_mins(1)), ..held("b", "3") };
         assert_eq!(a.decide(at(130), Some(&longer)), Action::Wait);
         assert_eq!(a.decide(at(189), Some(&longer)), Action::Wait);
         assert_eq!(a.decide(at(190), Some(&longer)), Action::Take);

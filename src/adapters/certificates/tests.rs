@@ -30,16 +30,13 @@ fn verify(ca: &Authority, chain_pem: &str, server: Option<&str>, at: Timestamp) 
     let (roots, provider) = (Arc::new(roots), Arc::new(rustls::crypto::ring::default_provider()));
     let certificates = chain(chain_pem);
     let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(u64::try_from(at.as_second()).expect("after 1970")));
-    match server {
-        Some(name) => {
-            let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider).build().expect("a verifier");
-            let name = ServerName::try_from(name.to_owned()).expect("a name");
-            verifier.verify_server_cert(&certificates[0], &certificates[1..], &name, &[], at).map(|_| ())
-        }
-        None => {
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build().expect("a verifier");
-            verifier.verify_client_cert(&certificates[0], &certificates[1..], at).map(|_| ())
-        }
+    if let Some(name) = server {
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider).build().expect("a verifier");
+        let name = ServerName::try_from(name.to_owned()).expect("a name");
+        verifier.verify_server_cert(&certificates[0], &certificates[1..], &name, &[], at).map(|_| ())
+    } else {
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build().expect("a verifier");
+        verifier.verify_client_cert(&certificates[0], &certificates[1..], at).map(|_| ())
     }
 }
 
@@ -98,8 +95,8 @@ fn an_agents_request_becomes_a_certificate_for_both_directions() {
 
 #[test]
 fn hostile_requests_are_denied_with_their_reason() {
-    let ca = Authority::generate(now()).expect("a CA");
     type Change = fn(&mut CertificateParams);
+    let ca = Authority::generate(now()).expect("a CA");
     let cases: [(&[&str], Change, &str); 6] = [
         (&["n2.nodes.drover.dev"], |_| {}, "gets \"n1.nodes.drover.dev\" and nothing else"),
         (&["n1.nodes.drover.dev", "drover.drover.svc"], |_| {}, "nothing else"),

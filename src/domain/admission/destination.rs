@@ -52,7 +52,6 @@ pub fn reasons(pod: &Pod, request: &Request, world: &World) -> Vec<Reason> {
         let message = format!("says {:?}, and {} says {other:?}", request.value, keys::MIGRATE_TO_BARE);
         reasons.push(Reason::new(&field, message, "set one of the two keys"));
     }
-    reasons.extend(state_reasons(pod));
     reasons.extend(place_reasons(pod, &request.value, &field, world));
     reasons.extend(active_migration(pod, &world.migrations).map(|m| {
         let message = format!("Migration {} of this pod is in phase {}", m.name_any(), m.phase());
@@ -67,22 +66,6 @@ pub fn reasons(pod: &Pod, request: &Request, world: &World) -> Vec<Reason> {
         ));
     }
     reasons.extend(preflight::blockers(pod).into_iter().map(Reason::from));
-    reasons
-}
-
-fn state_reasons(pod: &Pod) -> Vec<Reason> {
-    let mut reasons = Vec::new();
-    if pod.metadata.deletion_timestamp.is_some() {
-        reasons.push(Reason::new("metadata.deletionTimestamp", "the pod is being deleted", ""));
-    }
-    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or("Unknown");
-    if phase != "Running" {
-        reasons.push(Reason::new(
-            "status.phase",
-            format!("the pod is {phase}, and only a running pod has memory to move"),
-            "annotate it once it runs",
-        ));
-    }
     reasons
 }
 

@@ -34,7 +34,8 @@ pub fn validate_migration(migration: &Migration, pod: Option<&Pod>) -> Vec<Reaso
     let Some(name) = spec.pod_name.as_deref() else { return reasons };
     match pod {
         None => {
-            reasons.push(Reason::new("spec.podName", format!("pod {namespace}/{name} does not exist"), format!("kubectl get pods -n {namespace}")))
+            let remedy = format!("kubectl get pods -n {namespace}");
+            reasons.push(Reason::new("spec.podName", format!("pod {namespace}/{name} does not exist"), remedy));
         }
         Some(pod) => {
             let known: Vec<_> = pod.spec.iter().flat_map(|s| &s.containers).map(|c| c.name.as_str()).collect();

@@ -11,7 +11,10 @@ fn pod(annotations: &Value) -> Pod {
     of(json!({
         "metadata": {"name": "web", "namespace": "shop", "uid": "uid-web", "annotations": annotations, "labels": {"app": "web"}},
         "spec": {"nodeName": "n1", "containers": [{"name": "main", "image": "nginx:1"}]},
-        "status": {"phase": "Running"}
+        "status": {"phase": "Running", "containerStatuses": [{
+            "name": "main", "image": "nginx:1", "imageID": "docker.io/library/nginx@sha256:0000000000000000000000000000000000000000000000000000000000000000",
+            "containerID": "containerd://c1", "ready": true, "restartCount": 0, "started": true, "state": {"running": {}}
+        }]}
     }))
 }
 
@@ -143,11 +146,11 @@ fn the_pods_state_policies_and_migrations_are_all_named() {
     world.migrations = vec![migration(&json!({"podName": "web"}), &json!({"phase": "Freezing"}))];
     let mut new = pod(&json!({"drover.dev/migrate-to": "n1"}));
     new.metadata.deletion_timestamp = Some(of(json!(NOW)));
-    new.status = Some(of(json!({"phase": "Pending"})));
+    new.status.as_mut().expect("a status").phase = Some("Pending".to_owned());
     let said = text(&decide(Change::Update { old: &pod(&json!({})), new: &new }, &user(), &world));
     for part in [
         "the pod is being deleted",
-        "the pod is Pending",
+        "status.phase: is Pending",
         "runs on node n1 already",
         "Migration web-1 of this pod is in phase Freezing",
         "no MigrationPolicy permits this pod to move (there are: databases)",

@@ -83,7 +83,10 @@ fn review(operation: &str, kind: &str, object: &Value, old: &Value) -> Value {
 fn pod(annotations: &Value) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "namespace": "shop", "uid": "u", "annotations": annotations},
-        "spec": {"nodeName": "n1", "containers": [{"name": "main", "image": "nginx"}]}, "status": {"phase": "Running"}
+        "spec": {"nodeName": "n1", "containers": [{"name": "main", "image": "nginx"}]}, "status": {"phase": "Running", "containerStatuses": [{
+            "name": "main", "image": "nginx:1", "imageID": "docker.io/library/nginx@sha256:0000000000000000000000000000000000000000000000000000000000000000",
+            "containerID": "containerd://c1", "ready": true, "restartCount": 0, "started": true, "state": {"running": {}}
+        }]}
     })
 }
 
