@@ -3,4 +3,5 @@
 pub mod archive;
 pub mod containerd;
 pub mod kubelet;
+pub mod node_setup;
 pub mod registry;
