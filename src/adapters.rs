@@ -3,5 +3,6 @@
 pub mod archive;
 pub mod containerd;
 pub mod kubelet;
+pub mod node_probe;
 pub mod node_setup;
 pub mod registry;

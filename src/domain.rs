@@ -8,6 +8,7 @@ pub mod attest;
 pub mod ids;
 pub mod image;
 pub mod keys;
+pub mod lanes;
 pub mod migration;
 pub mod placement;
 pub mod preflight;

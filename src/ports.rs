@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::{
     api::{Attestation, AttestationStatus, Migration, attestation::PushedImage},
-    domain::ids::Digest,
+    domain::{ids::Digest, lanes::NodeFacts},
 };
 
 /// What kind of failure it was, which decides whether it is tried again.
@@ -197,6 +197,13 @@ pub trait LocalRegistry: Send + Sync {
     async fn purge_repository(&self, repository: &str) -> PortResult<()>;
     /// Repositories on the disk.
     async fn repositories(&self) -> PortResult<Vec<String>>;
+}
+
+/// A look at this node.
+#[async_trait]
+pub trait NodeProbe: Send + Sync {
+    /// What is found; what cannot be found out is left empty.
+    async fn facts(&self) -> NodeFacts;
 }
 
 /// What an agent asks of the API server.

@@ -14,7 +14,10 @@
 
 mod files;
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 pub use files::Change;
 use files::{Lines, read_optional};
@@ -139,13 +142,13 @@ fn drop_in(options: &SetupOptions) -> Result<String, SetupError> {
     const PLUGIN: &str = "plugins.'io.containerd.cri.v1.runtime'";
     let mut text = "# Made by drover node setup; drover node remove takes it away.\nversion = 3\n".to_owned();
     if options.image_lane {
-        text += &format!("\n[{PLUGIN}]\nenable_criu = true\nenable_experimental_restore_via_create = true\n");
+        let _ = write!(text, "\n[{PLUGIN}]\nenable_criu = true\nenable_experimental_restore_via_create = true\n");
     }
     for runtime in &options.runtimes {
         if runtime.is_empty() || !runtime.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
             return Err(SetupError::Runtime(runtime.clone()));
         }
-        text += &format!("\n[{PLUGIN}.containerd.runtimes.{runtime}]\nbase_runtime_spec = '{BASE_SPEC}'\n");
+        let _ = write!(text, "\n[{PLUGIN}.containerd.runtimes.{runtime}]\nbase_runtime_spec = '{BASE_SPEC}'\n");
     }
     Ok(text)
 }
