@@ -12,6 +12,8 @@ pub mod docker_config;
 pub mod kube_error;
 pub mod kubelet;
 pub mod lease;
+pub mod node_probe;
+pub mod node_setup;
 pub mod registry;
 pub mod webhook_configuration;
 pub mod world;

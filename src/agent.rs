@@ -3,5 +3,6 @@
 pub mod controller;
 pub mod destination;
 pub mod journal;
+pub mod profile;
 pub mod registry_proxy;
 pub mod source;

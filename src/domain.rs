@@ -10,6 +10,7 @@ pub mod election;
 pub mod ids;
 pub mod image;
 pub mod keys;
+pub mod lanes;
 pub mod migration;
 pub mod preflight;
 pub mod replacement;

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::{
-    api::{Attestation, AttestationStatus, Migration, MigrationStatus, attestation::PushedImage},
-    domain::{ids::Digest, migration::Effect, preflight::NodeView},
+    api::{Attestation, AttestationStatus, Migration, MigrationStatus, NodeProfileStatus, attestation::PushedImage},
+    domain::{ids::Digest, lanes::NodeFacts, migration::Effect, preflight::NodeView},
 };
 
 pub mod front;
@@ -201,6 +201,13 @@ pub trait LocalRegistry: Send + Sync {
     async fn repositories(&self) -> PortResult<Vec<String>>;
 }
 
+/// A look at this node.
+#[async_trait]
+pub trait NodeProbe: Send + Sync {
+    /// What is found; what cannot be found out is left empty.
+    async fn facts(&self) -> NodeFacts;
+}
+
 /// What an agent asks of the API server.
 #[async_trait]
 pub trait AgentApi: Send + Sync {
@@ -210,6 +217,8 @@ pub trait AgentApi: Send + Sync {
     async fn attestation(&self, namespace: &str, name: &str) -> PortResult<Option<Attestation>>;
     /// Writes the status of an attestation by compare-and-swap on the resource version of `attestation`.
     async fn attest(&self, attestation: &Attestation, status: &AttestationStatus) -> PortResult<Attestation>;
+    /// Writes this node's profile, making it where there is none.
+    async fn write_profile(&self, status: &NodeProfileStatus) -> PortResult<()>;
     /// Repositories of the migrations to this node that have not ended.
     async fn active_repositories(&self) -> PortResult<Vec<String>>;
     /// Pull credentials that the manager has laid out for a migration; empty where it needs none.

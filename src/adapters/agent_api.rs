@@ -13,7 +13,7 @@ use super::{
     kube_error::{found, port_error},
 };
 use crate::{
-    api::{Attestation, AttestationStatus, Migration},
+    api::{Attestation, AttestationStatus, Migration, NodeProfile, NodeProfileSpec, NodeProfileStatus},
     domain::keys,
     ports::{AgentApi, PortError, PortResult, PullCredential},
 };
@@ -52,6 +52,29 @@ impl AgentApi for KubeAgentApi {
         let params = PostParams { field_manager: Some(keys::AGENT.into()), ..PostParams::default() };
         let written = api.replace_status(&attestation.name_any(), &params, &next).await;
         written.map_err(|e| port_error("write the attestation", &e))
+    }
+
+    async fn write_profile(&self, status: &NodeProfileStatus) -> PortResult<()> {
+        let api: Api<NodeProfile> = Api::all(self.client.clone());
+        let params = PostParams { field_manager: Some(keys::AGENT.into()), ..PostParams::default() };
+        let mut profile = match found(api.get(&self.node).await, "read the NodeProfile")? {
+            Some(profile) => profile,
+            None => api
+                .create(&params, &NodeProfile::new(&self.node, NodeProfileSpec::default()))
+                .await
+                .map_err(|e| port_error("create the NodeProfile", &e))?,
+        };
+        let mut status = status.clone();
+        // A condition that says what it said before keeps its time.
+        for condition in &mut status.conditions {
+            let before = profile.status.iter().flat_map(|s| &s.conditions).find(|c| c.type_ == condition.type_ && c.status == condition.status);
+            if let Some(before) = before {
+                condition.last_transition_time = before.last_transition_time.clone();
+            }
+        }
+        profile.status = Some(status);
+        profile.metadata.managed_fields = None;
+        api.replace_status(&self.node, &params, &profile).await.map(drop).map_err(|e| port_error("write the NodeProfile", &e))
     }
 
     async fn active_repositories(&self) -> PortResult<Vec<String>> {

@@ -23,12 +23,14 @@ use crate::{
         agent_certificate::AgentCertificate,
         containerd::Containerd,
         kubelet::{Credential, KubeletSettings, LocalKubelet, ServerTrust},
+        node_probe::{HostProbe, ProbeSettings},
         registry::{AgentPusher, LocalDistribution},
     },
     agent::{
         controller::{self, Sides, may_push},
         destination::{DestinationAgent, DestinationParts},
         journal::Journals,
+        profile,
         registry_proxy::{MayPush, Upstream, serve_pulls, serve_pushes},
         source::{SourceAgent, SourceParts},
     },
@@ -47,6 +49,9 @@ use crate::{
 
 /// The service account's token, which kubelets accept by TokenReview.
 const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+
+/// Runs a command in the node's own mount namespace: the agent sees the node's processes (hostPID), and its image brings nsenter.
+const HOST_COMMAND: [&str; 5] = ["nsenter", "-t", "1", "-m", "--"];
 
 /// How the agent reaches its node's kubelet.
 #[derive(Debug, Clone)]
@@ -130,12 +135,35 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     tasks.spawn("budgets", supervised(controller::watch_over(Arc::clone(&sides), tasks.token())));
     tasks.spawn("migrations", supervised(controller::run(client.clone(), sides, tasks.token())));
 
+    tasks.spawn("node profile", keep_profile(&settings, &containerd, &node, tasks.token()));
     let migrations = follow_migrations(client, &mut tasks);
     let tls = FollowingTls::new(identity, Clients::Verified)?;
     open_doors(&settings, &tls, migrations, &mut tasks)?;
     tasks.spawn("push door certificate", tls.run(tasks.token()));
     doors.set(true);
     tasks.run(GRACE).await
+}
+
+fn keep_profile(
+    settings: &Settings,
+    containerd: &Containerd,
+    node: &Node,
+    token: CancellationToken,
+) -> impl Future<Output = anyhow::Result<()>> + use<> {
+    let probe = HostProbe::new(
+        containerd.clone(),
+        ProbeSettings { host_root: settings.host_root.clone(), host_command: HOST_COMMAND.map(str::to_owned).into(), data: settings.state.clone() },
+    );
+    let (api, push_address) = (Arc::clone(&node.api), push_address(settings));
+    async move {
+        profile::keep(&probe, &*api, &SystemClock, &push_address, token).await;
+        Ok(())
+    }
+}
+
+/// `host:port` of this node's push door.
+fn push_address(settings: &Settings) -> String {
+    SocketAddr::new(settings.host_ip, settings.push_port).to_string()
 }
 
 async fn supervised(work: impl Future<Output = ()>) -> anyhow::Result<()> {
@@ -176,7 +204,7 @@ fn destination_parts(settings: &Settings, node: &Node) -> DestinationParts {
         registry: node.registry.clone(),
         api: Arc::clone(&node.api),
         clock: Arc::new(SystemClock),
-        push_address: SocketAddr::new(settings.host_ip, settings.push_port).to_string(),
+        push_address: push_address(settings),
     }
 }
 

@@ -1,14 +1,160 @@
-//! `drover node`.
-use std::process::ExitCode;
-/// Node set-up.
+//! `drover node setup` and `drover node remove`: show what would change on a node, change it when told to.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, ensure};
+
+use crate::adapters::node_setup::{Change, SetupOptions, install, uninstall};
+
+/// What the user must do; Drover restarts nothing.
+const RESTART: &str = "Restart containerd to make it effective (systemctl restart containerd); running pods go on meanwhile.";
+
+/// What to do with a node; run it on the node as root.
 #[derive(Debug, clap::Subcommand)]
-pub enum Command {}
+pub enum Command {
+    /// Install the gate, containerd's drop-in and CRIU's settings
+    Setup(Setup),
+    /// Take them away again
+    Remove(Remove),
+}
+
+/// How to set a node up.
+#[derive(Debug, clap::Args)]
+pub struct Setup {
+    /// Change the node; without it the difference is only shown
+    #[arg(long)]
+    apply: bool,
+    /// The node's root file system
+    #[arg(long, default_value = "/")]
+    root: PathBuf,
+    /// The gate's program
+    #[arg(long, default_value = "/usr/local/bin/drover-gate")]
+    gate: PathBuf,
+    /// Prints the node's default OCI spec
+    #[arg(long, default_value = "ctr oci spec")]
+    oci_spec_command: String,
+    /// Runtimes of containerd that get the gate
+    #[arg(long, default_values_t = ["runc".to_owned()], value_delimiter = ',')]
+    runtimes: Vec<String>,
+    /// Switch on containerd's restore of checkpoint images (2.2.7, 2.3.4 and later 2.3)
+    #[arg(long)]
+    image_lane: bool,
+}
+
+/// How to undo it.
+#[derive(Debug, clap::Args)]
+pub struct Remove {
+    /// Change the node; without it the difference is only shown
+    #[arg(long)]
+    apply: bool,
+    /// The node's root file system
+    #[arg(long, default_value = "/")]
+    root: PathBuf,
+}
+
 impl Command {
-    /// Runs it.
+    /// Shows the difference, and with `--apply` makes it.
     ///
     /// # Errors
-    /// What a person should read.
+    /// Where a file cannot be read or written, or another setting stands in the way.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        match self {}
+        let mut out = std::io::stdout();
+        match self {
+            Self::Setup(args) => {
+                let command: Vec<String> = args.oci_spec_command.split_whitespace().map(str::to_owned).collect();
+                let options = SetupOptions { gate: args.gate, oci_spec: oci_spec(&command)?, runtimes: args.runtimes, image_lane: args.image_lane };
+                setup(&args.root, &options, args.apply, &mut out)?;
+            }
+            Self::Remove(args) => {
+                remove(&args.root, args.apply, &mut out)?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Output of `ctr oci spec` on this node.
+///
+/// # Errors
+/// Where `command` cannot be run or fails.
+pub fn oci_spec(command: &[String]) -> anyhow::Result<Vec<u8>> {
+    let (program, arguments) = command.split_first().context("no command for the OCI spec")?;
+    let output = std::process::Command::new(program)
+        .args(arguments)
+        .output()
+        .with_context(|| format!("failed to run {program}; name containerd's own ctr, or give its `ctr oci spec` output as a file"))?;
+    ensure!(output.status.success(), "{} failed: {}", command.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    Ok(output.stdout)
+}
+
+/// Shows what a node below `root` lacks for Drover, and with `apply` puts it there. Returns whether anything differed.
+///
+/// # Errors
+/// Where a file cannot be read or written, or another setting stands in the way.
+pub fn setup(root: &Path, options: &SetupOptions, apply: bool, out: &mut impl Write) -> anyhow::Result<bool> {
+    carry_out(&install(root, options)?, apply, "the node is set up", out)
+}
+
+/// Shows what Drover has put below `root`, and with `apply` takes it away. Returns whether there was anything.
+///
+/// # Errors
+/// Where a file cannot be read or written.
+pub fn remove(root: &Path, apply: bool, out: &mut impl Write) -> anyhow::Result<bool> {
+    carry_out(&uninstall(root)?, apply, "nothing of Drover's is left on the node", out)
+}
+
+fn carry_out(changes: &[Change], apply: bool, done: &str, out: &mut impl Write) -> anyhow::Result<bool> {
+    if changes.is_empty() {
+        writeln!(out, "Nothing to do: {done}.")?;
+        return Ok(false);
+    }
+    for change in changes {
+        write!(out, "{change}")?;
+        if apply {
+            change.apply()?;
+        }
+    }
+    if apply {
+        writeln!(out, "Done. {RESTART}")?;
+    } else {
+        writeln!(out, "Nothing was changed. Run it again with --apply to do this.")?;
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_changes_without_apply() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("gate"), "program").unwrap();
+        let options = SetupOptions {
+            gate: root.path().join("gate"),
+            oci_spec: br#"{"process":{},"linux":{}}"#.to_vec(),
+            runtimes: vec!["runc".to_owned()],
+            image_lane: false,
+        };
+        let mut out = Vec::new();
+        assert!(setup(root.path(), &options, false, &mut out).unwrap());
+        assert!(!root.path().join("etc").exists());
+        assert!(String::from_utf8(out).unwrap().contains("--apply"));
+        let mut out = Vec::new();
+        setup(root.path(), &options, true, &mut out).unwrap();
+        assert!(String::from_utf8(out).unwrap().contains("Restart containerd"));
+        assert!(!setup(root.path(), &options, true, &mut Vec::new()).unwrap());
+        assert!(remove(root.path(), true, &mut Vec::new()).unwrap());
+        assert!(!remove(root.path(), true, &mut Vec::new()).unwrap());
+    }
+
+    #[test]
+    fn a_missing_ctr_is_named() {
+        let error = oci_spec(&["/nonexistent/ctr".to_owned(), "oci".to_owned(), "spec".to_owned()]).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/ctr"));
     }
 }

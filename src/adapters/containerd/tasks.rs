@@ -5,14 +5,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use containerd_client::{
     services::v1::{
-        Container, GetRequest, KillRequest, ListContainersRequest, MetricsRequest, PauseTaskRequest, ResumeTaskRequest,
+        Container, GetContainerRequest, GetRequest, KillRequest, ListContainersRequest, MetricsRequest, PauseTaskRequest, ResumeTaskRequest,
         containers_client::ContainersClient, tasks_client::TasksClient,
     },
     types::v1::Status as ProcessStatus,
 };
 use tonic::{Code, transport::Channel};
 
-use super::{Containerd, LARGEST_ANSWER, TASK_CALL, failure, metrics, request, task_request};
+use super::{Containerd, LARGEST_ANSWER, TASK_CALL, cgroup, failure, metrics, request, task_request};
 use crate::{
     domain::ids::is_uid,
     ports::{Failure, PortError, PortResult, Runtime, Task, TaskState},
@@ -44,6 +44,25 @@ impl Containerd {
             Err(status) if status.code() == Code::NotFound => Ok(TaskState::Stopped),
             Err(status) => Err(failure(&format!("read the state of task {id}"), &status)),
         }
+    }
+
+    /// CPU time from the files of the container's cgroup, whose path its OCI spec names.
+    async fn cpu_nanos_of_cgroup(&self, id: &str) -> PortResult<u64> {
+        let get = GetContainerRequest { id: id.to_owned() };
+        let answer = ContainersClient::new(self.channel.clone()).max_decoding_message_size(LARGEST_ANSWER).get(task_request(get)).await;
+        let spec = answer.map_err(|status| failure(&format!("find container {id}"), &status))?.into_inner().container.and_then(|found| found.spec);
+        let spec: serde_json::Value = serde_json::from_slice(&spec.unwrap_or_default().value)
+            .map_err(|error| PortError::permanent(format!("the OCI spec of container {id} cannot be parsed: {error}")))?;
+        let path = spec.pointer("/linux/cgroupsPath").and_then(serde_json::Value::as_str);
+        let path = path.ok_or_else(|| PortError::permanent(format!("the OCI spec of container {id} names no cgroup")))?.to_owned();
+        let root = self.cgroups.clone();
+        let read = tokio::task::spawn_blocking(move || cgroup::cpu_nanos(&root, &path)).await;
+        read.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(|error| {
+            PortError::transient(format!(
+                "its cgroup below {} cannot be read: {error}; is the host's /sys/fs/cgroup mounted into the agent?",
+                self.cgroups.display()
+            ))
+        })
     }
 
     /// Waits until the freezer has taken every process. `PAUSING` counts as paused in [`TaskState`], so it is told apart here.
@@ -136,13 +155,10 @@ impl Runtime for Containerd {
         let doing = format!("read the CPU time of task {id}");
         let filter = MetricsRequest { filters: vec![format!("id=={id}")] };
         let answer = self.tasks_client().metrics(task_request(filter)).await.map_err(|status| failure(&doing, &status))?.into_inner();
-        let metric = answer
-            .metrics
-            .into_iter()
-            .find(|metric| metric.id == id)
-            .and_then(|metric| metric.data)
-            .ok_or_else(|| PortError::new(Failure::NotFound, format!("containerd could not {doing}: it has no such task")))?;
-        metrics::cpu_nanos(&metric).map_err(|problem| PortError::permanent(format!("could not {doing}: {problem}")))
+        match answer.metrics.into_iter().find(|metric| metric.id == id).and_then(|metric| metric.data) {
+            Some(metric) => metrics::cpu_nanos(&metric).map_err(|problem| PortError::permanent(format!("could not {doing}: {problem}"))),
+            None => self.cpu_nanos_of_cgroup(id).await.map_err(|error| error.context(&doing)),
+        }
     }
 }
 

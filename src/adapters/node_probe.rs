@@ -1,0 +1,204 @@
+//! A look at the node: what its runtime, CRIU, kernel and disk are.
+//!
+//! The agent runs in a container, so whatever is the host's is reached through a folder (`/host` or `/proc/1/root`) and commands through a prefix
+//! (`nsenter -t 1 -m --`). What cannot be found out is left empty: the profile then says that it is not available, and why.
+
+use std::{
+    collections::BTreeSet,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+
+use super::containerd::Containerd;
+use crate::{
+    api::node_profile::CriuStatus,
+    domain::{
+        image::go_architecture,
+        lanes::{GateFacts, NodeFacts, RuntimeConfiguration},
+    },
+    ports::NodeProbe,
+};
+
+/// How long CRIU may take to look at the kernel.
+const CRIU_CALL: Duration = Duration::from_secs(20);
+
+/// Where to look.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeSettings {
+    /// The host's root folder, as the agent sees it.
+    pub host_root: PathBuf,
+    /// What comes before a command that must run on the host; empty where the agent runs there itself.
+    pub host_command: Vec<String>,
+    /// Where registry and checkpoints lie, as the agent sees it.
+    pub data: PathBuf,
+}
+
+/// Looks at this node.
+#[derive(Debug, Clone)]
+pub struct HostProbe {
+    runtime: Containerd,
+    settings: ProbeSettings,
+}
+
+impl HostProbe {
+    /// A probe with these settings.
+    #[must_use]
+    pub fn new(runtime: Containerd, settings: ProbeSettings) -> Self {
+        Self { runtime, settings }
+    }
+
+    fn on_host(&self, path: &str) -> PathBuf {
+        self.settings.host_root.join(path.trim_start_matches('/'))
+    }
+
+    /// Output of CRIU on the host, whatever its exit code; what went wrong where it could not be run.
+    async fn criu(&self, argument: &str) -> Result<(bool, String), String> {
+        let mut words = self.settings.host_command.iter().map(String::as_str).chain(["criu", argument]);
+        let program = words.next().unwrap_or("criu");
+        let run = tokio::process::Command::new(program).args(words).stdin(std::process::Stdio::null()).kill_on_drop(true).output();
+        let output = tokio::time::timeout(CRIU_CALL, run)
+            .await
+            .map_err(|_| format!("criu {argument} did not end within {CRIU_CALL:?}"))?
+            .map_err(|error| format!("{program} cannot be run: {error}"))?;
+        let text = [output.stdout, output.stderr].concat();
+        Ok((output.status.success(), String::from_utf8_lossy(&text).into_owned()))
+    }
+
+    async fn criu_status(&self) -> CriuStatus {
+        let version = match self.criu("--version").await {
+            Ok((true, text)) => version_in(&text),
+            Ok((false, text)) => return CriuStatus { message: last_line(&text), ..CriuStatus::default() },
+            Err(message) => return CriuStatus { message, ..CriuStatus::default() },
+        };
+        match self.criu("check").await {
+            Ok((true, _)) => CriuStatus { version, check: true, message: String::new() },
+            Ok((false, text)) => CriuStatus { version, check: false, message: last_line(&text) },
+            Err(message) => CriuStatus { version, check: false, message },
+        }
+    }
+
+    fn gate(&self, configuration: Option<&RuntimeConfiguration>) -> GateFacts {
+        let spec = configuration.and_then(RuntimeConfiguration::base_spec).and_then(|path| std::fs::read(self.on_host(path)).ok());
+        let hooks = spec.map(|spec| hooks_in(&spec)).unwrap_or_default();
+        let programs = hooks.iter().filter(|path| is_program(&self.on_host(path))).cloned().collect();
+        GateFacts { hooks, programs }
+    }
+}
+
+#[async_trait]
+impl NodeProbe for HostProbe {
+    async fn facts(&self) -> NodeFacts {
+        let version = self.runtime.version().await.map_err(|error| tracing::warn!(%error, "the runtime told no version")).ok();
+        let configuration = self.runtime.configuration().await.ok().flatten().and_then(|json| serde_json::from_str(&json).ok());
+        let (runtime, runtime_version) = version.map(|found| (found.name, found.version)).unwrap_or_default();
+        let gate = self.gate(configuration.as_ref());
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        NodeFacts {
+            runtime,
+            runtime_version,
+            configuration,
+            criu: self.criu_status().await,
+            gate,
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            architecture: go_architecture().to_owned(),
+            cpu_features: cpu_features(&read("/proc/cpuinfo")),
+            cgroup_version: if self.on_host("/sys/fs/cgroup/cgroup.controllers").exists() { 2 } else { 1 },
+            free_bytes: free_bytes(&self.settings.data),
+        }
+    }
+}
+
+/// `Version: 4.2.1` of `criu --version`.
+fn version_in(text: &str) -> String {
+    text.lines().find_map(|line| line.strip_prefix("Version:")).map(|version| version.trim().to_owned()).unwrap_or_default()
+}
+
+fn last_line(text: &str) -> String {
+    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().chars().take(300).collect()
+}
+
+fn hooks_in(spec: &[u8]) -> Vec<String> {
+    let spec: serde_json::Value = serde_json::from_slice(spec).unwrap_or_default();
+    let hooks = spec.pointer("/hooks/createRuntime").and_then(serde_json::Value::as_array);
+    hooks.into_iter().flatten().filter_map(|hook| hook.get("path")?.as_str().map(str::to_owned)).collect()
+}
+
+fn is_program(path: &Path) -> bool {
+    path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}
+
+/// The flags that every CPU of the node has: a process may run on any of them. x86 says `flags`, arm `Features`.
+fn cpu_features(cpuinfo: &str) -> Vec<String> {
+    let lines = cpuinfo.lines().filter_map(|line| line.split_once(':')).filter(|(key, _)| matches!(key.trim(), "flags" | "Features"));
+    let sets = lines.map(|(_, flags)| flags.split_whitespace().collect::<BTreeSet<_>>());
+    let common = sets.reduce(|all, one| all.intersection(&one).copied().collect()).unwrap_or_default();
+    common.into_iter().map(str::to_owned).collect()
+}
+
+/// 0 where it cannot be found out, which preflight takes for a full disk.
+fn free_bytes(folder: &Path) -> u64 {
+    rustix::fs::statvfs(folder).map(|found| found.f_bavail.saturating_mul(found.f_frsize)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn probe(host_command: &[&str], host_root: &Path) -> HostProbe {
+        let settings = ProbeSettings {
+            host_root: host_root.to_owned(),
+            host_command: host_command.iter().map(|word| (*word).to_owned()).collect(),
+            data: host_root.to_owned(),
+        };
+        HostProbe::new(Containerd::at(Path::new("/nonexistent.sock")), settings)
+    }
+
+    #[tokio::test]
+    async fn criu_is_asked_through_the_prefix() {
+        let root = tempfile::tempdir().unwrap();
+        let script =
+            r#"case "$2" in --version) echo "Version: 4.2.1";; *) echo "Warn  ..."; echo "Error (criu/cr-check.c:1): no userfaultfd"; exit 1;; esac"#;
+        let status = probe(&["sh", "-c", script, "sh"], root.path()).criu_status().await;
+        assert_eq!((status.version.as_str(), status.check), ("4.2.1", false));
+        assert!(status.message.contains("no userfaultfd"), "{}", status.message);
+        let without = probe(&["/nonexistent/nsenter"], root.path()).criu_status().await;
+        assert!(without.version.is_empty() && without.message.contains("/nonexistent/nsenter"));
+    }
+
+    #[tokio::test]
+    async fn a_node_whose_runtime_is_silent_has_a_profile_all_the_same() {
+        let root = tempfile::tempdir().unwrap();
+        let facts = probe(&["/nonexistent"], root.path()).facts().await;
+        assert!(facts.runtime.is_empty() && !facts.kernel.is_empty() && facts.free_bytes > 0);
+    }
+
+    #[test]
+    fn the_hook_is_looked_for_on_the_host() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("lib")).unwrap();
+        std::fs::write(root.path().join("b.json"), r#"{"hooks":{"createRuntime":[{"path":"/lib/drover-gate"}]}}"#).unwrap();
+        let json = r#"{"containerd":{"defaultRuntimeName":"runc","runtimes":{"runc":{"baseRuntimeSpec":"/b.json"}}}}"#;
+        let configuration: RuntimeConfiguration = serde_json::from_str(json).unwrap();
+        let facts = || probe_gate(root.path(), &configuration);
+        assert_eq!(facts(), GateFacts { hooks: vec!["/lib/drover-gate".to_owned()], programs: Vec::new() });
+        let gate = root.path().join("lib/drover-gate");
+        std::fs::write(&gate, "x").unwrap();
+        std::fs::set_permissions(&gate, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(facts().programs, ["/lib/drover-gate"]);
+    }
+
+    fn probe_gate(root: &Path, configuration: &RuntimeConfiguration) -> GateFacts {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let _inside = runtime.enter();
+        probe(&[], root).gate(Some(configuration))
+    }
+
+    #[test]
+    fn a_flag_counts_where_every_cpu_has_it() {
+        assert_eq!(cpu_features("processor\t: 0\nflags\t\t: sse avx\n\nprocessor\t: 1\nflags\t\t: sse\n"), ["sse"]);
+        assert_eq!(cpu_features("Features\t: fp asimd\n"), ["asimd", "fp"]);
+    }
+}

@@ -1,0 +1,184 @@
+//! What a node needs for Drover, as a list of file changes: nothing is written before it has been shown.
+//!
+//! | file | why |
+//! | --- | --- |
+//! | `/usr/local/lib/drover/drover-gate` | the gate, on the host, since the hook runs there |
+//! | `/etc/containerd/drover-base.json` | the OCI spec that every container starts from, with the gate as createRuntime hook (MEASURED.md 11) |
+//! | `/etc/containerd/conf.d/drover.toml` | names that spec for the runtimes; the image lane's switch where it is asked for |
+//! | `/etc/containerd/config.toml` | only where it does not import `conf.d` |
+//! | `/etc/criu/runc.conf` | what CRIU must do with sockets, locks and deleted files; on dump and restore alike |
+//!
+//! `base_runtime_spec` replaces what containerd would generate (`internal/cri/server/container_create.go`), and containerd then no longer takes the
+//! default security settings and limits out of it: `ctr oci spec` as it is would limit every container of the node to 1024 open files. So they
+//! are taken out here, as containerd does itself.
+
+mod files;
+
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
+
+pub use files::Change;
+use files::{Lines, read_optional};
+
+/// Where the gate lies on a node.
+pub const GATE: &str = "/usr/local/lib/drover/drover-gate";
+/// Where the base spec lies on a node.
+pub const BASE_SPEC: &str = "/etc/containerd/drover-base.json";
+const DROP_IN: &str = "/etc/containerd/conf.d/drover.toml";
+const CONFIG: &str = "/etc/containerd/config.toml";
+const IMPORT: &str = "imports = [\"/etc/containerd/conf.d/*.toml\"]";
+const RUNC_CONF: &str = "/etc/criu/runc.conf";
+
+/// CRIU's settings for runc, and what each is for.
+const CRIU_LINES: [&str; 4] = [
+    // Connections end on the other node; without it a dump with an open one fails.
+    "tcp-close",
+    // A connection that is being made counts for nothing.
+    "skip-in-flight",
+    // Databases lock their files.
+    "file-locks",
+    // Deleted files that are still open go along, up to this many bytes.
+    "ghost-limit 1073741824",
+];
+
+/// What to install.
+#[derive(Debug, Clone)]
+pub struct SetupOptions {
+    /// The gate's program, to be copied onto the node.
+    pub gate: PathBuf,
+    /// Output of `ctr oci spec` of the node's own containerd.
+    pub oci_spec: Vec<u8>,
+    /// containerd's runtimes that get the gate (`runc`).
+    pub runtimes: Vec<String>,
+    /// Whether to switch the image lane on (`enable_experimental_restore_via_create`, containerd 2.2.7 and 2.3.4 on).
+    pub image_lane: bool,
+}
+
+/// Why a node cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// A file cannot be read or written.
+    #[error("failed to access {path}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The spec is not what `ctr oci spec` prints.
+    #[error("failed to read the output of `ctr oci spec`: {0}")]
+    Spec(String),
+    /// Somebody else has set what Drover would set.
+    #[error("{path} already sets {key}: add the createRuntime hook {GATE} to the spec that it names, then run this again")]
+    Taken {
+        /// The configuration.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+    },
+    /// `imports` is there, but without `conf.d`.
+    #[error("{0} has an `imports` line without /etc/containerd/conf.d/*.toml: add it there")]
+    Imports(PathBuf),
+    /// A runtime's name that would break the configuration.
+    #[error("{0:?} is no name of a runtime")]
+    Runtime(String),
+}
+
+/// Everything that differs from what a node with Drover has; empty where nothing is to be done.
+///
+/// # Errors
+/// Where a file cannot be read, or somebody else's setting stands in the way.
+pub fn install(root: &Path, options: &SetupOptions) -> Result<Vec<Change>, SetupError> {
+    let gate = std::fs::read(&options.gate).map_err(|source| SetupError::File { path: options.gate.clone(), source })?;
+    let mut changes = vec![
+        Change::to(root, GATE, gate, 0o755)?,
+        Change::to(root, BASE_SPEC, base_spec(&options.oci_spec)?, 0o644)?,
+        Change::to(root, DROP_IN, drop_in(options)?.into_bytes(), 0o644)?,
+    ];
+    changes.push(Change::to(root, CONFIG, imported(root)?.into_bytes(), 0o644)?);
+    let criu = Lines::of(&text(root, RUNC_CONF)?).with(&CRIU_LINES);
+    changes.push(Change::to(root, RUNC_CONF, criu.into_bytes(), 0o644)?);
+    Ok(changes.into_iter().filter(Change::is_one).collect())
+}
+
+/// What takes Drover off a node again: its files, and the lines that it added to others'.
+///
+/// # Errors
+/// Where a file cannot be read.
+pub fn uninstall(root: &Path) -> Result<Vec<Change>, SetupError> {
+    let mut changes = Vec::new();
+    // The drop-in goes before what it names.
+    for path in [DROP_IN, BASE_SPEC, GATE] {
+        changes.push(Change::away(root, path)?);
+    }
+    for path in [CONFIG, RUNC_CONF] {
+        let rest = Lines::of(&text(root, path)?).without_ours();
+        changes.push(if rest.trim().is_empty() { Change::away(root, path)? } else { Change::to(root, path, rest.into_bytes(), 0o644)? });
+    }
+    Ok(changes.into_iter().filter(Change::is_one).collect())
+}
+
+/// The generated spec without what containerd takes out of it (`WithoutDefaultSecuritySettings`), and with the gate.
+fn base_spec(generated: &[u8]) -> Result<Vec<u8>, SetupError> {
+    let wrong = |problem: &str| SetupError::Spec(problem.to_owned());
+    let mut spec: serde_json::Value = serde_json::from_slice(generated).map_err(|error| SetupError::Spec(error.to_string()))?;
+    let process = spec.get_mut("process").and_then(serde_json::Value::as_object_mut).ok_or_else(|| wrong("it has no process"))?;
+    process.remove("rlimits");
+    process.remove("apparmorProfile");
+    let linux = spec.get_mut("linux").and_then(serde_json::Value::as_object_mut).ok_or_else(|| wrong("it has no linux part"))?;
+    linux.remove("seccomp");
+    // Made anew for each container.
+    linux.remove("cgroupsPath");
+    spec["hooks"] = serde_json::json!({"createRuntime": [{"path": GATE}]});
+    let mut bytes = serde_json::to_vec_pretty(&spec).map_err(|error| SetupError::Spec(error.to_string()))?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+fn drop_in(options: &SetupOptions) -> Result<String, SetupError> {
+    const PLUGIN: &str = "plugins.'io.containerd.cri.v1.runtime'";
+    let mut text = "# Made by drover node setup; drover node remove takes it away.\nversion = 3\n".to_owned();
+    if options.image_lane {
+        let _ = write!(text, "\n[{PLUGIN}]\nenable_criu = true\nenable_experimental_restore_via_create = true\n");
+    }
+    for runtime in &options.runtimes {
+        if runtime.is_empty() || !runtime.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+            return Err(SetupError::Runtime(runtime.clone()));
+        }
+        let _ = write!(text, "\n[{PLUGIN}.containerd.runtimes.{runtime}]\nbase_runtime_spec = '{BASE_SPEC}'\n");
+    }
+    Ok(text)
+}
+
+/// The main configuration, importing `conf.d`. Where there is none, one that does nothing else.
+fn imported(root: &Path) -> Result<String, SetupError> {
+    let path = root.join(CONFIG.trim_start_matches('/'));
+    let config = text(root, CONFIG)?;
+    let active = || config.lines().map(str::trim).filter(|line| !line.starts_with('#'));
+    let set =
+        |line: &str| line.split_once('=').is_some_and(|(key, value)| key.trim() == "base_runtime_spec" && !matches!(value.trim(), "''" | "\"\""));
+    if active().any(set) {
+        return Err(SetupError::Taken { path, key: "base_runtime_spec" });
+    }
+    if config.trim().is_empty() {
+        return Ok(Lines::of("").with(&["version = 3", IMPORT]));
+    }
+    let imports = active().find(|line| line.split('=').next().is_some_and(|key| key.trim() == "imports"));
+    match imports {
+        // A list over several lines is the reader's to judge: the whole file is searched for the folder.
+        Some(_) if config.contains("/etc/containerd/conf.d/") => Ok(config),
+        Some(_) => Err(SetupError::Imports(path)),
+        // A key of the root table must stand before the first section.
+        None => Ok(Lines::of(&config).with_first(IMPORT)),
+    }
+}
+
+fn text(root: &Path, path: &str) -> Result<String, SetupError> {
+    Ok(read_optional(&root.join(path.trim_start_matches('/')))?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,80 @@
+use std::{collections::BTreeMap, fs};
+
+use super::*;
+
+const SPEC: &str = r#"{"ociVersion":"1.3.0","process":{"cwd":"/","rlimits":[{"type":"RLIMIT_NOFILE","hard":1024,"soft":1024}],"noNewPrivileges":true},
+    "linux":{"cgroupsPath":"/default","seccomp":{},"maskedPaths":["/proc/kcore"]},"mounts":[]}"#;
+
+fn node(config: Option<&str>) -> (tempfile::TempDir, SetupOptions) {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir_all(root.path().join("etc/containerd")).unwrap();
+    if let Some(config) = config {
+        fs::write(root.path().join("etc/containerd/config.toml"), config).unwrap();
+    }
+    let gate = root.path().join("gate-source");
+    fs::write(&gate, b"\x7fELF\xff").unwrap();
+    (root, SetupOptions { gate, oci_spec: SPEC.as_bytes().to_vec(), runtimes: vec!["runc".to_owned()], image_lane: true })
+}
+
+fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![root.join("etc"), root.join("usr")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                found.insert(path.strip_prefix(root).unwrap().to_owned(), fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+fn apply(changes: &[Change]) {
+    changes.iter().for_each(|change| change.apply().unwrap());
+}
+
+#[test]
+fn setting_up_twice_changes_nothing_and_removing_undoes_it() {
+    for config in [None, Some("version = 3\n[grpc]\naddress = '/x'\n"), Some("version = 3\nimports = ['/etc/containerd/conf.d/*.toml']\n")] {
+        let (root, options) = node(config);
+        fs::create_dir_all(root.path().join("etc/criu")).unwrap();
+        fs::write(root.path().join("etc/criu/runc.conf"), "ghost-limit 5\n").unwrap();
+        let before = files(root.path());
+        apply(&install(root.path(), &options).unwrap());
+        assert_eq!(install(root.path(), &options).unwrap(), []);
+        let criu = fs::read_to_string(root.path().join("etc/criu/runc.conf")).unwrap();
+        assert!(criu.contains("tcp-close\n") && !criu.contains("1073741824"), "the administrator's own limit stays: {criu}");
+        apply(&uninstall(root.path()).unwrap());
+        assert_eq!(files(root.path()), before);
+        assert_eq!(uninstall(root.path()).unwrap(), []);
+    }
+}
+
+#[test]
+fn the_base_spec_limits_nobody() {
+    let spec: serde_json::Value = serde_json::from_slice(&base_spec(SPEC.as_bytes()).unwrap()).unwrap();
+    assert!(spec.pointer("/process/rlimits").is_none() && spec.pointer("/linux/seccomp").is_none() && spec.pointer("/linux/cgroupsPath").is_none());
+    assert_eq!(spec.pointer("/linux/maskedPaths/0").unwrap(), "/proc/kcore");
+    assert_eq!(spec.pointer("/hooks/createRuntime/0/path").unwrap(), GATE);
+    assert!(base_spec(b"{}").is_err());
+}
+
+#[test]
+fn somebody_elses_setting_is_left_alone() {
+    let (root, options) = node(Some("version = 3\nimports = ['/elsewhere/*.toml']\n"));
+    assert!(matches!(install(root.path(), &options), Err(SetupError::Imports(_))));
+    let (root, options) = node(Some("base_runtime_spec = '/etc/other.json'\n"));
+    assert!(matches!(install(root.path(), &options), Err(SetupError::Taken { .. })));
+}
+
+#[test]
+fn the_difference_is_shown() {
+    let (root, options) = node(Some("version = 3\n"));
+    let shown: String = install(root.path(), &options).unwrap().iter().map(ToString::to_string).collect();
+    assert!(shown.contains("drover-gate (new)\n  a program: 5 bytes"), "{shown}");
+    assert!(shown.contains("config.toml (changed)\n  + # drover: begin\n  + imports"), "{shown}");
+    assert!(!shown.contains("- version = 3"), "{shown}");
+}
