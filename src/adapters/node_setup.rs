@@ -106,13 +106,15 @@ pub fn install(root: &Path, options: &SetupOptions) -> Result<Vec<Change>, Setup
 
 /// What takes Drover off a node again: its files, and the lines that it added to others'.
 ///
+/// The gate's program stays in the first round: containerd has read its base spec at its start, and while it runs with that, a missing hook would fail
+/// every container of the node. Once nothing configures the gate, and containerd was restarted, a second round removes it.
+///
 /// # Errors
 /// Where a file cannot be read.
 pub fn uninstall(root: &Path) -> Result<Vec<Change>, SetupError> {
-    let mut changes = Vec::new();
-    // The drop-in goes before what it names.
-    for path in [DROP_IN, BASE_SPEC, GATE] {
-        changes.push(Change::away(root, path)?);
+    let mut changes = vec![Change::away(root, DROP_IN)?, Change::away(root, BASE_SPEC)?];
+    if !changes.iter().any(Change::is_one) {
+        changes.push(Change::away(root, GATE)?);
     }
     for path in [CONFIG, RUNC_CONF] {
         let rest = Lines::of(&text(root, path)?).without_ours();

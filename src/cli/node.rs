@@ -99,12 +99,17 @@ pub fn setup(root: &Path, options: &SetupOptions, apply: bool, out: &mut impl Wr
     carry_out(&install(root, options)?, apply, "the node is set up", out)
 }
 
-/// Shows what Drover has put below `root`, and with `apply` takes it away. Returns whether there was anything.
+/// Shows what Drover has put below `root`, and with `apply` takes it away. Returns whether there was anything. The gate's program goes in a second
+/// round, after containerd's restart (see [`uninstall`]).
 ///
 /// # Errors
 /// Where a file cannot be read or written.
 pub fn remove(root: &Path, apply: bool, out: &mut impl Write) -> anyhow::Result<bool> {
-    carry_out(&uninstall(root)?, apply, "nothing of Drover's is left on the node", out)
+    let found = carry_out(&uninstall(root)?, apply, "nothing of Drover's is left on the node", out)?;
+    if found && apply && !uninstall(root)?.is_empty() {
+        writeln!(out, "The gate's program is still there, since containerd runs with it until its restart. Run this again after the restart.")?;
+    }
+    Ok(found)
 }
 
 fn carry_out(changes: &[Change], apply: bool, done: &str, out: &mut impl Write) -> anyhow::Result<bool> {
@@ -148,6 +153,9 @@ mod tests {
         setup(root.path(), &options, true, &mut out).unwrap();
         assert!(String::from_utf8(out).unwrap().contains("Restart containerd"));
         assert!(!setup(root.path(), &options, true, &mut Vec::new()).unwrap());
+        let mut out = Vec::new();
+        assert!(remove(root.path(), true, &mut out).unwrap());
+        assert!(String::from_utf8(out).unwrap().contains("again after the restart"));
         assert!(remove(root.path(), true, &mut Vec::new()).unwrap());
         assert!(!remove(root.path(), true, &mut Vec::new()).unwrap());
     }

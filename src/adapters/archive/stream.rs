@@ -29,10 +29,7 @@ pub struct HashedStream {
 }
 
 impl HashedStream {
-    /// The digest, which comes when the last byte has been read; none where the stream failed or was dropped before.
-    ///
-    /// # Panics
-    /// Never; a second call gives a receiver that has failed already.
+    /// The digest, which comes when the last byte has been read. The receiver fails where the stream failed or was dropped before, and at a second call.
     pub fn digest(&mut self) -> oneshot::Receiver<Digest> {
         self.digest.take().unwrap_or_else(|| oneshot::channel().1)
     }

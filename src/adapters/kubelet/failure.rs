@@ -47,7 +47,7 @@ pub(super) fn refused(status: StatusCode, body: &str, logged: Option<String>) ->
              or a client certificate that its clientCAFile signed (Secret kubelet-client-certs)",
         ),
         StatusCode::FORBIDDEN => PortError::permanent(format!(
-            "the kubelet refuses the agent (403): bind a ClusterRole with verb create on nodes/checkpoint (and get on nodes/proxy for its pods) to the agent's \
+            "the kubelet refuses the agent (403): bind a ClusterRole with verb create on nodes/checkpoint (and get on nodes/pods, before Kubernetes 1.33 nodes/proxy, for its pods) to the agent's \
              service account: {excerpt}"
         )),
         StatusCode::NOT_FOUND if excerpt.contains("does not exist") || excerpt.contains("not found in pod") => {

@@ -33,7 +33,9 @@ fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 fn apply(changes: &[Change]) {
-    changes.iter().for_each(|change| change.apply().unwrap());
+    for change in changes {
+        change.apply().unwrap();
+    }
 }
 
 #[test]
@@ -47,6 +49,8 @@ fn setting_up_twice_changes_nothing_and_removing_undoes_it() {
         assert_eq!(install(root.path(), &options).unwrap(), []);
         let criu = fs::read_to_string(root.path().join("etc/criu/runc.conf")).unwrap();
         assert!(criu.contains("tcp-close\n") && !criu.contains("1073741824"), "the administrator's own limit stays: {criu}");
+        apply(&uninstall(root.path()).unwrap());
+        assert!(root.path().join(&GATE[1..]).exists(), "containerd may still run with a spec that names the gate");
         apply(&uninstall(root.path()).unwrap());
         assert_eq!(files(root.path()), before);
         assert_eq!(uninstall(root.path()).unwrap(), []);
