@@ -115,7 +115,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let admin_address = SocketAddr::new(settings.host_ip, settings.admin_port);
     tasks.spawn("admin", serve_plain(admin_address, admin::router(readiness, metrics.clone()), tasks.token()));
 
-    let containerd = Arc::new(Containerd::at(&settings.containerd_socket));
+    let containerd = Arc::new(Containerd::at(&settings.containerd_socket).with_cgroups(settings.host_root.join("sys/fs/cgroup")));
     let node = Node {
         runtime: containerd.clone(),
         images: containerd.clone(),
