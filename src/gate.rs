@@ -9,8 +9,13 @@
 //! | --- | --- |
 //! | no folder of markers, or an empty one | allows at once, before it reads anything: no fence can stand |
 //! | the pod's fence | refuses, and says for which migration |
+//! | a claim `waiting` | takes it by one rename, keeps CRIU's log, and allows: this is the one restore (R20) |
+//! | a claim `taken`, `failed` or `revoked`, or none where the pod has others that are not `open` | refuses: a second start would rewind or double the pod |
+//! | a claim `open`, or no claims | allows |
 //! | a fence file that cannot be read, or markers that cannot be listed | refuses: a fence may stand, and a second copy of a pod is worse than a late one |
 //! | a state without a pod UID, or one that cannot be parsed | allows with a line on stderr: runc's state names every pod's container, so this is none |
+
+pub mod evidence;
 
 use std::{
     collections::BTreeMap,
@@ -21,10 +26,15 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::markers::Markers;
+use crate::markers::{Claim, Markers};
 
 /// containerd writes the pod's UID here, on the sandbox and on every container of it.
 const CONTAINERD_UID: &str = "io.kubernetes.cri.sandbox-uid";
+/// containerd's name of the container in the pod's spec, and whether it is the sandbox.
+const CONTAINERD_NAME: &str = "io.kubernetes.cri.container-name";
+const CONTAINERD_TYPE: &str = "io.kubernetes.cri.container-type";
+/// The kubelet's label with the container's name.
+const KUBERNETES_NAME: &str = "io.kubernetes.container.name";
 /// CRI-O writes the container's labels here, as a JSON object.
 const CRIO_LABELS: &str = "io.kubernetes.cri-o.Labels";
 /// The kubelet's label with the pod's UID; CRI-O keeps it among its annotations too.
@@ -48,9 +58,21 @@ pub enum Decision {
 #[derive(Deserialize)]
 struct Document {
     #[serde(default)]
+    id: String,
+    #[serde(default)]
     bundle: Option<PathBuf>,
     #[serde(default)]
     annotations: Option<BTreeMap<String, String>>,
+}
+
+/// The container that asks to be let through.
+struct Caller {
+    /// The runtime's ID.
+    id: String,
+    bundle: Option<PathBuf>,
+    pod_uid: String,
+    /// Name in the pod's spec; none for the sandbox, which executes nothing of the pod's.
+    container: Option<String>,
 }
 
 /// Decides for the container whose OCI state `state` holds, by the markers below `root`.
@@ -59,11 +81,14 @@ pub fn decide(root: &Path, state: impl Read) -> Decision {
     match fs::read_dir(root).map(|mut entries| entries.next().is_none()) {
         Ok(true) => return Decision::Allow,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Decision::Allow,
-        // Not empty, or not to be listed: the fence itself is looked at.
+        // Not empty, or not to be listed: the markers of the pod are looked at.
         Ok(false) | Err(_) => {}
     }
-    match pod_uid(state) {
-        Ok(Some(uid)) => by_fence(root, &uid),
+    match caller(state) {
+        Ok(Some(caller)) => match by_fence(root, &caller.pod_uid) {
+            Decision::Allow => by_claim(root, &caller),
+            refusal => refusal,
+        },
         Ok(None) => Decision::AllowUnknown("drover: the container names no pod; it is let through".to_owned()),
         Err(problem) => Decision::AllowUnknown(format!("drover: {problem}; the container is let through")),
     }
@@ -75,26 +100,72 @@ fn by_fence(root: &Path, uid: &str) -> Decision {
         Ok(Some(migration)) => Decision::Refuse(format!(
             "drover: pod {uid} is frozen for migration {migration}; no new container may start (see kubectl get migrations -A)"
         )),
-        // A UID that can be no file's name can have no fence either: static pods have such UIDs in some setups.
+        // A UID that can be no file's name can have no marker either: static pods have such UIDs in some setups.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Decision::Allow,
-        Err(error) => Decision::Refuse(format!(
-            "drover: the fence of pod {uid} below {} cannot be read ({error}); no container of it may start until it can, or until the file is removed by hand",
-            root.display()
-        )),
+        Err(error) => unreadable(root, uid, &error),
     }
 }
 
-fn pod_uid(state: impl Read) -> Result<Option<String>, String> {
+/// R3, R20: one restore for each claim, and nothing else of the pod until the migration has ended.
+fn by_claim(root: &Path, caller: &Caller) -> Decision {
+    let markers = Markers::new(root);
+    let uid = &caller.pod_uid;
+    let claims = match markers.claims(uid) {
+        Ok(claims) => claims,
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Decision::Allow,
+        Err(error) => return unreadable(root, uid, &error),
+    };
+    let Some(container) = &caller.container else { return Decision::Allow };
+    if claims.iter().all(|(_, claim)| *claim == Claim::Open) {
+        return Decision::Allow;
+    }
+    match claims.iter().filter(|(name, _)| name == container).map(|(_, claim)| *claim).max() {
+        Some(Claim::Open) => Decision::Allow,
+        Some(Claim::Waiting) => take(&markers, caller, container),
+        Some(claim) => Decision::Refuse(format!(
+            "drover: container {container} of pod {uid} is {}: its one restore is over, and the migration has not ended (see kubectl get migrations -A)",
+            claim.as_str()
+        )),
+        None => Decision::Refuse(format!("drover: pod {uid} is being restored; container {container} may start when the migration has ended")),
+    }
+}
+
+fn take(markers: &Markers, caller: &Caller, container: &str) -> Decision {
+    let uid = &caller.pod_uid;
+    // Before the claim is taken: what is taken has its evidence.
+    let noted = markers.evidence_path(uid, container).and_then(|path| evidence::note(&path, &caller.id, caller.bundle.as_deref()));
+    if let Err(error) = noted {
+        return Decision::Refuse(format!("drover: what proves the restore of container {container} of pod {uid} cannot be written: {error}"));
+    }
+    match markers.advance(uid, container, Claim::Waiting, Claim::Taken) {
+        Ok(true) => Decision::Allow,
+        Ok(false) => Decision::Refuse(format!("drover: the restore of container {container} of pod {uid} was taken or revoked at this moment")),
+        Err(error) => Decision::Refuse(format!("drover: the claim of container {container} of pod {uid} cannot be taken: {error}")),
+    }
+}
+
+fn unreadable(root: &Path, uid: &str, error: &io::Error) -> Decision {
+    Decision::Refuse(format!(
+        "drover: the markers of pod {uid} below {} cannot be read ({error}); no container of it may start until they can, or until they are removed by hand",
+        root.display()
+    ))
+}
+
+fn caller(state: impl Read) -> Result<Option<Caller>, String> {
     let state = parse(state).map_err(|problem| format!("the OCI state on stdin {problem}"))?;
     // runc repeats the annotations in the state; the specification does not demand it.
-    if let Some(uid) = state.annotations.as_ref().and_then(uid_in) {
-        return Ok(Some(uid));
+    let mut annotations = state.annotations.clone().unwrap_or_default();
+    if pod_uid(&annotations).is_none() {
+        let Some(bundle) = &state.bundle else { return Ok(None) };
+        let path = bundle.join("config.json");
+        let file = fs::File::open(&path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+        let config = parse(file).map_err(|problem| format!("{} {problem}", path.display()))?;
+        annotations = config.annotations.unwrap_or_default();
     }
-    let Some(bundle) = state.bundle else { return Ok(None) };
-    let path = bundle.join("config.json");
-    let file = fs::File::open(&path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
-    let config = parse(file).map_err(|problem| format!("{} {problem}", path.display()))?;
-    Ok(config.annotations.as_ref().and_then(uid_in))
+    let Some(pod_uid) = pod_uid(&annotations) else { return Ok(None) };
+    let sandbox = annotations.get(CONTAINERD_TYPE).is_some_and(|kind| kind == "sandbox");
+    let container = (!sandbox).then(|| container_name(&annotations)).flatten();
+    Ok(Some(Caller { id: state.id, bundle: state.bundle, pod_uid, container }))
 }
 
 fn parse(from: impl Read) -> Result<Document, String> {
@@ -103,12 +174,19 @@ fn parse(from: impl Read) -> Result<Document, String> {
     serde_json::from_slice(&bytes).map_err(|error| format!("cannot be parsed: {error}"))
 }
 
-fn uid_in(annotations: &BTreeMap<String, String>) -> Option<String> {
+fn pod_uid(annotations: &BTreeMap<String, String>) -> Option<String> {
     let direct = [CONTAINERD_UID, KUBERNETES_UID].iter().find_map(|key| annotations.get(*key).cloned());
-    direct.or_else(|| {
-        let labels: BTreeMap<String, String> = serde_json::from_str(annotations.get(CRIO_LABELS)?).ok()?;
-        labels.get(KUBERNETES_UID).cloned()
-    })
+    direct.or_else(|| crio_label(annotations, KUBERNETES_UID))
+}
+
+fn container_name(annotations: &BTreeMap<String, String>) -> Option<String> {
+    let direct = [CONTAINERD_NAME, KUBERNETES_NAME].iter().find_map(|key| annotations.get(*key).cloned());
+    direct.or_else(|| crio_label(annotations, KUBERNETES_NAME))
+}
+
+fn crio_label(annotations: &BTreeMap<String, String>, key: &str) -> Option<String> {
+    let labels: BTreeMap<String, String> = serde_json::from_str(annotations.get(CRIO_LABELS)?).ok()?;
+    labels.get(key).cloned()
 }
 
 #[cfg(test)]
@@ -165,6 +243,35 @@ mod tests {
             assert!(matches!(decide(root.path(), state.as_bytes()), Decision::AllowUnknown(_)), "{state}");
         }
         assert_eq!(decide(root.path(), state_of("../../etc").as_bytes()), Decision::Allow);
+    }
+
+    fn create(root: &Path, container: &str) -> Decision {
+        let annotations = serde_json::json!({CONTAINERD_UID: POD, CONTAINERD_NAME: container, CONTAINERD_TYPE: "container"});
+        decide(root, serde_json::json!({"id": "id", "annotations": annotations}).to_string().as_bytes())
+    }
+
+    #[test]
+    fn a_claimed_container_is_restored_once_and_others_wait_for_the_end() {
+        let root = tempfile::tempdir().unwrap();
+        let markers = Markers::new(root.path());
+        markers.arm(POD, "c", "one").unwrap();
+        assert!(matches!(create(root.path(), "debugger"), Decision::Refuse(_)), "a container without a claim");
+        assert_eq!(create(root.path(), "c"), Decision::Allow);
+        assert_eq!(markers.claim(POD, "c").unwrap(), Some(Claim::Taken));
+        assert!(matches!(create(root.path(), "c"), Decision::Refuse(_)), "a second restore");
+        markers.advance(POD, "c", Claim::Taken, Claim::Open).unwrap();
+        assert_eq!((create(root.path(), "c"), create(root.path(), "debugger")), (Decision::Allow, Decision::Allow));
+    }
+
+    #[test]
+    fn a_revoked_container_never_starts_but_its_sandbox_may() {
+        let root = tempfile::tempdir().unwrap();
+        let markers = Markers::new(root.path());
+        markers.arm(POD, "c", "one").unwrap();
+        markers.advance(POD, "c", Claim::Waiting, Claim::Revoked).unwrap();
+        assert!(matches!(create(root.path(), "c"), Decision::Refuse(_)));
+        let sandbox = serde_json::json!({"id": "id", "annotations": {CONTAINERD_UID: POD, CONTAINERD_TYPE: "sandbox"}}).to_string();
+        assert_eq!(decide(root.path(), sandbox.as_bytes()), Decision::Allow);
     }
 
     #[test]

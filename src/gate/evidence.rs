@@ -1,0 +1,101 @@
+//! What proves how a restore ended: which container it was, and CRIU's own log of it.
+//!
+//! CRIU writes `restore.log` into the task's working folder, which containerd removes together with a container whose restore was refused
+//! (MEASURED.md 8). The log is open by the time the gate runs, so the gate gives the file a second name; it then outlives the folder, whole. The second
+//! name lies beside the claim where that is the same file system, else below the runtime's own root.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::markers::write_durably;
+
+/// CRIU's line at the point of no return, at its default verbosity (MEASURED.md 11): the processes run.
+pub const RESUMED: &str = "Restore finished successfully. Tasks resumed.";
+/// The folder of containerd's tasks below its root; the root's own name is the installation's choice.
+const TASKS: &str = "io.containerd.runtime.v2.task";
+/// Folder of Drover's below the runtime's root, for logs that cannot be linked beside their claim.
+const LOGS: &str = "drover-restore-logs";
+
+/// What the gate has let through.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// The runtime's ID of the container.
+    pub id: String,
+    /// CRIU's log on this node; none where it could not be kept.
+    pub log: Option<PathBuf>,
+}
+
+/// Writes the evidence of one restore; a log that cannot be kept is no error, since then nothing can be proved from it.
+///
+/// # Errors
+/// Where the file cannot be written.
+pub fn note(path: &Path, id: &str, bundle: Option<&Path>) -> io::Result<()> {
+    let log = bundle.and_then(|bundle| keep_log(path, bundle));
+    let evidence = Evidence { id: id.to_owned(), log };
+    write_durably(path, &serde_json::to_vec(&evidence).map_err(io::Error::other)?)
+}
+
+/// The evidence of a restore, or none.
+///
+/// # Errors
+/// Where the file is there but cannot be read or understood.
+pub fn read(path: &Path) -> io::Result<Option<Evidence>> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn keep_log(evidence: &Path, bundle: &Path) -> Option<PathBuf> {
+    // containerd's bundle names the working folder by a link; a runtime without one works in the bundle itself.
+    let work = fs::canonicalize(bundle.join("work")).unwrap_or_else(|_| bundle.to_owned());
+    let log = work.join("restore.log");
+    let beside = evidence.with_extension("restore-log");
+    let _ = fs::remove_file(&beside);
+    if fs::hard_link(&log, &beside).is_ok() {
+        return Some(beside);
+    }
+    let root = work.ancestors().find(|folder| folder.file_name().is_some_and(|name| name == TASKS))?.parent()?;
+    let folder = root.join(LOGS);
+    fs::create_dir_all(&folder).ok()?;
+    let pod = evidence.parent()?.file_name()?.to_string_lossy().into_owned();
+    let far = folder.join(format!("{pod}.{}", beside.file_name()?.to_string_lossy()));
+    let _ = fs::remove_file(&far);
+    fs::hard_link(&log, &far).ok().map(|()| far)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_outlives_its_folder() {
+        let root = tempfile::tempdir().unwrap();
+        let bundle = root.path().join("bundle");
+        fs::create_dir_all(&bundle).unwrap();
+        fs::write(bundle.join("restore.log"), "begin\n").unwrap();
+        let path = root.path().join("gate/pod/c.evidence");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        note(&path, "id", Some(&bundle)).unwrap();
+        // CRIU goes on writing, and the folder goes.
+        fs::write(bundle.join("restore.log"), "begin\nError (x): no\n").unwrap();
+        fs::remove_dir_all(&bundle).unwrap();
+        let evidence = read(&path).unwrap().unwrap();
+        assert_eq!(evidence.id, "id");
+        assert_eq!(fs::read_to_string(evidence.log.unwrap()).unwrap(), "begin\nError (x): no\n");
+    }
+
+    #[test]
+    fn without_a_log_there_is_evidence_of_the_container_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("c.evidence");
+        note(&path, "id", None).unwrap();
+        assert_eq!(read(&path).unwrap(), Some(Evidence { id: "id".into(), log: None }));
+        assert_eq!(read(&root.path().join("d.evidence")).unwrap(), None);
+    }
+}
