@@ -208,6 +208,15 @@ pub trait NodeProbe: Send + Sync {
     async fn facts(&self) -> NodeFacts;
 }
 
+/// What a migration that has not ended needs on its destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arrival {
+    /// Repository of its checkpoint images.
+    pub repository: String,
+    /// UID of its replacement; empty until that is made.
+    pub replacement_uid: String,
+}
+
 /// What an agent asks of the API server.
 #[async_trait]
 pub trait AgentApi: Send + Sync {
@@ -219,8 +228,8 @@ pub trait AgentApi: Send + Sync {
     async fn attest(&self, attestation: &Attestation, status: &AttestationStatus) -> PortResult<Attestation>;
     /// Writes this node's profile, making it where there is none.
     async fn write_profile(&self, status: &NodeProfileStatus) -> PortResult<()>;
-    /// Repositories of the migrations to this node that have not ended.
-    async fn active_repositories(&self) -> PortResult<Vec<String>>;
+    /// What the migrations to this node that have not ended need here.
+    async fn arrivals(&self) -> PortResult<Vec<Arrival>>;
     /// Pull credentials that the manager has laid out for a migration; empty where it needs none.
     async fn pull_credentials(&self, migration_uid: &str) -> PortResult<Vec<PullCredential>>;
 }

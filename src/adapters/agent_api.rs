@@ -15,7 +15,7 @@ use super::{
 use crate::{
     api::{Attestation, AttestationStatus, Migration, NodeProfile, NodeProfileSpec, NodeProfileStatus},
     domain::keys,
-    ports::{AgentApi, PortError, PortResult, PullCredential},
+    ports::{AgentApi, Arrival, PortError, PortResult, PullCredential},
 };
 
 /// The API server as an agent uses it.
@@ -77,12 +77,13 @@ impl AgentApi for KubeAgentApi {
         api.replace_status(&self.node, &params, &profile).await.map(drop).map_err(|e| port_error("write the NodeProfile", &e))
     }
 
-    async fn active_repositories(&self) -> PortResult<Vec<String>> {
+    async fn arrivals(&self) -> PortResult<Vec<Arrival>> {
         let api: Api<Migration> = Api::all(self.client.clone());
         let all = api.list(&ListParams::default()).await.map_err(|e| port_error("list the migrations", &e))?;
-        let active = all.into_iter().filter(|m| !m.is_done()).filter_map(|m| m.status?.destination);
+        let active = all.into_iter().filter(|m| !m.is_done()).filter_map(|m| m.status).filter_map(|s| Some((s.destination?, s.replacement?)));
         // A destination that the scheduler has not chosen yet may become this node.
-        Ok(active.filter(|d| d.node_name == self.node || d.node_name.is_empty()).map(|d| d.repository).collect())
+        let here = active.filter(|(destination, _)| destination.node_name == self.node || destination.node_name.is_empty());
+        Ok(here.map(|(destination, replacement)| Arrival { repository: destination.repository, replacement_uid: replacement.uid }).collect())
     }
 
     async fn pull_credentials(&self, migration_uid: &str) -> PortResult<Vec<PullCredential>> {

@@ -5,9 +5,11 @@
 //! name, and whose checkpoint is out of reach by then (I5, R16). Nothing is attested from the list of pods alone.
 
 mod restore;
+mod revoke;
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -25,6 +27,7 @@ use crate::{
         ids::Digest,
         keys,
     },
+    markers::Markers,
     ports::{AgentApi, Clock, Failure, Images, Kubelet, LocalRegistry, PortError, PortResult, Runtime},
 };
 
@@ -49,6 +52,10 @@ pub struct DestinationParts {
     pub api: Arc<dyn AgentApi>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
+    /// The gate's markers.
+    pub markers: Markers,
+    /// The node's root file system, as the agent sees it.
+    pub host_root: PathBuf,
     /// `host:port` at which this agent takes pushes.
     pub push_address: String,
 }
@@ -105,9 +112,10 @@ impl DestinationAgent {
                 DestinationAction::Prepare => self.prepare(&look).await.map(|()| true),
                 DestinationAction::Verify => self.verify(&look).await,
                 DestinationAction::Restore => self.restore(&look).await,
+                DestinationAction::Revoke => self.revoke(&look).await,
                 DestinationAction::Confirm => self.confirm(&look).await.map(|()| true),
                 DestinationAction::CleanAfterCommit => self.clean_after_commit(&look).await.map(|()| true),
-                DestinationAction::CleanAfterRollback => self.clean_after_rollback(&look).await.map(|()| true),
+                DestinationAction::CleanAfterRollback => self.clean_after_rollback(&look).await,
             };
             match done {
                 Ok(true) => {
@@ -176,6 +184,7 @@ impl DestinationAgent {
             let manifest = self.parts.images.manifest(image).await.map_err(|e| e.context(&format!("failed to read {}", doing())))?;
             self.parts.registry.adopt_base(repository, &manifest).await.map_err(|e| e.context(&format!("failed to store {}", doing())))?;
         }
+        self.arm(look)?;
         let prepared = Prepared { at: self.now(), push_address: self.parts.push_address.clone(), pull_address: keys::PULL_ADDRESS.to_owned() };
         self.attest(look, |status| status.prepared = Some(prepared)).await
     }
@@ -202,40 +211,55 @@ impl DestinationAgent {
     }
 
     async fn clean_after_commit(&self, look: &Look) -> PortResult<()> {
+        self.open(look)?;
         let digests: Vec<Digest> = look.course.containers.iter().filter_map(|c| Digest::parse(&c.digest).ok()).collect();
         self.parts.registry.purge_images(look.repository()?, &digests).await?;
         let at = self.now();
         self.attest(look, |status| status.cleaned = Some(At { at })).await
     }
 
-    async fn clean_after_rollback(&self, look: &Look) -> PortResult<()> {
+    /// False as long as the kubelet lists the replacement: its claims keep it from starting until it is gone.
+    async fn clean_after_rollback(&self, look: &Look) -> PortResult<bool> {
         let repository = look.repository()?;
+        self.close(look)?;
         for (container, _) in look.bases() {
             self.parts.images.remove(&keys::checkpoint_image(repository, container)).await?;
         }
         self.parts.registry.purge_repository(repository).await?;
+        let pods = self.parts.kubelet.pods().await?;
+        if pods.iter().any(|pod| pod.metadata.uid.as_deref() == Some(look.own.spec.pod_uid.as_str())) {
+            return Ok(false);
+        }
+        self.forget(look)?;
         let at = self.now();
-        self.attest(look, |status| status.cleaned = Some(At { at })).await
+        self.attest(look, |status| status.cleaned = Some(At { at })).await?;
+        Ok(true)
     }
 
-    /// Removes repositories that no active migration and no pod of this node needs any more.
+    /// Removes repositories and claims that no active migration and no pod of this node needs any more.
     ///
     /// # Errors
     /// What a port said; the next sweep tries again.
     pub async fn sweep(&self) -> PortResult<()> {
         // In this order: a repository that was there before the lists were read, and is in neither, belongs to nobody.
         let stored = self.parts.registry.repositories().await?;
-        if stored.is_empty() {
+        let marked = self.parts.markers.pods().map_err(|e| PortError::transient(format!("failed to list the claims: {e}")))?;
+        if stored.is_empty() && marked.is_empty() {
             return Ok(());
         }
-        let active = self.parts.api.active_repositories().await?;
+        let arrivals = self.parts.api.arrivals().await?;
         let pods = self.parts.kubelet.pods().await?;
+        let here = |uid: &str| pods.iter().any(|pod| pod.metadata.uid.as_deref() == Some(uid)) || arrivals.iter().any(|a| a.replacement_uid == uid);
+        for uid in marked.iter().filter(|uid| !here(uid)) {
+            self.parts.markers.disarm(uid).map_err(|e| PortError::transient(format!("failed to remove claims: {e}")))?;
+        }
+        let active = |repository: &str| arrivals.iter().any(|a| a.repository == repository);
         let used = |repository: &str| {
             let prefix = format!("{}/{repository}:", keys::PULL_ADDRESS);
             let specs = pods.iter().filter_map(|pod| pod.spec.as_ref());
             specs.flat_map(|spec| &spec.containers).any(|c| c.image.as_ref().is_some_and(|image| image.starts_with(&prefix)))
         };
-        for repository in stored.iter().filter(|name| !active.contains(name) && !used(name)) {
+        for repository in stored.iter().filter(|name| !active(name) && !used(name)) {
             tracing::info!(repository, "no migration and no pod needs this repository any more");
             self.parts.registry.purge_repository(repository).await?;
         }

@@ -75,6 +75,8 @@ impl Role {
     validation = Rule::new("!(has(self.vote) && has(self.abort))").message("status.vote and status.abort exclude each other (R2)"),
     validation = Rule::new("!has(oldSelf.restored) || (has(self.restored) && self.restored == oldSelf.restored)").message("status.restored is written once"),
     validation = Rule::new("!has(oldSelf.confirmed) || (has(self.confirmed) && self.confirmed == oldSelf.confirmed)").message("status.confirmed is written once"),
+    validation = Rule::new("!has(oldSelf.neverStarted) || (has(self.neverStarted) && self.neverStarted == oldSelf.neverStarted)").message("status.neverStarted is written once"),
+    validation = Rule::new("!(has(self.restored) && has(self.neverStarted))").message("status.restored and status.neverStarted exclude each other (R3, R4)"),
     validation = Rule::new("!has(self.confirmed) || has(self.restored)").message("status.confirmed needs status.restored (R17)")
 )]
 pub struct AttestationStatus {
@@ -109,6 +111,9 @@ pub struct AttestationStatus {
     /// Destination: the runtime restored these containers and the checkpoint is out of reach (R16).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restored: Option<Restored>,
+    /// Destination: no restored container ever started, and none ever will (R3, R5): each was revoked, or refused before its resume point.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub never_started: Option<NeverStarted>,
     /// Destination: after the Commit, the same containers still ran (R17).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub confirmed: Option<At>,
@@ -212,6 +217,29 @@ pub struct Restored {
     pub at: MicroTime,
     /// One a container; its restartCount is 0.
     pub containers: Vec<ContainerId>,
+}
+
+/// Proof that nothing of the replacement ever executed.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct NeverStarted {
+    /// When the last claim was closed.
+    pub at: MicroTime,
+    /// One a container.
+    pub containers: Vec<ClosedClaim>,
+}
+
+/// How one container's claim was closed, from the durable marker on the destination's disk.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ClosedClaim {
+    /// Name in the pod's spec.
+    pub name: String,
+    /// `revoked` or `failed`.
+    pub state: String,
+    /// What proves it, for `failed`: CRIU's error.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub proof: String,
 }
 
 /// Name of a migration's attestation.

@@ -220,6 +220,8 @@ fn destination_parts(settings: &Settings, node: &Node) -> DestinationParts {
         registry: node.registry.clone(),
         api: Arc::clone(&node.api),
         clock: Arc::new(SystemClock),
+        markers: Markers::new(settings.state.join("gate")),
+        host_root: settings.host_root.clone(),
         push_address: push_address(settings),
     }
 }

@@ -134,6 +134,8 @@ pub enum DestinationAction {
     Verify,
     /// Look whether the runtime has restored the containers; then take the checkpoint out of reach and say so (R16).
     Restore,
+    /// Make sure that the replacement never starts, or find that it has; the claims on the disk decide, not what is running (R3).
+    Revoke,
     /// Look once more whether the same containers run (R17).
     Confirm,
     /// Remove the checkpoint's blobs; the tags go on naming the base images.
@@ -153,7 +155,13 @@ pub fn destination_next(status: &MigrationStatus, own: &AttestationStatus, sourc
         None => match status.phase {
             Phase::Preparing if own.prepared.is_none() && own.failure.is_none() => DestinationAction::Prepare,
             Phase::AwaitingReadiness if own.ready.is_none() && source.vote.is_some() => DestinationAction::Verify,
-            Phase::Restoring if own.restored.is_none() => DestinationAction::Restore,
+            Phase::Restoring if own.restored.is_none() && own.never_started.is_none() => {
+                if status.revocation.is_some() {
+                    DestinationAction::Revoke
+                } else {
+                    DestinationAction::Restore
+                }
+            }
             _ => DestinationAction::Wait,
         },
     }

@@ -44,6 +44,18 @@ pub fn may_roll_back(status: &MigrationStatus) -> bool {
     status.verdict.is_none() && status.phase < Phase::SourceDeleting
 }
 
+/// May the migration be rolled back after the release? Only with the destination's proof that no container of the replacement ever started and
+/// none ever will (I4, R5). Anything missing means unknown, and unknown means no.
+#[must_use]
+pub fn may_roll_back_released(status: &MigrationStatus, destination: &AttestationStatus) -> bool {
+    let Some(proof) = &destination.never_started else { return false };
+    status.verdict.is_none()
+        && status.phase == Phase::Restoring
+        && destination.restored.is_none()
+        && !status.containers.is_empty()
+        && status.containers.iter().all(|c| proof.containers.iter().any(|p| p.name == c.name && matches!(p.state.as_str(), "revoked" | "failed")))
+}
+
 /// The outcome of a migration whose verdict has been carried out.
 #[must_use]
 pub fn outcome(verdict: Verdict) -> Outcome {
@@ -60,7 +72,7 @@ fn same_images(left: &[crate::api::attestation::PushedImage], right: &[crate::ap
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::attestation::{At, Pushed, PushedImage, Remark, Vote};
+    use crate::api::attestation::{At, ClosedClaim, NeverStarted, Pushed, PushedImage, Remark, Vote};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
     fn at() -> MicroTime {
@@ -110,6 +122,20 @@ mod tests {
         let mut aborted = voted("sha256:a");
         aborted.abort = Some(Remark { at: at(), message: "late".into() });
         assert!(!may_release(&status, &aborted, &ready("sha256:a")));
+    }
+
+    #[test]
+    fn a_released_migration_is_rolled_back_only_where_every_container_is_proved_never_to_have_started() {
+        let checkpoint = |name: &str| crate::api::migration::ContainerCheckpoint { name: name.into(), ..Default::default() };
+        let status = MigrationStatus { phase: Phase::Restoring, containers: vec![checkpoint("a"), checkpoint("b")], ..Default::default() };
+        let closed = |name: &str, state: &str| ClosedClaim { name: name.into(), state: state.into(), proof: String::new() };
+        let proved = |containers| AttestationStatus { never_started: Some(NeverStarted { at: at(), containers }), ..Default::default() };
+        assert!(may_roll_back_released(&status, &proved(vec![closed("a", "revoked"), closed("b", "failed")])));
+        assert!(!may_roll_back_released(&status, &proved(vec![closed("a", "revoked")])));
+        assert!(!may_roll_back_released(&status, &proved(vec![closed("a", "revoked"), closed("b", "taken")])));
+        assert!(!may_roll_back_released(&status, &AttestationStatus::default()));
+        let finishing = MigrationStatus { phase: Phase::Finishing, ..status };
+        assert!(!may_roll_back_released(&finishing, &proved(vec![closed("a", "revoked"), closed("b", "failed")])));
     }
 
     #[test]

@@ -37,6 +37,11 @@ impl DestinationAgent {
             }
             Finding::Restored(containers) => containers,
         };
+        if !self.all_taken(look)? {
+            let message = "a container runs without having been let through by the gate: is drover-gate installed on this node?";
+            self.attest_failure(look, message).await?;
+            return Ok(false);
+        }
         let at = self.now();
         self.take_out_of_reach(look).await?;
         // Between restore and re-pointing a crash still rewinds (MEASURED.md 4): only the very containers of the first look count.

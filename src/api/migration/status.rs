@@ -15,7 +15,7 @@ use super::{Outcome, Phase, Verdict};
     validation = Rule::new("!has(oldSelf.outcome) || (has(self.outcome) && self.outcome == oldSelf.outcome)").message("status.outcome is written once"),
     validation = Rule::new(PHASE_MONOTONE).message("status.phase never goes back"),
     validation = Rule::new("!has(self.phase) || self.phase != 'Restoring' || !has(self.verdict)").message("no release once a verdict stands"),
-    validation = Rule::new("!(has(self.verdict) && self.verdict == 'Rollback' && !has(oldSelf.verdict) && has(oldSelf.phase) && oldSelf.phase in ['SourceDeleting', 'Restoring', 'Finishing', 'Done'])").message("no rollback after the release without proof that the replacement never started")
+    validation = Rule::new("!(has(self.verdict) && self.verdict == 'Rollback' && !has(oldSelf.verdict) && has(oldSelf.phase) && (oldSelf.phase in ['SourceDeleting', 'Finishing', 'Done'] || (oldSelf.phase == 'Restoring' && !has(self.neverStarted))))").message("no rollback after the release without proof that the replacement never started (status.neverStarted)")
 )]
 pub struct MigrationStatus {
     /// Where the migration is.
@@ -24,6 +24,12 @@ pub struct MigrationStatus {
     /// Which copy goes on; absent while nobody knows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
+    /// Since when, and why, the destination's agent is asked to make sure that the replacement never starts. Absent: it may start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revocation: Option<crate::api::attestation::Remark>,
+    /// When the destination proved that the replacement never started. Without it nothing is rolled back after the release (R4, R21).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub never_started: Option<MicroTime>,
     /// How it ended; absent until it has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,

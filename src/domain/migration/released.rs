@@ -2,19 +2,28 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+
 use super::{
     Effect, Step,
     course::Course,
     observed::{self, pod_is_gone},
     status::{self, StatusExt as _},
 };
-use crate::api::{
-    MigrationStatus, Outcome, Phase, Verdict,
-    migration::{RestoredContainer, condition},
+use crate::{
+    api::{
+        MigrationStatus, Outcome, Phase, Verdict,
+        attestation::Remark,
+        migration::{ReplacementStatus, RestoredContainer, condition},
+    },
+    domain::verdict,
 };
 
 /// Seconds in Restoring after which a person is told that the migration is held.
 const HOLD_AFTER: Duration = Duration::from_secs(120);
+/// How long the destination may take to close the claims before a person is told.
+const REVOCATION_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a rollback waits for a destination that does not answer before it leaves the cleaning to that node's janitor.
 const CLEAN_PATIENCE: Duration = Duration::from_secs(45);
 /// After this time the waiting replacement, which was never released, is removed by force: its node does not answer.
@@ -35,37 +44,75 @@ impl Course<'_> {
             status.enter(Phase::Finishing, self.now);
             return Step::write(status);
         }
-        if let Some(failure) = &destination.failure {
-            return self.hold(status, "RestoreFailed", &failure.message);
+        if verdict::may_roll_back_released(&status, destination) {
+            return self.roll_back_released(status);
         }
-        if pod_is_gone(self.observed.replacement.as_ref(), &replacement.uid) {
-            return self.hold(
-                status,
-                "ReplacementGone",
-                &format!("the released replacement {} is gone, and nobody has proved that it never ran", replacement.name),
-            );
+        if let Some(reason) = self.doubt(&status, &replacement) {
+            return self.resolve_doubt(status, &reason);
         }
         let Some(pod) = &self.observed.replacement else { return Step::wait() };
-        if pod.metadata.deletion_timestamp.is_some() {
-            return self.hold(status, "ReplacementDeleted", &format!("the released replacement {} is being deleted", replacement.name));
-        }
         if !observed::claimed_by(pod, self.migration) {
             return Step::perform(vec![Effect::Claim { uid: replacement.uid }]);
         }
         if !observed::has_images(pod, &status.containers) {
             return Step::perform(vec![Effect::RewriteImages { uid: replacement.uid }]);
         }
-        if status.time_in(Phase::Restoring, self.now) > HOLD_AFTER {
-            return self.hold(status, "NoAttestation", "the destination has not said whether the containers were restored");
-        }
         Step::wait()
+    }
+
+    /// Why a released migration may not go on by itself, if it may not.
+    fn doubt(&self, status: &MigrationStatus, replacement: &ReplacementStatus) -> Option<String> {
+        if let Some(failure) = &self.observed.destination_status().failure {
+            return Some(failure.message.clone());
+        }
+        if let Some(asked) = &status.revocation {
+            return Some(asked.message.clone());
+        }
+        if pod_is_gone(self.observed.replacement.as_ref(), &replacement.uid) {
+            return Some(format!("the released replacement {} is gone", replacement.name));
+        }
+        if self.observed.replacement.as_ref().is_some_and(|pod| pod.metadata.deletion_timestamp.is_some()) {
+            return Some(format!("the released replacement {} is being deleted", replacement.name));
+        }
+        (status.time_in(Phase::Restoring, self.now) > HOLD_AFTER)
+            .then(|| format!("the destination has not said within {} s whether the containers were restored", HOLD_AFTER.as_secs()))
+    }
+
+    /// Doubt is resolved by revocation, not by looking (R3): first the destination's agent is asked to close the claims. Where it cannot say that
+    /// the replacement never started, the source stays frozen and a person is told why.
+    fn resolve_doubt(&self, mut status: MigrationStatus, reason: &str) -> Step {
+        match &status.revocation {
+            None => {
+                status.revocation = Some(Remark { at: MicroTime(self.now), message: reason.to_owned() });
+                status.message = format!("after the release: {reason}; the destination is asked whether the replacement ever started");
+                Step::write(status)
+            }
+            Some(asked) if millis_since(asked.at.0, self.now) > REVOCATION_PATIENCE => self.hold(status, "InDoubt", reason),
+            Some(_) => Step { after: Some(Duration::from_secs(1)), ..Step::default() },
+        }
+    }
+
+    /// The destination has proved that nothing of the replacement ever executed: the source goes on.
+    fn roll_back_released(&self, mut status: MigrationStatus) -> Step {
+        let Some(proof) = &self.observed.destination_status().never_started else { return Step::wait() };
+        let claims = proof
+            .containers
+            .iter()
+            .map(|c| if c.proof.is_empty() { format!("{} {}", c.name, c.state) } else { format!("{} {} ({})", c.name, c.state, c.proof) });
+        let reason = status.revocation.as_ref().map(|r| r.message.clone()).unwrap_or_default();
+        status.message = format!("rolled back after the release, the replacement never started: {}; {reason}", claims.collect::<Vec<_>>().join(", "));
+        status.verdict = Some(Verdict::Rollback);
+        status.never_started = Some(proof.at.clone());
+        status.clear_condition(condition::HELD, "RolledBack", self.now);
+        status.enter(Phase::Finishing, self.now);
+        Step::write(status)
     }
 
     /// After the release nothing is undone without proof: the source stays frozen, and a person is told why.
     pub(super) fn hold(&self, mut status: MigrationStatus, reason: &'static str, message: &str) -> Step {
         let message = format!(
             "held after the release, the source stays frozen: {message}. Look at the replacement with kubectl describe pod and at the destination node; \
-             the migration goes on by itself as soon as the destination's agent attests the restore"
+             the migration goes on by itself as soon as the destination's agent attests that the containers were restored, or that they never started"
         );
         if status.condition_is(condition::HELD, reason, &message) {
             return Step::wait();
@@ -171,4 +218,8 @@ impl Course<'_> {
         let left = Duration::from_secs(ttl.into()).saturating_sub(status.time_in(Phase::Done, self.now));
         if left.is_zero() { Step::perform(vec![Effect::DeleteMigration]) } else { Step { after: Some(left), ..Step::default() } }
     }
+}
+
+fn millis_since(then: Timestamp, now: Timestamp) -> Duration {
+    Duration::from_millis(status::millis(then, now))
 }

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     api::{
         Attestation, AttestationSpec, AttestationStatus, MigrationSpec, Outcome,
-        attestation::{At, ContainerId, Frozen, Prepared, Pushed, PushedImage, Remark, Restored, Vote},
+        attestation::{At, ClosedClaim, ContainerId, Frozen, NeverStarted, Prepared, Pushed, PushedImage, Remark, Restored, Vote},
         migration::condition,
     },
     domain::preflight::Blocker,
@@ -179,6 +179,10 @@ impl Walk {
         }
     }
 
+    fn is_held(&self) -> bool {
+        self.status().conditions.iter().any(|c| c.type_ == condition::HELD && c.status == "True")
+    }
+
     fn status(&self) -> &MigrationStatus {
         self.migration.status.as_ref().unwrap()
     }
@@ -238,20 +242,57 @@ fn after_the_release_a_failure_holds_and_a_late_restore_still_commits() {
     walk.now = 5000;
     assert_eq!(walk.settle(), Phase::Restoring, "neither deletion nor deadline undo a release");
     assert_eq!(walk.status().verdict, None);
-    assert!(walk.status().conditions.iter().any(|c| c.type_ == condition::HELD && c.status == "True" && c.message.contains("restore failed")));
+    assert!(walk.status().revocation.is_some() && !walk.is_held(), "first the destination is asked");
+    walk.now = 5060;
+    walk.settle();
+    assert!(walk.is_held() && walk.status().message.contains("restore failed"), "{}", walk.status().message);
     walk.walk_to(Phase::Finishing);
     assert_eq!(walk.status().verdict, Some(Verdict::Commit));
     assert!(walk.status().conditions.iter().all(|c| c.type_ != condition::HELD || c.status == "False"));
 }
 
 #[test]
-fn a_lost_replacement_after_the_release_holds() {
+fn a_lost_replacement_after_the_release_is_asked_after_and_then_held() {
     let mut walk = Walk::new();
     walk.walk_to(Phase::Restoring);
     walk.observed.replacement = None;
     walk.settle();
     assert_eq!((walk.phase(), walk.status().verdict), (Phase::Restoring, None));
-    assert!(walk.status().message.contains("held"), "{}", walk.status().message);
+    assert!(walk.status().revocation.is_some() && !walk.is_held(), "first the destination is asked");
+    walk.now = 60;
+    walk.settle();
+    assert!(walk.is_held() && walk.status().message.contains("is gone"), "{}", walk.status().message);
+}
+
+fn never_started() -> NeverStarted {
+    NeverStarted { at: at(9), containers: vec![ClosedClaim { name: "c".into(), state: "failed".into(), proof: "Error (criu/x.c:1): no".into() }] }
+}
+
+#[test]
+fn a_refused_restore_is_rolled_back_with_its_proof_and_its_reason() {
+    let mut walk = Walk::new();
+    walk.walk_to(Phase::Restoring);
+    walk.attest(Role::Destination, |s| s.failure = Some(Remark { at: at(8), message: "restore failed".into() }));
+    assert_eq!(walk.settle(), Phase::Restoring);
+    assert_eq!(walk.status().revocation.as_ref().map(|r| r.message.as_str()), Some("restore failed"));
+    walk.attest(Role::Destination, |s| s.never_started = Some(never_started()));
+    assert_eq!(walk.settle(), Phase::Finishing);
+    assert_eq!((walk.status().verdict, walk.status().never_started.is_some()), (Some(Verdict::Rollback), true));
+    assert!(walk.status().message.contains("Error (criu/x.c:1): no"), "{}", walk.status().message);
+    walk.attest(Role::Source, |s| s.thawed = Some(At { at: at(10) }));
+    walk.attest(Role::Destination, |s| s.cleaned = Some(At { at: at(10) }));
+    assert_eq!(walk.settle(), Phase::Done);
+    assert_eq!(walk.status().outcome, Some(Outcome::RolledBack));
+    assert!(walk.observed.replacement.is_none() && walk.observed.source.is_some());
+}
+
+#[test]
+fn once_committed_a_proof_that_it_never_started_changes_nothing() {
+    let mut walk = Walk::new();
+    walk.walk_to(Phase::Finishing);
+    walk.attest(Role::Destination, |s| s.never_started = Some(never_started()));
+    walk.settle();
+    assert_eq!(walk.status().verdict, Some(Verdict::Commit));
 }
 
 #[test]

@@ -72,6 +72,10 @@ impl NodeView {
         }
         found.extend(self.agent_blocker(facts));
         let Some(profile) = &self.profile else { return found };
+        if !profile.gate.installed {
+            let message = format!("the gate is not installed, so nobody could prove that a refused restore never ran: {}", profile.gate.message);
+            found.push(Blocker::new(self.field(), message, "run drover node setup --apply there and restart its containerd"));
+        }
         match profile.lanes.iter().find(|lane| lane.name == "image") {
             Some(lane) if lane.available => {}
             Some(lane) => {
