@@ -27,7 +27,7 @@ fn a_crash_after_the_move_starts_cold() {
         let id = status(&migration).replacement.unwrap().containers[0].container_id.clone();
 
         let killed = Timestamp::now().as_millisecond();
-        lab::on_node("n2", &format!("kill -9 $(ctr -n k8s.io task ls | awk '$1 == \"{id}\" {{print $2}}')"));
+        lab::on_node("n2", &format!("kill -9 $(ctr -n k8s.io task ls 2>/dev/null | awk '$1 == \"{id}\" {{print $2}}')"));
         let restarted = namespace
             .until_pod(&copy, "is restarted", |pod| pod.is_some_and(|pod| container(pod, "c").restart_count == 1 && container(pod, "c").ready));
         let restarted = restarted.await;
@@ -42,7 +42,7 @@ fn a_crash_after_the_move_starts_cold() {
         // The tag under which the pod pulls names the base image.
         let tag = format!("{}:c", status(&migration).destination.unwrap().repository);
         eventually(Duration::from_secs(5), || {
-            let images = lab::on_node("n2", "ctr -n k8s.io images ls");
+            let images = lab::on_node("n2", "ctr -n k8s.io images ls 2>/dev/null");
             let digest = base.split_once('@').unwrap().1;
             let wrong: Vec<_> = images.lines().filter(|line| line.contains(&tag) && !line.contains(digest)).map(str::to_owned).collect();
             (!wrong.is_empty()).then(|| format!("the runtime knows the checkpoint's name as {wrong:?}"))

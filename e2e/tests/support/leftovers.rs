@@ -79,7 +79,7 @@ fn node_script(migration: &Migration, namespace: &str, sizes: &[u64]) -> String 
     }
     if let Some(destination) = status.destination.filter(|d| !d.repository.is_empty()) {
         let repository = destination.repository;
-        script += &format!("ctr -n k8s.io images ls -q | grep -F '{repository}'; ");
+        script += &format!("ctr -n k8s.io images ls -q 2>/dev/null | grep -F '{repository}'; ");
         let folder = format!("registry/docker/registry/v2/repositories/{repository}");
         // After a move the tags stay, naming the base images, so that a restart can pull.
         let left = if status.outcome == Some(Outcome::Migrated) { "/_uploads -mindepth 1" } else { " -maxdepth 0" };

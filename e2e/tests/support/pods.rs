@@ -64,13 +64,6 @@ impl Namespace {
         seen.unwrap_or_else(|_| panic!("pod {name}: not within a minute: {what}")).unwrap().expect("the pod is there")
     }
 
-    /// Waits until there is no pod of this name.
-    pub async fn until_no_pod(&self, name: &str) {
-        let gone = await_condition(self.pods(), name, |pod: Option<&Pod>| pod.is_none());
-        let gone = tokio::time::timeout(Duration::from_mins(1), gone).await;
-        gone.unwrap_or_else(|_| panic!("pod {name} is not gone within a minute")).unwrap();
-    }
-
     /// What a container has printed since its last start.
     pub async fn logs(&self, pod: &str, container: &str) -> String {
         let params = LogParams { container: Some(container.to_owned()), ..Default::default() };
