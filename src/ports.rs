@@ -236,7 +236,7 @@ pub trait Cluster: Send + Sync {
     async fn nodes(&self) -> PortResult<Vec<NodeView>>;
     /// UIDs of the migrations that have not ended.
     async fn active_migrations(&self) -> PortResult<Vec<String>>;
-    /// Whether pull credentials are laid out for a migration.
+    /// Whether pull credentials of a migration are laid out.
     async fn has_pull_credentials(&self, migration_uid: &str) -> PortResult<bool>;
     /// Writes the status by compare-and-swap on the resource version of `migration`.
     async fn write_status(&self, migration: &Migration, status: &MigrationStatus) -> PortResult<Migration>;

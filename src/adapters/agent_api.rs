@@ -8,7 +8,7 @@ use kube::{
 };
 
 use super::{
-    cluster::secret_name,
+    cluster::PULL_SECRET,
     docker_config,
     kube_error::{found, port_error},
 };
@@ -87,8 +87,9 @@ impl AgentApi for KubeAgentApi {
 
     async fn pull_credentials(&self, migration_uid: &str) -> PortResult<Vec<PullCredential>> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
-        match found(api.get(&secret_name(migration_uid)).await, "read the pull credentials")? {
-            Some(secret) => docker_config::credentials(&secret).map_err(|e| PortError::permanent(format!("pull credentials: {e}"))),
+        let secret = found(api.get(PULL_SECRET).await, "read the pull credentials")?;
+        match secret.and_then(|s| s.data).and_then(|mut data| data.remove(migration_uid)) {
+            Some(config) => docker_config::credentials_of(&config.0).map_err(|e| PortError::permanent(format!("pull credentials: {e}"))),
             None => Ok(vec![]),
         }
     }

@@ -2,7 +2,7 @@
 
 mod pull_credentials;
 
-pub use pull_credentials::secret_name;
+pub use pull_credentials::SECRET as PULL_SECRET;
 
 use async_trait::async_trait;
 use k8s_openapi::{
@@ -253,7 +253,7 @@ impl Cluster for KubeCluster {
         let namespace = migration.namespace().unwrap_or_default();
         let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
         let event = Event {
-            metadata: ObjectMeta { generate_name: Some(format!("{}.", migration.name_any())), namespace: Some(namespace), ..ObjectMeta::default() },
+            metadata: ObjectMeta { generate_name: Some(format!("{}-", migration.name_any())), namespace: Some(namespace), ..ObjectMeta::default() },
             action: Some("Migrate".into()),
             event_time: Some(MicroTime(jiff::Timestamp::now())),
             // events.k8s.io/v1 takes at most 1024 bytes.

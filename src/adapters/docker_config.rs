@@ -27,23 +27,30 @@ pub enum DockerConfigError {
 /// Where the Secret holds no docker configuration.
 pub fn auths(secret: &Secret) -> Result<Map<String, Value>, DockerConfigError> {
     let data = secret.data.as_ref().ok_or(DockerConfigError::NoKey)?;
-    let parse = |bytes: &[u8]| serde_json::from_slice::<Map<String, Value>>(bytes).map_err(|_| DockerConfigError::Malformed);
-    if let Some(bytes) = data.get(KEY) {
-        return match parse(&bytes.0)?.remove("auths") {
-            Some(Value::Object(auths)) => Ok(auths),
-            None => Ok(Map::new()),
-            Some(_) => Err(DockerConfigError::Malformed),
-        };
+    match data.get(KEY) {
+        Some(config) => auths_of(&config.0),
+        None => parse(&data.get(OLD_KEY).ok_or(DockerConfigError::NoKey)?.0),
     }
-    parse(&data.get(OLD_KEY).ok_or(DockerConfigError::NoKey)?.0)
 }
 
-/// The credentials of a pull Secret; entries without user and password are left out.
+/// The credentials in a docker configuration; entries without user and password are left out.
 ///
 /// # Errors
-/// Where the Secret holds no docker configuration.
-pub fn credentials(secret: &Secret) -> Result<Vec<PullCredential>, DockerConfigError> {
-    Ok(auths(secret)?.into_iter().filter_map(|(registry, entry)| credential(registry, &entry)).collect())
+/// Where it is none.
+pub fn credentials_of(config: &[u8]) -> Result<Vec<PullCredential>, DockerConfigError> {
+    Ok(auths_of(config)?.into_iter().filter_map(|(registry, entry)| credential(registry, &entry)).collect())
+}
+
+fn auths_of(config: &[u8]) -> Result<Map<String, Value>, DockerConfigError> {
+    match parse(config)?.remove("auths") {
+        Some(Value::Object(auths)) => Ok(auths),
+        None => Ok(Map::new()),
+        Some(_) => Err(DockerConfigError::Malformed),
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<Map<String, Value>, DockerConfigError> {
+    serde_json::from_slice(bytes).map_err(|_| DockerConfigError::Malformed)
 }
 
 fn credential(registry: String, entry: &Value) -> Option<PullCredential> {
@@ -71,10 +78,12 @@ mod tests {
 
     #[test]
     fn both_shapes_and_both_keys_are_read() {
-        let plain = credentials(&secret(KEY, r#"{"auths":{"r.example":{"username":"u","password":"p"}}}"#)).unwrap();
-        let packed = credentials(&secret(OLD_KEY, r#"{"r.example":{"auth":"dTpw"}}"#)).unwrap();
+        let plain = credentials_of(br#"{"auths":{"r.example":{"username":"u","password":"p"}}}"#).unwrap();
+        let packed = credentials_of(br#"{"auths":{"r.example":{"auth":"dTpw"}}}"#).unwrap();
         assert_eq!(plain, packed);
         assert_eq!((plain[0].username.as_str(), plain[0].password.as_str()), ("u", "p"));
+        let new = auths(&secret(KEY, r#"{"auths":{"r.example":{"auth":"dTpw"}}}"#)).unwrap();
+        assert_eq!(new, auths(&secret(OLD_KEY, r#"{"r.example":{"auth":"dTpw"}}"#)).unwrap());
     }
 
     #[test]
@@ -82,6 +91,7 @@ mod tests {
         assert_eq!(auths(&secret("password", "x")).unwrap_err(), DockerConfigError::NoKey);
         let error = auths(&secret(KEY, "s3cret")).unwrap_err();
         assert!(!error.to_string().contains("s3cret"));
-        assert!(!format!("{:?}", credentials(&secret(KEY, r#"{"auths":{"r":{"username":"u","password":"s3cret"}}}"#)).unwrap()).contains("s3cret"));
+        let parsed = credentials_of(br#"{"auths":{"r":{"username":"u","password":"s3cret"}}}"#).unwrap();
+        assert!(!format!("{parsed:?}").contains("s3cret"));
     }
 }

@@ -12,8 +12,15 @@ use super::{ids, keys, preflight::base_image};
 use crate::api::Migration;
 
 /// Annotations that speak of one migration only, or that the API server's other clients own; they are not carried over.
-const NOT_CARRIED: [&str; 6] =
-    [keys::LOCK, keys::CLAIM, keys::REPLACES, keys::MIGRATE_TO, keys::MIGRATE_TO_BARE, "kubectl.kubernetes.io/last-applied-configuration"];
+const NOT_CARRIED: [&str; 7] = [
+    keys::REQUESTS,
+    keys::LOCK,
+    keys::CLAIM,
+    keys::REPLACES,
+    keys::MIGRATE_TO,
+    keys::MIGRATE_TO_BARE,
+    "kubectl.kubernetes.io/last-applied-configuration",
+];
 
 /// The waiting replacement of a pod, bound to the nodes that can restore it.
 ///

@@ -1,19 +1,21 @@
 //! The pod's own pull credentials, laid out for the destination's agent.
 //!
 //! The agent pulls base images with the credentials that the pod itself would be pulled with. So that agents need no right to read Secrets
-//! in users' namespaces, the manager copies the docker configurations that the pod names into one Secret in Drover's own namespace, for as
-//! long as the migration lasts.
-
-use std::collections::BTreeMap;
+//! in users' namespaces, the manager copies the docker configurations that the pod names into a Secret in Drover's own namespace, for as
+//! long as the migration lasts. It is one Secret of a fixed name, with a key for each migration, so that the agents' Role can name it and nothing
+//! else in that namespace, where the CA's key lies too.
 
 use k8s_openapi::{
     ByteString,
     api::core::v1::{Secret, ServiceAccount},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use kube::{Api, ResourceExt as _, api::PostParams};
+use kube::{
+    Api, ResourceExt as _,
+    api::{Patch, PatchParams, PostParams},
+};
 
-use super::{KubeCluster, delete, found, port_error, source_of};
+use super::{KubeCluster, found, port_error, source_of};
 use crate::{
     adapters::docker_config,
     api::Migration,
@@ -21,15 +23,13 @@ use crate::{
     ports::{PortError, PortResult},
 };
 
-/// Name of the Secret with a migration's pull credentials, in Drover's namespace.
-#[must_use]
-pub fn secret_name(migration_uid: &str) -> String {
-    format!("pull-{migration_uid}")
-}
+/// Name of the Secret with the pull credentials of all running migrations, in Drover's namespace; its keys are their UIDs.
+pub const SECRET: &str = "drover-pull-credentials";
 
 impl KubeCluster {
     pub(super) async fn pull_credentials_exist(&self, migration_uid: &str) -> PortResult<bool> {
-        Ok(found(self.secrets().get_metadata(&secret_name(migration_uid)).await, "look for pull credentials")?.is_some())
+        let secret = found(self.secrets().get(SECRET).await, "look for pull credentials")?;
+        Ok(secret.and_then(|s| s.data).is_some_and(|data| data.contains_key(migration_uid)))
     }
 
     fn secrets(&self) -> Api<Secret> {
@@ -49,20 +49,23 @@ impl KubeCluster {
         }
         let uid = migration.uid().unwrap_or_default();
         let config = serde_json::json!({"auths": auths}).to_string();
-        let secret = Secret {
-            metadata: ObjectMeta {
-                name: Some(secret_name(&uid)),
-                labels: Some([(keys::MIGRATION_UID.to_owned(), uid)].into()),
-                ..ObjectMeta::default()
-            },
-            type_: Some("kubernetes.io/dockerconfigjson".into()),
-            data: Some(BTreeMap::from([(docker_config::KEY.to_owned(), ByteString(config.into_bytes()))])),
-            ..Secret::default()
-        };
-        match self.secrets().create(&PostParams::default(), &secret).await {
+        let empty = Secret { metadata: ObjectMeta { name: Some(SECRET.into()), ..ObjectMeta::default() }, ..Secret::default() };
+        match self.secrets().create(&PostParams::default(), &empty).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {}
+            Err(error) => return Err(port_error("make the Secret for pull credentials", &error)),
+        }
+        self.patch_key(&uid, Some(config)).await
+    }
+
+    /// Sets one migration's key, or removes it; keys of others are not touched.
+    async fn patch_key(&self, migration_uid: &str, config: Option<String>) -> PortResult<()> {
+        let value = config.map(|config| ByteString(config.into_bytes()));
+        let patch = serde_json::json!({"data": {migration_uid: value}});
+        let params = PatchParams { field_manager: Some(keys::MANAGER.into()), ..PatchParams::default() };
+        match self.secrets().patch_metadata(SECRET, &params, &Patch::Merge(patch)).await {
             Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
-            Err(error) => Err(port_error("lay out the pull credentials", &error)),
+            Err(error) => Err(port_error("write the pull credentials", &error)),
         }
     }
 
@@ -89,6 +92,6 @@ impl KubeCluster {
     }
 
     pub(super) async fn remove_pull_credentials(&self, migration: &Migration) -> PortResult<()> {
-        delete(&self.secrets(), &secret_name(&migration.uid().unwrap_or_default()), None, false, "remove the pull credentials").await
+        self.patch_key(&migration.uid().unwrap_or_default(), None).await
     }
 }

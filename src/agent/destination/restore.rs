@@ -123,8 +123,8 @@ fn judge(checkpoints: &[ContainerCheckpoint], tasks: &[Task]) -> Finding {
                 (TaskState::Running, None) => {
                     return Finding::Wrong(format!("container {} runs but was not restored from a checkpoint", checkpoint.name));
                 }
-                (TaskState::Stopped, _) => return Finding::Wrong(format!("the restored container {} has ended or never started", checkpoint.name)),
-                (TaskState::Created | TaskState::Paused, _) => return Finding::NotYet,
+                // Without a task it has not been started yet, or has ended: the kubelet's word tells which.
+                (TaskState::Created | TaskState::Paused | TaskState::Stopped, _) => return Finding::NotYet,
             },
             more => return Finding::Wrong(format!("container {} was started {} times", checkpoint.name, more.len())),
         }
@@ -142,7 +142,12 @@ fn container_trouble(status: &ContainerStatus) -> Option<String> {
     if status.restart_count > 0 {
         return Some(format!("container {} was restarted {} times", status.name, status.restart_count));
     }
-    let waiting = status.state.as_ref()?.waiting.as_ref()?;
+    let state = status.state.as_ref()?;
+    if let Some(ended) = &state.terminated {
+        let message = ended.message.as_deref().unwrap_or_default();
+        return Some(format!("container {} has ended with exit code {}: {message}", status.name, ended.exit_code));
+    }
+    let waiting = state.waiting.as_ref()?;
     let reason = waiting.reason.as_deref().unwrap_or_default();
     let message = waiting.message.as_deref().unwrap_or_default();
     STUCK.contains(&reason).then(|| format!("container {} cannot be restored: {reason}: {message}", status.name))
@@ -168,10 +173,10 @@ mod tests {
             Finding::Restored(vec![ContainerId { name: "c".into(), container_id: "1".into() }])
         );
         assert_eq!(judge(&checkpoint(), &[]), Finding::NotYet);
+        assert_eq!(judge(&checkpoint(), &[task("1", TaskState::Stopped, Some("img"))]), Finding::NotYet, "made, but not started yet");
         for wrong in [
             vec![task("1", TaskState::Running, None)],
             vec![task("1", TaskState::Running, Some("other"))],
-            vec![task("1", TaskState::Stopped, Some("img"))],
             vec![task("1", TaskState::Stopped, Some("img")), running.clone()],
         ] {
             assert!(matches!(judge(&checkpoint(), &wrong), Finding::Wrong(_)), "{wrong:?}");
@@ -185,5 +190,9 @@ mod tests {
             {"name": "c", "image": "i", "imageID": "", "ready": true, "restartCount": 1, "state": {"running": {}}}]}}))
         .unwrap();
         assert!(trouble(&pod).is_some_and(|m| m.contains("restarted 1 times")));
+        let pod: Pod = serde_json::from_value(serde_json::json!({"status": {"containerStatuses": [
+            {"name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 137}}}]}}))
+        .unwrap();
+        assert!(trouble(&pod).is_some_and(|m| m.contains("exit code 137")));
     }
 }

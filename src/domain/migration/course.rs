@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use kube::ResourceExt as _;
 
 use super::{
     Effect, Observed, Step,
@@ -46,10 +47,14 @@ impl Course<'_> {
                 return Some(reason);
             }
         }
+        let limit = self.migration.spec.deadline_seconds;
+        self.is_overdue().then(|| format!("not released within spec.deadlineSeconds ({limit} s); it was in phase {}", status.phase))
+    }
+
+    fn is_overdue(&self) -> bool {
         let limit = Duration::from_secs(self.migration.spec.deadline_seconds.into());
         let created = self.migration.metadata.creation_timestamp.as_ref().map_or(self.now, |t| t.0);
-        let age = Duration::try_from(self.now.duration_since(created)).unwrap_or_default();
-        (age > limit).then(|| format!("not released within spec.deadlineSeconds ({} s); it was in phase {}", limit.as_secs(), status.phase))
+        Duration::try_from(self.now.duration_since(created)).unwrap_or_default() > limit
     }
 
     pub(super) fn pods_changed(&self, status: &MigrationStatus) -> Option<String> {
@@ -98,6 +103,14 @@ impl Course<'_> {
             let name = self.migration.spec.pod_name.as_deref().unwrap_or_default();
             return self.refuse(status, &format!("spec.podName: there is no pod {name:?} in this namespace"));
         };
+        let asked = self.migration.annotations().get(keys::POD_UID);
+        if asked.is_some() && asked != pod.metadata.uid.as_ref() {
+            return self.refuse(status, "the pod that was annotated is gone; another one has its name");
+        }
+        // Applied together with its pod, a Migration waits for it.
+        if observed::is_starting(pod) && !self.is_overdue() {
+            return self.told(status, "waiting for the pod to run");
+        }
         status.source = Some(observed::source_status(pod));
         status.observed_generation = self.migration.metadata.generation;
         status.enter(Phase::Preflight, self.now);

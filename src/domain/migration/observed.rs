@@ -103,6 +103,13 @@ pub(super) fn sandbox_ready(pod: &Pod) -> bool {
     condition(pod, "PodReadyToStartContainers").is_some_and(|c| c.status == "True")
 }
 
+/// Whether a pod has not come up yet: it may still run.
+pub(super) fn is_starting(pod: &Pod) -> bool {
+    let status = pod.status.as_ref();
+    let phase = status.and_then(|s| s.phase.as_deref()).unwrap_or("Pending");
+    pod.metadata.deletion_timestamp.is_none() && phase == "Pending"
+}
+
 /// What the scheduler says of a pod that it has not placed.
 pub(super) fn scheduling_message(pod: &Pod) -> String {
     let said = condition(pod, "PodScheduled").and_then(|c| c.message.clone()).unwrap_or_default();
