@@ -16,6 +16,7 @@ mod kills;
 mod kubelet_auth;
 mod moves;
 mod policies;
+mod private_image;
 mod redis;
 mod refusals;
 mod rollbacks;

@@ -57,7 +57,7 @@ fn a_registry_that_hangs_while_frozen_rolls_back() {
         // It runs on while the registry still hangs.
         assert_runs_on(&source).await;
         drop(goes_on);
-        let migration = rolled_back(&namespace, &migration, "node n2").await;
+        let migration = rolled_back(&namespace, &migration, "Transferring").await;
         assert_runs_on(&source).await;
         namespace.assert_no_leftovers(&migration).await;
     });

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kube::ResourceExt as _;
 
 use drover::{
-    adapters::cluster::secret_name,
+    adapters::cluster::PULL_SECRET,
     api::{Migration, Outcome, Role, attestation::attestation_name},
     domain::keys,
 };
@@ -32,8 +32,8 @@ impl Namespace {
                 NODES.iter().flat_map(|node| lab::on_node(node, &script).lines().map(|l| format!("{node}: {l}\n")).collect::<Vec<_>>()).collect();
             (!left.is_empty()).then(|| format!("leftovers of {}:\n{left}", migration.name_any()))
         });
-        let secret = secret_name(&migration.uid().unwrap());
-        assert!(lab::try_lab(&["kubectl", "-n", SYSTEM, "get", "secret", &secret]).is_err(), "the pull credentials {secret} are left");
+        let credentials = lab::try_lab(&["kubectl", "-n", SYSTEM, "get", "secret", PULL_SECRET, "-o", "jsonpath={.data}"]).unwrap_or_default();
+        assert!(!credentials.contains(&migration.uid().unwrap()), "the pull credentials are left");
         if status(migration).outcome == Some(Outcome::Migrated) {
             return;
         }

@@ -84,9 +84,10 @@ impl Namespace {
         self.first(&format!("Migration {name} in phase {phase}"), |m| m.name_any() == name && m.phase() >= phase).await
     }
 
-    /// Waits until a migration has ended.
+    /// Waits until a migration has ended and its finalizer is gone (R12).
     pub async fn until_done(&self, name: &str) -> Migration {
-        self.until_phase(name, Phase::Done).await
+        let ended = |m: &Migration| m.name_any() == name && m.is_done() && m.metadata.finalizers.is_none();
+        self.first(&format!("the end of Migration {name}"), ended).await
     }
 
     /// The first Migration of this namespace that is as wanted.
