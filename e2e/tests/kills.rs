@@ -5,7 +5,7 @@ use kube::{ResourceExt as _, api::ListParams};
 use drover::api::{Outcome, Phase};
 
 use crate::support::{
-    agents::{Part, ready},
+    agents::{Part, ready, signal_all},
     counter::{assert_contiguous, assert_went_on},
     migrations::{replacement, status, to},
     pods::counter,
@@ -33,9 +33,10 @@ fn killed(name: &str, victim: Part, phase: Phase) {
         let pids = victim.pids();
         let migration = namespace.make(to("c", "n2")).await;
         let seen = namespace.until_phase(&migration.name_any(), phase).await;
-        crate::support::agents::signal_all(&pids, "KILL");
+        signal_all(&pids, "KILL");
         let migration = namespace.until_done(&migration.name_any()).await;
         let status = status(&migration);
+        assert!(victim.pids().iter().all(|pid| !pids.contains(pid)), "{victim:?} was killed");
         eprintln!(
             "{victim:?} killed in {} (asked for {phase}): {:?}, frozen {:?} ms: {}",
             seen.phase(),

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The tests share one lab and hurt it on purpose, so only one runs at a time. Each has a namespace of its own; when it fails, the Migrations,
-//! Events, Attestations and logs since its start are printed. `E2E_FULL=1` kills each victim in every phase, not in a few.
+//! Events, Attestations and logs since its start are printed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc, missing_docs)]
 
 mod support;
