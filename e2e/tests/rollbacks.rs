@@ -132,16 +132,38 @@ fn a_destination_that_dies_during_the_transfer_rolls_back() {
 }
 
 #[test]
-fn a_destination_without_a_kubelet_is_not_waited_for() {
-    with_namespace("kubelet", |namespace| async move {
+fn a_destination_that_is_not_ready_rolls_back() {
+    with_namespace("not-ready", |namespace| async move {
+        let source = counting(&namespace, 0).await;
+        let registry = Part::Registry("n2");
+        let migration = namespace.make(MigrationSpec { freeze_budget_seconds: 120, deadline_seconds: 150, ..to("c", "n2") }).await;
+        namespace.until_phase(&migration.name_any(), Phase::Freezing).await;
+        // The transfer hangs until the node's lease has run out.
+        let goes_on = lab::Restore(move || registry.signal("CONT"));
+        registry.signal("STOP");
+        let starts = lab::Restore(|| drop(lab::try_lab(&["start-part", "n2-kubelet"])));
+        lab::lab(&["stop-part", "n2-kubelet"]);
+        namespace.until_phase(&migration.name_any(), Phase::Finishing).await;
+        // Thawed though the destination can be asked nothing.
+        assert_runs_on(&source).await;
+        drop((goes_on, starts));
+        let migration = rolled_back(&namespace, &migration, "node n2 is not Ready").await;
+        ready();
+        assert_runs_on(&source).await;
+        namespace.assert_no_leftovers_within(AFTER_SWEEP, &migration).await;
+    });
+}
+
+#[test]
+fn a_deadline_names_what_was_waited_for() {
+    with_namespace("deadline", |namespace| async move {
         let source = counting(&namespace, 0).await;
         let starts = lab::Restore(|| drop(lab::try_lab(&["start-part", "n2-kubelet"])));
         lab::lab(&["stop-part", "n2-kubelet"]);
-        let migration = namespace.make(MigrationSpec { deadline_seconds: 15, ..to("c", "n2") }).await;
+        let migration = namespace.make(MigrationSpec { deadline_seconds: 10, ..to("c", "n2") }).await;
         namespace.until_phase(&migration.name_any(), Phase::Finishing).await;
-        assert_runs_on(&source).await;
         drop(starts);
-        let migration = rolled_back(&namespace, &migration, "n2").await;
+        let migration = rolled_back(&namespace, &migration, "spec.deadlineSeconds (10 s); it was in phase Preparing, waiting for").await;
         assert_runs_on(&source).await;
         namespace.assert_no_leftovers(&migration).await;
     });
