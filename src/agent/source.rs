@@ -17,7 +17,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 use super::journal::{Journal, Journals};
 use crate::{
-    api::{Attestation, AttestationStatus, Migration, Role, attestation::attestation_name},
+    api::{Attestation, AttestationStatus, Migration, Role, Verdict, attestation::attestation_name},
     domain::attest::{Deletion, SourceAction, source_next},
     markers::Markers,
     ports::{AgentApi, Clock, Failure, Kubelet, PortError, PortResult, Pusher, Runtime},
@@ -77,13 +77,13 @@ impl SourceAgent {
     pub async fn reconcile(&self, namespace: &str, migration: &str) -> PortResult<Option<Duration>> {
         loop {
             let Some(look) = self.look(namespace, migration).await? else { return Ok(None) };
-            let lock = self.lock(&look.journal.migration_uid);
-            let _one_at_a_time = lock.lock().await;
+            let turn = self.turn(&look.journal.migration_uid);
+            let _one_at_a_time = turn.lock().await;
             // Read again under the lock: the watchdog may have given up in between.
             let Some(look) = self.look(namespace, migration).await? else { return Ok(None) };
             let action = self.decide(&look).await?;
             if action == SourceAction::Wait {
-                return Ok(self.look_again(&look));
+                return Ok(look_again(&look));
             }
             tracing::info!(migration, namespace, ?action, "source");
             if let Err(error) = self.perform(&look, &action).await {
@@ -140,18 +140,9 @@ impl SourceAgent {
         })
     }
 
-    /// A frozen source is looked at often enough to keep its budget and to see its own deletion.
-    fn look_again(&self, look: &Look) -> Option<Duration> {
-        let committed = look.migration.verdict() == Some(crate::api::Verdict::Commit) && look.status.ended.is_none();
-        if committed {
-            return Some(SOON);
-        }
-        (look.journal.frozen_at.is_some() && look.status.thawed.is_none()).then_some(Duration::from_secs(1))
-    }
-
-    fn lock(&self, migration_uid: &str) -> Arc<tokio::sync::Mutex<()>> {
+    fn turn(&self, migration_uid: &str) -> Arc<tokio::sync::Mutex<()>> {
         let mut busy = self.busy.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        busy.retain(|_, lock| Arc::strong_count(lock) > 1);
+        busy.retain(|_, turn| Arc::strong_count(turn) > 1);
         Arc::clone(busy.entry(migration_uid.to_owned()).or_default())
     }
 
@@ -169,6 +160,15 @@ impl SourceAgent {
     fn now(&self) -> MicroTime {
         MicroTime(self.parts.clock.now())
     }
+}
+
+/// A frozen source is looked at often enough to keep its budget and to see its own deletion.
+fn look_again(look: &Look) -> Option<Duration> {
+    let committed = look.migration.verdict() == Some(Verdict::Commit) && look.status.ended.is_none();
+    if committed {
+        return Some(SOON);
+    }
+    (look.journal.frozen_at.is_some() && look.status.thawed.is_none()).then_some(Duration::from_secs(1))
 }
 
 /// Whether a failed step is answered by giving up and thawing: everything up to the vote.

@@ -165,7 +165,7 @@ mod tests {
     use crate::api::attestation::{At, Remark};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
-    const BUDGET: Duration = Duration::from_secs(60);
+    const BUDGET: Duration = Duration::from_mins(1);
 
     fn second(n: i64) -> Timestamp {
         Timestamp::from_second(n).unwrap()

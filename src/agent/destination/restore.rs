@@ -92,20 +92,16 @@ impl DestinationAgent {
             Some(_) if !same => Some("a restored container has ended since it was attested; what it did since the release is lost".to_owned()),
             Some(pod) => trouble(pod),
         };
-        match trouble {
-            Some(message) => {
-                self.attest_failure(look, &message).await?;
-                Err(PortError::transient(message))
-            }
-            None => {
-                let at = self.now();
-                self.attest(look, |status| {
-                    status.confirmed = Some(At { at });
-                    status.failure = None;
-                })
-                .await
-            }
+        if let Some(message) = trouble {
+            self.attest_failure(look, &message).await?;
+            return Err(PortError::transient(message));
         }
+        let at = self.now();
+        self.attest(look, |status| {
+            status.confirmed = Some(At { at });
+            status.failure = None;
+        })
+        .await
     }
 }
 

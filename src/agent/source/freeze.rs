@@ -71,12 +71,15 @@ impl SourceAgent {
 
     /// Gives up, without asking anybody, on pods that have been frozen longer than their budget (R2). Called every second, also
     /// while the API server is away.
+    ///
+    /// # Errors
+    /// What a port or the disk said of the first pod that could not be thawed; the others are thawed all the same.
     pub async fn watch_budgets(&self) -> PortResult<()> {
         let journals = self.parts.journals.all().map_err(|e| disk("list the journals", &e))?;
         for journal in journals.into_iter().filter(|journal| journal.is_overdue(self.parts.clock.now())) {
-            let lock = self.lock(&journal.migration_uid);
+            let turn = self.turn(&journal.migration_uid);
             // A step in progress has its own limit, which is the same budget.
-            let Ok(_one_at_a_time) = lock.try_lock() else { continue };
+            let Ok(_one_at_a_time) = turn.try_lock() else { continue };
             let Some(mut journal) = self.parts.journals.load(&journal.migration_uid).map_err(|e| disk("read the journal", &e))? else { continue };
             if !journal.is_overdue(self.parts.clock.now()) {
                 continue;
@@ -94,14 +97,17 @@ impl SourceAgent {
     }
 
     /// Ends what migrations have left that no longer exist: an unvoted source is thawed, a voted one stays frozen and is named in the log.
+    ///
+    /// # Errors
+    /// What a port or the disk said of the first journal that could not be swept; the next sweep tries again.
     pub async fn sweep(&self) -> PortResult<()> {
         for journal in self.parts.journals.all().map_err(|e| disk("list the journals", &e))? {
             let found = self.parts.api.migration(&journal.namespace, &journal.migration).await?;
             if found.is_some_and(|m| m.metadata.uid.as_deref() == Some(journal.migration_uid.as_str())) {
                 continue;
             }
-            let lock = self.lock(&journal.migration_uid);
-            let Ok(_one_at_a_time) = lock.try_lock() else { continue };
+            let turn = self.turn(&journal.migration_uid);
+            let Ok(_one_at_a_time) = turn.try_lock() else { continue };
             if journal.vote.is_some() {
                 tracing::error!(
                     migration = journal.migration,
