@@ -83,6 +83,10 @@ impl SourceAgent {
             let Some(look) = self.look(namespace, migration).await? else { return Ok(None) };
             let action = self.decide(&look).await?;
             if action == SourceAction::Wait {
+                if look.status.thawed.is_some() || look.status.ended.is_some() {
+                    // One that a crash between the last word and this left: it must never speak for a later migration of the same pod.
+                    self.parts.journals.remove(&look.journal.migration_uid).map_err(|e| disk("remove the journal", &e))?;
+                }
                 return Ok(look_again(&look));
             }
             tracing::info!(migration, namespace, ?action, "source");
@@ -123,17 +127,18 @@ impl SourceAgent {
         let destination = destination.filter(|a| a.spec.migration_uid == look.journal.migration_uid).and_then(|a| a.status).unwrap_or_default();
         let status = look.migration.status.clone().unwrap_or_default();
         let budget = Duration::from_secs(look.journal.budget_seconds.into());
-        let deletion = if look.journal.frozen_at.is_some() || status.verdict.is_some() {
-            self.deletion(&look.journal.pod_uid).await?
-        } else {
-            Deletion::NotShown
+        // A rollback thaws whatever the kubelet says, also while it says nothing.
+        let matters = match status.verdict {
+            None => look.journal.frozen_at.is_some(),
+            Some(Verdict::Commit) => look.status.ended.is_none(),
+            Some(Verdict::Rollback) => false,
         };
+        let deletion = if matters { self.deletion(&look.journal.pod_uid).await? } else { Deletion::NotShown };
         Ok(source_next(&status, &look.status, &destination, &look.journal.view(), deletion, budget, self.parts.clock.now()))
     }
 
     async fn deletion(&self, pod_uid: &str) -> PortResult<Deletion> {
-        let pods = self.parts.kubelet.pods().await?;
-        Ok(match pods.iter().find(|pod| pod.metadata.uid.as_deref() == Some(pod_uid)) {
+        Ok(match self.parts.kubelet.pod(pod_uid).await? {
             None => Deletion::Gone,
             Some(pod) if pod.metadata.deletion_timestamp.is_some() => Deletion::Shown,
             Some(_) => Deletion::NotShown,
@@ -179,3 +184,6 @@ fn is_undone_by_abort(action: &SourceAction) -> bool {
 fn disk(doing: &str, error: &std::io::Error) -> PortError {
     PortError::transient(format!("failed to {doing}: {error}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -152,7 +152,7 @@ pub fn destination_next(status: &MigrationStatus, own: &AttestationStatus, sourc
         Some(_) => DestinationAction::Wait,
         None => match status.phase {
             Phase::Preparing if own.prepared.is_none() && own.failure.is_none() => DestinationAction::Prepare,
-            Phase::AwaitingReadiness if own.ready.is_none() && source.vote.is_some() => DestinationAction::Verify,
+            Phase::AwaitingReadiness if own.ready.is_none() && own.failure.is_none() && source.vote.is_some() => DestinationAction::Verify,
             Phase::Restoring if own.restored.is_none() => DestinationAction::Restore,
             _ => DestinationAction::Wait,
         },
