@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod manager;
+pub mod node;
 
 use std::{net::SocketAddr, time::Duration};
 

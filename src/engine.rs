@@ -149,3 +149,6 @@ async fn tell(before: &Migration, after: &Migration, cluster: &dyn Cluster) {
         tracing::warn!(%error, "failed to write an event");
     }
 }
+
+#[cfg(test)]
+mod tests;
