@@ -6,7 +6,9 @@ SHELL := /bin/bash
 # The image that is made, pushed and deployed
 IMG ?= drover:latest
 # Where docker-build puts it, as an OCI layout
-IMAGE_TAR ?= $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/drover.oci.tar
+IMAGE_TAR ?= $(CARGO_TARGET_DIR)/drover.oci.tar
+# Beside the lab's own builds, so that a fresh clone on the same machine is warm
+export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/drover/target
 # The cluster of the current kubeconfig; the lab's own: make deploy KUBECTL='e2e/lab kubectl' HELM="e2e/lab helm"
 KUBECTL ?= kubectl
 HELM ?= $(shell command -v helm || e2e/lab cached helm 2>/dev/null || echo helm)

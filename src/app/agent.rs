@@ -14,6 +14,7 @@ use kube::{
     Api, Client,
     runtime::{WatchStreamExt as _, reflector, reflector::Store, watcher},
 };
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{ApiClients, GRACE, bind, serve_plain};
@@ -42,7 +43,7 @@ use crate::{
     },
     markers::Markers,
     metrics::Metrics,
-    ports::{AgentApi, Images, Kubelet, Runtime, SystemClock},
+    ports::{AgentApi, Images, Kubelet, Runtime, SystemClock, front::Identity},
     readiness::Readiness,
     shutdown::{Tasks, on_signal},
 };
@@ -123,10 +124,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         api: Arc::new(KubeAgentApi::new(calling, &settings.namespace, &settings.node)),
         registry: Arc::new(LocalDistribution::new(&settings.registry_socket, &settings.registry_data, containerd.clone())?),
     };
-    // Frozen pods do not wait for a certificate: their budgets are watched from the first second.
-    let certificate = AgentCertificate::start(client.clone(), settings.node.clone(), metrics).await?;
-    let identity = certificate.identity();
-    tasks.spawn("agent certificate", certificate.run(tasks.token()));
+    let (identified, identity) = watch::channel(Arc::new(Identity::absent()));
     let sides = Arc::new(Sides {
         node: settings.node.clone(),
         source: SourceAgent::new(source_parts(&settings, &node, AgentPusher::new(identity.clone()))),
@@ -136,6 +134,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     tasks.spawn("migrations", supervised(controller::run(client.clone(), sides, tasks.token())));
 
     tasks.spawn("node profile", keep_profile(&settings, &containerd, &node, tasks.token()));
+    // Only now, since the manager may be away: pods that are frozen already do not wait for a certificate.
+    let certificate = AgentCertificate::start(client.clone(), settings.node.clone(), metrics).await?;
+    identified.send_replace(certificate.identity().borrow().clone());
+    tasks.spawn("agent identity", pass_on(certificate.identity(), identified, tasks.token()));
+    tasks.spawn("agent certificate", certificate.run(tasks.token()));
     let migrations = follow_migrations(client, &mut tasks);
     let tls = FollowingTls::new(identity, Clients::Verified)?;
     open_doors(&settings, &tls, migrations, &mut tasks)?;
@@ -164,6 +167,19 @@ fn keep_profile(
 /// `host:port` of this node's push door.
 fn push_address(settings: &Settings) -> String {
     SocketAddr::new(settings.host_ip, settings.push_port).to_string()
+}
+
+/// Hands each renewed certificate to those who asked for one before there was any.
+async fn pass_on(
+    mut renewed: watch::Receiver<Arc<Identity>>,
+    identified: watch::Sender<Arc<Identity>>,
+    token: CancellationToken,
+) -> anyhow::Result<()> {
+    while let Some(Ok(())) = token.run_until_cancelled(renewed.changed()).await {
+        identified.send_replace(renewed.borrow_and_update().clone());
+    }
+    token.cancelled().await;
+    Ok(())
 }
 
 async fn supervised(work: impl Future<Output = ()>) -> anyhow::Result<()> {

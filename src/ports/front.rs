@@ -51,6 +51,19 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// What an agent has until its first certificate is signed: nothing that anybody would accept.
+    #[must_use]
+    pub fn absent() -> Self {
+        let (chain_pem, key_pem, ca_pem) = Default::default();
+        Self { chain_pem, key_pem, ca_pem, not_before: Timestamp::UNIX_EPOCH, not_after: Timestamp::UNIX_EPOCH }
+    }
+
+    /// Whether there is a certificate.
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
+        self.chain_pem.is_empty()
+    }
+
     /// When to replace it: at two thirds of its life, so that a third is left to find out why that fails.
     #[must_use]
     pub fn renew_at(&self) -> Timestamp {

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{Read as _, Seek as _, SeekFrom},
+    io::Read as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,8 +11,8 @@ use reqwest::{StatusCode, Url};
 
 use crate::ports::{Failure, PortError};
 
-/// How much of the end of CRIU's log is read, in bytes. Its cause stands in the last lines.
-const TAIL: u64 = 64 << 10;
+/// How much of CRIU's log is read, in bytes: at its default verbosity a process takes some tens of KiB.
+const LARGEST_LOG: u64 = 16 << 20;
 
 /// How much of a kubelet's body goes into a message, in characters.
 const EXCERPT: usize = 400;
@@ -78,13 +78,14 @@ fn criu_line(text: &str) -> Option<String> {
 }
 
 fn remedy(text: &str) -> &'static str {
-    const REMEDIES: [(&str, &str); 8] = [
+    const REMEDIES: [(&str, &str); 9] = [
         ("criu support is disabled", "; set enable_criu = true in containerd's CRI configuration"),
         ("criu binary not found", "; install CRIU on the node (drover check names the version)"),
         ("Unimplemented", "; this runtime has no checkpoint: containerd 2.0 or CRI-O with enable_criu_support is needed"),
         ("unimplemented", "; this runtime has no checkpoint: containerd 2.0 or CRI-O with enable_criu_support is needed"),
         ("tcp-established", "; add tcp-close to /etc/criu/runc.conf on both nodes (drover node setup does it)"),
         ("file-locks", "; add file-locks to /etc/criu/runc.conf on both nodes (drover node setup does it)"),
+        ("io_uring", "; the program uses io_uring, which CRIU cannot checkpoint: run it with seccompProfile RuntimeDefault or switch io_uring off"),
         ("ghost-limit", "; raise ghost-limit in /etc/criu/runc.conf on both nodes"),
         ("Can't get rlimit", "; CRIU needs CAP_SYS_RESOURCE on this node to checkpoint a container that does not run as root"),
     ];
@@ -93,7 +94,7 @@ fn remedy(text: &str) -> &'static str {
 
 /// CRIU's own cause, where the error names a log that this node still has (`log file: /…/dump.log`).
 pub(super) fn cause_in_log_named_by(body: &str) -> Option<String> {
-    last_error_line(&log_path(body)?)
+    first_error_line(&log_path(body)?)
 }
 
 fn log_path(body: &str) -> Option<PathBuf> {
@@ -105,15 +106,12 @@ fn log_path(body: &str) -> Option<PathBuf> {
     plain.then(|| path.to_owned())
 }
 
-fn last_error_line(log: &Path) -> Option<String> {
-    let mut file = File::open(log).ok()?;
-    let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(TAIL))).ok()?;
+/// CRIU's first error names the cause (`Unknown shit 600 (anon_inode:[io_uring])`), the later ones what came of it (`Dump files … failed with -1`).
+fn first_error_line(log: &Path) -> Option<String> {
     let mut bytes = Vec::new();
-    file.take(TAIL).read_to_end(&mut bytes).ok()?;
-    // The very last error is CRIU's summary (`Dumping FAILED`); the one before it says why.
+    File::open(log).ok()?.take(LARGEST_LOG).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
-    let line = text.lines().rfind(|line| line.contains("Error (") && !line.contains("Dumping FAILED"))?;
+    let line = text.lines().find(|line| line.contains("Error (") && !line.contains("Dumping FAILED"))?;
     line.find("Error (").map(|at| line[at..].chars().take(EXCERPT).collect())
 }
 
@@ -152,7 +150,7 @@ mod tests {
     fn the_log_says_why() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("dump.log");
-        std::fs::write(&log, "(00.1) Info\n(00.2) Error (criu/sk-inet.c:191): inet: Connected TCP socket, consider using --tcp-established option.\n(00.3) Error (criu/cr-dump.c:2111): Dumping FAILED.\n").unwrap();
+        std::fs::write(&log, "(00.1) Info\n(00.2) Error (criu/sk-inet.c:191): inet: Connected TCP socket, consider using --tcp-established option.\n(00.3) Error (criu/cr-dump.c:1545): Dump files (pid: 7) failed with -1\n(00.4) Error (criu/cr-dump.c:2111): Dumping FAILED.\n").unwrap();
         let body = format!("criu failed: type NOTIFY errno 0\nlog file: {}", log.display());
         let error = refused(StatusCode::INTERNAL_SERVER_ERROR, &body, cause_in_log_named_by(&body));
         assert_eq!(error.kind, Failure::Permanent);

@@ -52,6 +52,9 @@ impl AgentPusher {
         let address = resolve(&target.address).await?;
         let name = node_server_name(&target.node);
         let own = Arc::clone(&self.identity.borrow());
+        if own.is_absent() {
+            return Err(PortError::transient("this agent has no certificate yet: is Drover's manager running?"));
+        }
         let shown = format!("{}\n{}", own.chain_pem, own.key_pem);
         let unusable = |error: reqwest::Error| PortError::permanent(format!("the agent's own certificate cannot be used: {error}"));
         let client = Client::builder()
