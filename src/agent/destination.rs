@@ -246,3 +246,6 @@ impl DestinationAgent {
         MicroTime(self.parts.clock.now())
     }
 }
+
+#[cfg(test)]
+mod tests;
