@@ -33,13 +33,13 @@ pub async fn reconcile(
     loop {
         let observed = observe(&migration, cluster, clock.now(), fresh_repository).await?;
         let mut step = migration::advance(&migration, &observed, clock.now());
-        if step.status.is_none() {
-            if let Err(error) = perform(&migration, &observed, &step.effects, cluster, clock.now()).await {
-                if error.kind != Failure::Permanent {
-                    return Err(error);
-                }
-                step = migration::effect_failed(&migration, &observed, &error.message, clock.now());
+        if step.status.is_none()
+            && let Err(error) = perform(&migration, &observed, &step.effects, cluster, clock.now()).await
+        {
+            if error.kind != Failure::Permanent {
+                return Err(error);
             }
+            step = migration::effect_failed(&migration, &observed, &error.message, clock.now());
         }
         let Some(status) = step.status else { return Ok(step.after) };
         let after = cluster.write_status(&migration, &status).await?;
@@ -149,3 +149,6 @@ async fn tell(before: &Migration, after: &Migration, cluster: &dyn Cluster) {
         tracing::warn!(%error, "failed to write an event");
     }
 }
+
+#[cfg(test)]
+mod tests;

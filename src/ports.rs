@@ -157,6 +157,10 @@ pub trait Kubelet: Send + Sync {
     async fn checkpoint(&self, namespace: &str, pod: &str, container: &str, limit: Duration) -> PortResult<PathBuf>;
     /// Every pod that this kubelet knows (`GET /pods`), with what it shows of deletion and restarts.
     async fn pods(&self) -> PortResult<Vec<Pod>>;
+    /// The pod of this UID, or none.
+    async fn pod(&self, uid: &str) -> PortResult<Option<Pod>> {
+        Ok(self.pods().await?.into_iter().find(|pod| pod.metadata.uid.as_deref() == Some(uid)))
+    }
 }
 
 /// What is changed in an archive while it is packed; everything else stays byte for byte.

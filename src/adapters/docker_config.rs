@@ -55,14 +55,12 @@ fn parse(bytes: &[u8]) -> Result<Map<String, Value>, DockerConfigError> {
 
 fn credential(registry: String, entry: &Value) -> Option<PullCredential> {
     let text = |field: &str| entry.get(field).and_then(Value::as_str).map(str::to_owned);
-    let (username, password) = match (text("username"), text("password")) {
-        (Some(username), Some(password)) => (username, password),
-        _ => {
-            use base64::Engine as _;
-            let decoded = base64::engine::general_purpose::STANDARD.decode(text("auth")?).ok()?;
-            let (username, password) = String::from_utf8(decoded).ok()?.split_once(':').map(|(u, p)| (u.to_owned(), p.to_owned()))?;
-            (username, password)
-        }
+    let (username, password) = if let (Some(username), Some(password)) = (text("username"), text("password")) {
+        (username, password)
+    } else {
+        use base64::Engine as _;
+        let decoded = base64::engine::general_purpose::STANDARD.decode(text("auth")?).ok()?;
+        String::from_utf8(decoded).ok()?.split_once(':').map(|(username, password)| (username.to_owned(), password.to_owned()))?
     };
     Some(PullCredential { registry, username, password })
 }

@@ -1,4 +1,4 @@
-//! The node's own kubelet: [`Kubelet`](crate::ports::Kubelet) over its HTTPS port.
+//! The node's own kubelet: [`Kubelet`] over its HTTPS port.
 //!
 //! Facts: FACTS.md 1 (`pkg/kubelet/server/server.go`). The checkpoint API has no download: the archive appears in `<root-dir>/checkpoints`, which the
 //! agent mounts at the same path. The kubelet never stops the container and never collects an archive; both are the agent's work.

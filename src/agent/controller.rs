@@ -39,7 +39,7 @@ pub struct Sides {
 pub async fn run(client: Client, sides: Arc<Sides>, stop: CancellationToken) {
     let attestations = Api::<Attestation>::all(client.clone());
     Controller::new(attestations.clone(), watcher::Config::default())
-        .watches(attestations, watcher::Config::default(), |changed| peer(&changed))
+        .watches(attestations, watcher::Config::default(), |changed| [peer(&changed)])
         .watches(Api::<Migration>::all(client), watcher::Config::default(), |migration| both(&migration))
         .graceful_shutdown_on(async move { stop.cancelled().await })
         .run(look, on_error, sides)
@@ -95,12 +95,12 @@ fn on_error(attestation: Arc<Attestation>, error: &PortError, _sides: Arc<Sides>
 }
 
 /// The other side's attestation.
-fn peer(attestation: &Attestation) -> Option<ObjectRef<Attestation>> {
+fn peer(attestation: &Attestation) -> ObjectRef<Attestation> {
     let other = match attestation.spec.role {
         Role::Source => Role::Destination,
         Role::Destination => Role::Source,
     };
-    Some(reference(&attestation.spec.migration, other, attestation.namespace()))
+    reference(&attestation.spec.migration, other, attestation.namespace())
 }
 
 /// The attestations of a migration.

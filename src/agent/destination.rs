@@ -270,3 +270,6 @@ impl DestinationAgent {
         MicroTime(self.parts.clock.now())
     }
 }
+
+#[cfg(test)]
+mod tests;

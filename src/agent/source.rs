@@ -17,7 +17,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 use super::journal::{Journal, Journals};
 use crate::{
-    api::{Attestation, AttestationStatus, Migration, Role, attestation::attestation_name},
+    api::{Attestation, AttestationStatus, Migration, Role, Verdict, attestation::attestation_name},
     domain::attest::{Deletion, SourceAction, source_next},
     markers::Markers,
     ports::{AgentApi, Clock, Failure, Kubelet, PortError, PortResult, Pusher, Runtime},
@@ -77,13 +77,17 @@ impl SourceAgent {
     pub async fn reconcile(&self, namespace: &str, migration: &str) -> PortResult<Option<Duration>> {
         loop {
             let Some(look) = self.look(namespace, migration).await? else { return Ok(None) };
-            let lock = self.lock(&look.journal.migration_uid);
-            let _one_at_a_time = lock.lock().await;
+            let turn = self.turn(&look.journal.migration_uid);
+            let _one_at_a_time = turn.lock().await;
             // Read again under the lock: the watchdog may have given up in between.
             let Some(look) = self.look(namespace, migration).await? else { return Ok(None) };
             let action = self.decide(&look).await?;
             if action == SourceAction::Wait {
-                return Ok(self.look_again(&look));
+                if look.status.thawed.is_some() || look.status.ended.is_some() {
+                    // One that a crash between the last word and this left: it must never speak for a later migration of the same pod.
+                    self.parts.journals.remove(&look.journal.migration_uid).map_err(|e| disk("remove the journal", &e))?;
+                }
+                return Ok(look_again(&look));
             }
             tracing::info!(migration, namespace, ?action, "source");
             if let Err(error) = self.perform(&look, &action).await {
@@ -123,35 +127,27 @@ impl SourceAgent {
         let destination = destination.filter(|a| a.spec.migration_uid == look.journal.migration_uid).and_then(|a| a.status).unwrap_or_default();
         let status = look.migration.status.clone().unwrap_or_default();
         let budget = Duration::from_secs(look.journal.budget_seconds.into());
-        let deletion = if look.journal.frozen_at.is_some() || status.verdict.is_some() {
-            self.deletion(&look.journal.pod_uid).await?
-        } else {
-            Deletion::NotShown
+        // A rollback thaws whatever the kubelet says, also while it says nothing.
+        let matters = match status.verdict {
+            None => look.journal.frozen_at.is_some(),
+            Some(Verdict::Commit) => look.status.ended.is_none(),
+            Some(Verdict::Rollback) => false,
         };
+        let deletion = if matters { self.deletion(&look.journal.pod_uid).await? } else { Deletion::NotShown };
         Ok(source_next(&status, &look.status, &destination, &look.journal.view(), deletion, budget, self.parts.clock.now()))
     }
 
     async fn deletion(&self, pod_uid: &str) -> PortResult<Deletion> {
-        let pods = self.parts.kubelet.pods().await?;
-        Ok(match pods.iter().find(|pod| pod.metadata.uid.as_deref() == Some(pod_uid)) {
+        Ok(match self.parts.kubelet.pod(pod_uid).await? {
             None => Deletion::Gone,
             Some(pod) if pod.metadata.deletion_timestamp.is_some() => Deletion::Shown,
             Some(_) => Deletion::NotShown,
         })
     }
 
-    /// A frozen source is looked at often enough to keep its budget and to see its own deletion.
-    fn look_again(&self, look: &Look) -> Option<Duration> {
-        let committed = look.migration.verdict() == Some(crate::api::Verdict::Commit) && look.status.ended.is_none();
-        if committed {
-            return Some(SOON);
-        }
-        (look.journal.frozen_at.is_some() && look.status.thawed.is_none()).then_some(Duration::from_secs(1))
-    }
-
-    fn lock(&self, migration_uid: &str) -> Arc<tokio::sync::Mutex<()>> {
+    fn turn(&self, migration_uid: &str) -> Arc<tokio::sync::Mutex<()>> {
         let mut busy = self.busy.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        busy.retain(|_, lock| Arc::strong_count(lock) > 1);
+        busy.retain(|_, turn| Arc::strong_count(turn) > 1);
         Arc::clone(busy.entry(migration_uid.to_owned()).or_default())
     }
 
@@ -171,6 +167,15 @@ impl SourceAgent {
     }
 }
 
+/// A frozen source is looked at often enough to keep its budget and to see its own deletion.
+fn look_again(look: &Look) -> Option<Duration> {
+    let committed = look.migration.verdict() == Some(Verdict::Commit) && look.status.ended.is_none();
+    if committed {
+        return Some(SOON);
+    }
+    (look.journal.frozen_at.is_some() && look.status.thawed.is_none()).then_some(Duration::from_secs(1))
+}
+
 /// Whether a failed step is answered by giving up and thawing: everything up to the vote.
 fn is_undone_by_abort(action: &SourceAction) -> bool {
     matches!(action, SourceAction::Freeze | SourceAction::Checkpoint | SourceAction::Push | SourceAction::Vote)
@@ -179,3 +184,6 @@ fn is_undone_by_abort(action: &SourceAction) -> bool {
 fn disk(doing: &str, error: &std::io::Error) -> PortError {
     PortError::transient(format!("failed to {doing}: {error}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,7 @@ use kube::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{GRACE, bind, client, serve_plain};
+use super::{ApiClients, GRACE, bind, serve_plain};
 use crate::{
     adapters::{
         agent_api::KubeAgentApi,
@@ -109,7 +109,7 @@ struct Node {
 /// Where a part fails that must not.
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let stop = on_signal()?;
-    let client = client().await?;
+    let ApiClients { watching: client, calling } = ApiClients::new().await?;
     let (readiness, metrics) = (Readiness::default(), Metrics::default());
     let doors = readiness.register("registry doors");
     let mut tasks = Tasks::new(stop);
@@ -121,7 +121,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         runtime: containerd.clone(),
         images: containerd.clone(),
         kubelet: Arc::new(LocalKubelet::new(kubelet_settings(&settings))?),
-        api: Arc::new(KubeAgentApi::new(client.clone(), &settings.namespace, &settings.node)),
+        api: Arc::new(KubeAgentApi::new(calling, &settings.namespace, &settings.node)),
         registry: Arc::new(LocalDistribution::new(&settings.registry_socket, &settings.registry_data, containerd.clone())?),
     };
     let (identified, identity) = watch::channel(Arc::new(Identity::absent()));

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{GRACE, bind, client, serve_plain};
+use super::{ApiClients, GRACE, bind, serve_plain};
 use crate::{
     adapters::{
         ca::{CaStore, SelfManaged, service_names},
@@ -72,7 +72,8 @@ impl Settings {
 /// Where a part fails that must not.
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let stop = on_signal()?;
-    let client = client().await?;
+    let clients = ApiClients::new().await?;
+    let client = clients.watching.clone();
     let (readiness, metrics) = (Readiness::default(), Metrics::default());
     let webhooks = readiness.register("webhooks");
     let mut tasks = Tasks::new(stop.clone());
@@ -104,7 +105,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let leading = election.leading();
     // The lease is given back only after the leader's work has ended.
     let released = CancellationToken::new();
-    tasks.spawn("leader", lead(settings, client, signer, metrics, leading, tasks.token(), released.clone()));
+    tasks.spawn("leader", lead(settings, clients, signer, metrics, leading, tasks.token(), released.clone()));
     tasks.spawn("election", election.run(released));
     webhooks.set(true);
     tasks.run(GRACE).await
@@ -133,7 +134,7 @@ fn serve_webhooks(
 /// Runs the controllers whenever this process leads.
 async fn lead(
     settings: Settings,
-    client: Client,
+    clients: ApiClients,
     signer: Arc<dyn AgentSigner>,
     metrics: Metrics,
     mut leading: watch::Receiver<bool>,
@@ -150,18 +151,18 @@ async fn lead(
         let term = token.child_token();
         let mut controllers = Tasks::new(term.clone());
         let context = migration::Context {
-            cluster: Arc::new(KubeCluster::new(client.clone(), &settings.namespace, &settings.pod_name)),
+            cluster: Arc::new(KubeCluster::new(clients.calling.clone(), &settings.namespace, &settings.pod_name)),
             clock: Arc::new(SystemClock),
             metrics: metrics.clone(),
         };
-        let (migrations, stop) = (client.clone(), term.clone());
+        let (migrations, stop) = (clients.watching.clone(), term.clone());
         controllers.spawn("migrations", async move {
             migration::run(migrations, context, stop).await;
             Ok(())
         });
-        controllers.spawn("annotations", AnnotationController::new(client.clone(), settings.pod_name.clone()).run(term.clone()));
+        controllers.spawn("annotations", AnnotationController::new(clients.watching.clone(), settings.pod_name.clone()).run(term.clone()));
         let agents = settings.username(&settings.agent_service_account);
-        controllers.spawn("certificates", CertificateController::new(client.clone(), Arc::clone(&signer), agents).run(term.clone()));
+        controllers.spawn("certificates", CertificateController::new(clients.watching.clone(), Arc::clone(&signer), agents).run(term.clone()));
         let mut watched = leading.clone();
         let (running, lost) = (term.clone(), term);
         let end_of_term = tokio::spawn(async move {

@@ -1,6 +1,6 @@
 //! The Migration controller: whatever changes around a migration leads to one look at it.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
@@ -51,7 +51,7 @@ pub async fn run(client: Client, context: Context, stop: CancellationToken) {
 
 async fn look(migration: Arc<Migration>, context: Arc<Context>) -> Result<Action, PortError> {
     let count = |before: &Migration, after: &Migration| count(&context.metrics, before, after);
-    let after = engine::reconcile((*migration).clone(), &*context.cluster, &*context.clock, &fresh_repository, &count).await?;
+    let after = Box::pin(engine::reconcile((*migration).clone(), &*context.cluster, &*context.clock, &fresh_repository, &count)).await?;
     Ok(after.map_or_else(Action::await_change, Action::requeue))
 }
 
@@ -89,8 +89,7 @@ fn concerned(migrations: &Store<Migration>, pod: &Pod) -> Vec<ObjectRef<Migratio
         let source = status.and_then(|s| s.source.as_ref()).is_some_and(|s| s.name == name);
         source || status.and_then(|s| s.replacement.as_ref()).is_some_and(|r| r.name == name)
     });
-    let references: HashMap<_, ()> = of_pod.map(|m| (ObjectRef::from_obj(&**m), ())).collect();
-    references.into_keys().collect()
+    of_pod.map(|m| ObjectRef::from_obj(&**m)).collect()
 }
 
 /// A repository that nobody can guess: `drover/` and 128 random bits (DESIGN.md 7).

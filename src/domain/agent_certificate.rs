@@ -35,15 +35,15 @@ pub struct Requester {
 ///
 /// # Errors
 /// Every reason against it.
-pub fn judge(requester: &Requester, requested: &Requested, agent_username: &str) -> Result<String, Vec<String>> {
+pub fn judge(requester: &Requester, request: &Requested, agent_username: &str) -> Result<String, Vec<String>> {
     let mut reasons = Vec::new();
     if requester.username != agent_username {
         reasons.push(format!("spec.username is {:?}, and only {agent_username:?} gets certificates of this signer", requester.username));
     }
-    if requested.ca {
+    if request.ca {
         reasons.push("spec.request asks to be a CA".to_owned());
     }
-    for name in &requested.other_names {
+    for name in &request.other_names {
         reasons.push(format!("spec.request asks for {name}; only a DNS name is granted"));
     }
     for usage in requester.usages.iter().filter(|u| !USAGES.contains(&u.as_str())) {
@@ -62,11 +62,9 @@ pub fn judge(requester: &Requester, requested: &Requested, agent_username: &str)
     };
     if let Some(node) = &node {
         let own = node_server_name(node);
-        if requested.dns_names != [own.as_str()] {
-            reasons.push(format!(
-                "spec.request asks for the DNS names {:?}; the agent of node {node} gets {own:?} and nothing else",
-                requested.dns_names
-            ));
+        if request.dns_names != [own.as_str()] {
+            reasons
+                .push(format!("spec.request asks for the DNS names {:?}; the agent of node {node} gets {own:?} and nothing else", request.dns_names));
         }
     }
     match node {
@@ -88,8 +86,8 @@ mod tests {
 
     #[test]
     fn an_agent_gets_its_own_name() {
-        let (requester, requested) = honest();
-        assert_eq!(judge(&requester, &requested, AGENT), Ok("n1".to_owned()));
+        let (requester, request) = honest();
+        assert_eq!(judge(&requester, &request, AGENT), Ok("n1".to_owned()));
     }
 
     #[test]
@@ -108,9 +106,9 @@ mod tests {
             (|_, q| q.ca = true, "asks to be a CA"),
         ];
         for (change, expected) in cases {
-            let (mut requester, mut requested) = honest();
-            change(&mut requester, &mut requested);
-            let reasons = judge(&requester, &requested, AGENT).expect_err(expected);
+            let (mut requester, mut request) = honest();
+            change(&mut requester, &mut request);
+            let reasons = judge(&requester, &request, AGENT).expect_err(expected);
             assert!(reasons.len() == 1 && reasons[0].contains(expected), "{expected}: {reasons:?}");
         }
     }

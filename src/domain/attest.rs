@@ -154,7 +154,7 @@ pub fn destination_next(status: &MigrationStatus, own: &AttestationStatus, sourc
         Some(_) => DestinationAction::Wait,
         None => match status.phase {
             Phase::Preparing if own.prepared.is_none() && own.failure.is_none() => DestinationAction::Prepare,
-            Phase::AwaitingReadiness if own.ready.is_none() && source.vote.is_some() => DestinationAction::Verify,
+            Phase::AwaitingReadiness if own.ready.is_none() && own.failure.is_none() && source.vote.is_some() => DestinationAction::Verify,
             Phase::Restoring if own.restored.is_none() && own.never_started.is_none() => {
                 if status.revocation.is_some() {
                     DestinationAction::Revoke
@@ -173,7 +173,7 @@ mod tests {
     use crate::api::attestation::{At, Remark};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
-    const BUDGET: Duration = Duration::from_secs(60);
+    const BUDGET: Duration = Duration::from_mins(1);
 
     fn second(n: i64) -> Timestamp {
         Timestamp::from_second(n).unwrap()

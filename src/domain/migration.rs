@@ -107,7 +107,7 @@ pub enum Effect {
 pub fn advance(migration: &Migration, observed: &Observed, now: Timestamp) -> Step {
     let status = migration.status.clone().unwrap_or_default();
     let course = Course { migration, observed, now };
-    if status.phase != Phase::Done && !observed.has_finalizer(migration) && !observed.deleting(migration) {
+    if status.phase != Phase::Done && !observed::has_finalizer(migration) && !observed::is_being_deleted(migration) {
         return Step::perform(vec![Effect::AddFinalizer]);
     }
     if let Some(reason) = course.reason_to_roll_back(&status) {
@@ -158,6 +158,15 @@ impl Step {
 
     fn write(status: MigrationStatus) -> Self {
         Self { status: Some(status), effects: vec![], after: None }
+    }
+
+    /// Waits, and says what for where the message does not say so already.
+    fn told(mut status: MigrationStatus, message: &str) -> Self {
+        if status.message == message {
+            return Self::wait();
+        }
+        message.clone_into(&mut status.message);
+        Self::write(status)
     }
 }
 

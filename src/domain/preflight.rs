@@ -59,14 +59,15 @@ pub fn examine(migration: &Migration, pod: &Pod, facts: &Facts) -> Vec<Blocker> 
     let mut found = migration_blockers(migration);
     found.extend(blockers(pod));
     found.extend(budget_blockers(migration, pod));
-    if let Some(owner) = pod.annotations().get(keys::LOCK) {
-        if Some(owner) != migration.metadata.uid.as_ref() && facts.active_migrations.contains(owner) {
-            found.push(Blocker::new(
-                format!("metadata.annotations[{}]", keys::LOCK),
-                format!("the pod is being moved by the migration with UID {owner}"),
-                "wait until that one has ended, or delete it",
-            ));
-        }
+    if let Some(owner) = pod.annotations().get(keys::LOCK)
+        && Some(owner) != migration.metadata.uid.as_ref()
+        && facts.active_migrations.contains(owner)
+    {
+        found.push(Blocker::new(
+            format!("metadata.annotations[{}]", keys::LOCK),
+            format!("the pod is being moved by the migration with UID {owner}"),
+            "wait until that one has ended, or delete it",
+        ));
     }
     let source_node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
     found.extend(node_blockers(&source_node, &migration.spec.destination, facts));

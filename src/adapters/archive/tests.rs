@@ -1,3 +1,5 @@
+//! Archives packed and mended, compared byte for byte.
+
 use std::{collections::BTreeMap, io::Read as _};
 
 use futures::TryStreamExt as _;

@@ -1,3 +1,5 @@
+//! The life of certificates: issued, renewed, lost.
+
 use std::sync::Arc;
 
 use rustls::{

@@ -1,3 +1,5 @@
+//! Node set-ups, shown, made and undone in a folder that stands for a node.
+
 use std::{collections::BTreeMap, fs};
 
 use super::*;

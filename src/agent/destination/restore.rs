@@ -63,9 +63,8 @@ impl DestinationAgent {
         if matches!(finding, Finding::Wrong(_)) {
             return Ok(finding);
         }
-        let pods = self.parts.kubelet.pods().await?;
-        let pod = pods.iter().find(|pod| pod.metadata.uid.as_deref() == Some(look.own.spec.pod_uid.as_str()));
-        Ok(match pod.and_then(trouble) {
+        let pod = self.parts.kubelet.pod(&look.own.spec.pod_uid).await?;
+        Ok(match pod.as_ref().and_then(trouble) {
             Some(message) => Finding::Wrong(message),
             None => finding,
         })
@@ -89,28 +88,22 @@ impl DestinationAgent {
         let restored = look.status.restored.as_ref().ok_or_else(|| PortError::permanent("nothing was attested as restored"))?;
         let tasks = self.parts.runtime.tasks(&look.own.spec.pod_uid).await?;
         let same = judge(&look.course.containers, &tasks) == Finding::Restored(restored.containers.clone());
-        let pods = self.parts.kubelet.pods().await?;
-        let pod = pods.iter().find(|pod| pod.metadata.uid.as_deref() == Some(look.own.spec.pod_uid.as_str()));
-        let trouble = match pod {
+        let trouble = match &self.parts.kubelet.pod(&look.own.spec.pod_uid).await? {
             None => Some("the kubelet does not list the replacement any more".to_owned()),
             Some(pod) if pod.metadata.deletion_timestamp.is_some() => Some("the replacement is being deleted".to_owned()),
             Some(_) if !same => Some("a restored container has ended since it was attested; what it did since the release is lost".to_owned()),
             Some(pod) => trouble(pod),
         };
-        match trouble {
-            Some(message) => {
-                self.attest_failure(look, &message).await?;
-                Err(PortError::transient(message))
-            }
-            None => {
-                let at = self.now();
-                self.attest(look, |status| {
-                    status.confirmed = Some(At { at });
-                    status.failure = None;
-                })
-                .await
-            }
+        if let Some(message) = trouble {
+            self.attest_failure(look, &message).await?;
+            return Err(PortError::transient(message));
         }
+        let at = self.now();
+        self.attest(look, |status| {
+            status.confirmed = Some(At { at });
+            status.failure = None;
+        })
+        .await
     }
 }
 

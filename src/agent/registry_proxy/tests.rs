@@ -1,3 +1,5 @@
+//! Both doors of the registry: who gets through, and to what.
+
 use std::sync::Mutex;
 
 use axum::http::{HeaderMap, Method};

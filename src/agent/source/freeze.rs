@@ -33,8 +33,7 @@ impl SourceAgent {
     /// Writes down that there will be no vote, and says so.
     pub(super) async fn abort(&self, look: &Look, reason: &str) -> PortResult<()> {
         // The step that failed may have written the journal further than `look` knows.
-        let mut journal =
-            self.parts.journals.load(&look.journal.migration_uid).map_err(|e| disk("read the journal", &e))?.unwrap_or_else(|| look.journal.clone());
+        let mut journal = self.journal_now(&look.journal)?.unwrap_or_else(|| look.journal.clone());
         if journal.vote.is_some() {
             return Err(PortError::permanent("a vote cannot be taken back; the verdict is awaited"));
         }
@@ -58,64 +57,88 @@ impl SourceAgent {
     /// What of a thaw needs no API server.
     pub(super) async fn thaw_locally(&self, journal: &Journal) -> PortResult<()> {
         let fence = self.parts.markers.fenced_by(&journal.pod_uid).map_err(|e| disk("read the fence", &e))?;
-        let ours = fence.as_deref() == Some(journal.migration_uid.as_str());
-        for task in self.live_tasks(&journal.pod_uid).await?.into_iter().filter(|task| task.state == TaskState::Paused) {
-            // R11: a pod that somebody else paused is none of this migration's business.
-            if ours || journal.containers.contains(&container_id(&task)) {
-                self.parts.runtime.resume(&task.id).await.map_err(|e| e.context("failed to thaw the source"))?;
+        // R11: a pod that another migration has fenced is frozen by that one, even where the containers are the same.
+        if fence.as_ref().is_none_or(|owner| *owner == journal.migration_uid) {
+            for task in self.live_tasks(&journal.pod_uid).await?.into_iter().filter(|task| task.state == TaskState::Paused) {
+                // Without a fence only what this migration has paused: somebody has removed it by hand.
+                if fence.is_some() || journal.containers.contains(&container_id(&task)) {
+                    self.parts.runtime.resume(&task.id).await.map_err(|e| e.context("failed to thaw the source"))?;
+                }
             }
+            self.parts.markers.unfence(&journal.pod_uid, &journal.migration_uid).map_err(|e| disk("remove the fence", &e))?;
         }
-        self.parts.markers.unfence(&journal.pod_uid, &journal.migration_uid).map_err(|e| disk("remove the fence", &e))?;
         self.remove_archives(journal)
     }
 
     /// Gives up, without asking anybody, on pods that have been frozen longer than their budget (R2). Called every second, also
     /// while the API server is away.
+    ///
+    /// # Errors
+    /// What a port or the disk said of a pod that could not be thawed; the others are thawed all the same.
     pub async fn watch_budgets(&self) -> PortResult<()> {
-        let journals = self.parts.journals.all().map_err(|e| disk("list the journals", &e))?;
-        for journal in journals.into_iter().filter(|journal| journal.is_overdue(self.parts.clock.now())) {
-            let lock = self.lock(&journal.migration_uid);
-            // A step in progress has its own limit, which is the same budget.
-            let Ok(_one_at_a_time) = lock.try_lock() else { continue };
-            let Some(mut journal) = self.parts.journals.load(&journal.migration_uid).map_err(|e| disk("read the journal", &e))? else { continue };
-            if !journal.is_overdue(self.parts.clock.now()) {
-                continue;
-            }
-            tracing::warn!(migration = journal.migration, namespace = journal.namespace, "frozen longer than its budget; thawing");
-            journal
-                .aborted
-                .get_or_insert_with(|| format!("frozen for more than {} s without a vote (spec.freezeBudgetSeconds)", journal.budget_seconds));
-            self.save(&journal)?;
-            self.thaw_locally(&journal).await?;
-            journal.thawed = true;
-            self.save(&journal)?;
+        let mut outcome = Ok(());
+        for journal in self.journals()? {
+            outcome = outcome.and(self.give_up_if_overdue(&journal).await);
         }
-        Ok(())
+        outcome
+    }
+
+    async fn give_up_if_overdue(&self, listed: &Journal) -> PortResult<()> {
+        let turn = self.turn(&listed.migration_uid);
+        // A step in progress has its own limit, which is the same budget.
+        let Ok(_one_at_a_time) = turn.try_lock() else { return Ok(()) };
+        let Some(mut journal) = self.journal_now(listed)?.filter(|journal| journal.is_overdue(self.parts.clock.now())) else { return Ok(()) };
+        tracing::warn!(migration = journal.migration, namespace = journal.namespace, "frozen longer than its budget; thawing");
+        let reason = format!("frozen for more than {} s without a vote (spec.freezeBudgetSeconds)", journal.budget_seconds);
+        journal.aborted.get_or_insert(reason);
+        self.save(&journal)?;
+        self.thaw_locally(&journal).await?;
+        journal.thawed = true;
+        self.save(&journal)
     }
 
     /// Ends what migrations have left that no longer exist: an unvoted source is thawed, a voted one stays frozen and is named in the log.
+    ///
+    /// # Errors
+    /// What a port or the disk said of a journal that could not be swept; the others are swept all the same, this one by the next sweep.
     pub async fn sweep(&self) -> PortResult<()> {
-        for journal in self.parts.journals.all().map_err(|e| disk("list the journals", &e))? {
-            let found = self.parts.api.migration(&journal.namespace, &journal.migration).await?;
-            if found.is_some_and(|m| m.metadata.uid.as_deref() == Some(journal.migration_uid.as_str())) {
-                continue;
-            }
-            let lock = self.lock(&journal.migration_uid);
-            let Ok(_one_at_a_time) = lock.try_lock() else { continue };
-            if journal.vote.is_some() {
-                tracing::error!(
-                    migration = journal.migration,
-                    namespace = journal.namespace,
-                    pod = journal.pod,
-                    "the Migration was removed by force after this agent had voted; the pod stays frozen until a person decides"
-                );
-                continue;
-            }
-            tracing::warn!(migration = journal.migration, namespace = journal.namespace, "the Migration is gone; thawing its pod");
-            self.thaw_locally(&journal).await?;
-            self.parts.journals.remove(&journal.migration_uid).map_err(|e| disk("remove the journal", &e))?;
+        let mut outcome = Ok(());
+        for journal in self.journals()? {
+            outcome = outcome.and(self.end_if_forgotten(&journal).await);
         }
-        Ok(())
+        outcome
+    }
+
+    async fn end_if_forgotten(&self, listed: &Journal) -> PortResult<()> {
+        let found = self.parts.api.migration(&listed.namespace, &listed.migration).await?;
+        if found.is_some_and(|m| m.metadata.uid.as_deref() == Some(listed.migration_uid.as_str())) {
+            return Ok(());
+        }
+        let turn = self.turn(&listed.migration_uid);
+        let Ok(_one_at_a_time) = turn.try_lock() else { return Ok(()) };
+        // A vote may have been written since the list was read.
+        let Some(journal) = self.journal_now(listed)? else { return Ok(()) };
+        if journal.vote.is_some() {
+            tracing::error!(
+                migration = journal.migration,
+                namespace = journal.namespace,
+                pod = journal.pod,
+                "the Migration was removed by force after this agent had voted; the pod stays frozen until a person decides"
+            );
+            return Ok(());
+        }
+        tracing::warn!(migration = journal.migration, namespace = journal.namespace, "the Migration is gone; thawing its pod");
+        self.thaw_locally(&journal).await?;
+        self.parts.journals.remove(&journal.migration_uid).map_err(|e| disk("remove the journal", &e))
+    }
+
+    fn journals(&self) -> PortResult<Vec<Journal>> {
+        self.parts.journals.all().map_err(|e| disk("list the journals", &e))
+    }
+
+    /// The journal as it stands now; the caller holds its turn.
+    fn journal_now(&self, listed: &Journal) -> PortResult<Option<Journal>> {
+        self.parts.journals.load(&listed.migration_uid).map_err(|e| disk("read the journal", &e))
     }
 
     /// Containers of the pod that have a living task.

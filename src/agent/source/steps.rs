@@ -172,9 +172,8 @@ impl SourceAgent {
 
 /// Whether a file is the kubelet's archive of a container: `checkpoint-<pod>_<namespace>-<container>-<RFC 3339 time>.tar` (FACTS.md 1).
 fn is_archive_of(file: &str, pod: &str, namespace: &str, container: &str) -> bool {
-    let Some(time) = file.strip_prefix(&format!("checkpoint-{pod}_{namespace}-{container}-")) else { return false };
-    let year = time.as_bytes();
-    time.ends_with(".tar") && year.len() > 10 && year[..4].iter().all(u8::is_ascii_digit) && year[4] == b'-' && year[10] == b'T'
+    let time = file.strip_prefix(&format!("checkpoint-{pod}_{namespace}-{container}-")).and_then(|rest| rest.strip_suffix(".tar"));
+    time.map(str::as_bytes).is_some_and(|time| time.len() > 10 && time[..4].iter().all(u8::is_ascii_digit) && time[4] == b'-' && time[10] == b'T')
 }
 
 #[cfg(test)]

@@ -1,3 +1,5 @@
+//! The annotation controller against a mocked API server.
+
 use std::sync::{Arc, Mutex};
 
 use axum::http::{Request as HttpRequest, Response};

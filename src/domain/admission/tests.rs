@@ -1,3 +1,5 @@
+//! Reviews as tables: what is asked, and every word of the answer.
+
 use serde_json::{Value, json};
 
 use super::*;

@@ -33,7 +33,7 @@ impl Course<'_> {
         }
         let source = self.observed.source_status();
         let destination = self.observed.destination_status();
-        if self.observed.deleting(self.migration) {
+        if observed::is_being_deleted(self.migration) {
             return Some("the Migration was deleted".to_owned());
         }
         if let Some(abort) = &source.abort {
@@ -42,13 +42,16 @@ impl Course<'_> {
         if let Some(failure) = &destination.failure {
             return Some(failure.message.clone());
         }
-        if status.phase >= Phase::Preparing {
-            if let Some(reason) = self.pods_changed(status) {
-                return Some(reason);
-            }
+        if status.phase >= Phase::Preparing
+            && let Some(reason) = self.pods_changed(status)
+        {
+            return Some(reason);
         }
         let limit = self.migration.spec.deadline_seconds;
-        self.is_overdue().then(|| format!("not released within spec.deadlineSeconds ({limit} s); it was in phase {}", status.phase))
+        self.is_overdue().then(|| {
+            let last = if status.message.is_empty() { String::new() } else { format!(", {}", status.message) };
+            format!("not released within spec.deadlineSeconds ({limit} s); it was in phase {}{last}", status.phase)
+        })
     }
 
     fn is_overdue(&self) -> bool {
@@ -90,13 +93,13 @@ impl Course<'_> {
     }
 
     pub(super) fn refuse(&self, mut status: MigrationStatus, reason: &str) -> Step {
-        status.message = reason.to_owned();
+        reason.clone_into(&mut status.message);
         status.finish(Outcome::Failed, self.now);
         Step::write(status)
     }
 
     pub(super) fn pending(&self, mut status: MigrationStatus) -> Step {
-        if self.observed.deleting(self.migration) {
+        if observed::is_being_deleted(self.migration) {
             return self.refuse(status, "the Migration was deleted before it began");
         }
         let Some(pod) = &self.observed.source else {
@@ -109,7 +112,7 @@ impl Course<'_> {
         }
         // Applied together with its pod, a Migration waits for it.
         if observed::is_starting(pod) && !self.is_overdue() {
-            return self.told(status, "waiting for the pod to run");
+            return Step::told(status, "waiting for the pod to run");
         }
         status.source = Some(observed::source_status(pod));
         status.observed_generation = self.migration.metadata.generation;
@@ -123,7 +126,7 @@ impl Course<'_> {
             return self.refuse(status, &Blocker::join(blockers));
         }
         if self.migration.spec.check_only {
-            status.message = "preflight found no blocker; nothing was touched".to_owned();
+            "preflight found no blocker; nothing was touched".clone_into(&mut status.message);
             status.complete_check(self.now);
             return Step::write(status);
         }
@@ -148,7 +151,7 @@ impl Course<'_> {
             return Step::wait();
         };
         if self.observed.source_attestation.is_none() {
-            return Step::perform(vec![self.attestation(Role::Source, &source.node_name, &source.uid)]);
+            return Step::perform(vec![attestation(Role::Source, &source.node_name, &source.uid)]);
         }
         let Some(pod) = &self.observed.replacement else {
             return Step::perform(vec![Effect::CreateReplacement]);
@@ -165,13 +168,13 @@ impl Course<'_> {
             return Step::write(status);
         }
         let Some(node) = node else {
-            return self.told(status, &observed::scheduling_message(pod));
+            return Step::told(status, &observed::scheduling_message(pod));
         };
         if node == source.node_name || node != destination.node_name {
             return self.roll_back(status, &format!("the replacement was placed on node {node}, where it must not run"));
         }
         if self.observed.destination_attestation.is_none() {
-            return Step::perform(vec![Effect::LayOutPullCredentials, self.attestation(Role::Destination, node, &replacement.uid)]);
+            return Step::perform(vec![Effect::LayOutPullCredentials, attestation(Role::Destination, node, &replacement.uid)]);
         }
         match &self.observed.destination_status().prepared {
             Some(prepared) if observed::sandbox_ready(pod) => {
@@ -181,8 +184,8 @@ impl Course<'_> {
                 status.enter(Phase::Freezing, self.now);
                 Step::write(status)
             }
-            Some(_) => self.told(status, "waiting for the replacement's sandbox"),
-            None => self.told(status, "waiting for the destination's base images"),
+            Some(_) => Step::told(status, "waiting for the replacement's sandbox"),
+            None => Step::told(status, "waiting for the destination's base images"),
         }
     }
 
@@ -232,17 +235,8 @@ impl Course<'_> {
         status.enter(Phase::Restoring, self.now);
         Step::write(status)
     }
+}
 
-    /// Waits, and says what for where the message does not say so already.
-    pub(super) fn told(&self, mut status: MigrationStatus, message: &str) -> Step {
-        if status.message == message {
-            return Step::wait();
-        }
-        message.clone_into(&mut status.message);
-        Step::write(status)
-    }
-
-    pub(super) fn attestation(&self, role: Role, node: &str, pod_uid: &str) -> Effect {
-        Effect::CreateAttestation { role, node: node.to_owned(), pod_uid: pod_uid.to_owned() }
-    }
+fn attestation(role: Role, node: &str, pod_uid: &str) -> Effect {
+    Effect::CreateAttestation { role, node: node.to_owned(), pod_uid: pod_uid.to_owned() }
 }

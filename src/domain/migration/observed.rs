@@ -68,14 +68,14 @@ impl Observed {
         let mark = pod.annotations().get(keys::REPLACES);
         mark.is_some() && mark == migration.metadata.uid.as_ref()
     }
+}
 
-    pub(super) fn has_finalizer(&self, migration: &Migration) -> bool {
-        migration.finalizers().iter().any(|f| f == keys::FINALIZER)
-    }
+pub(super) fn has_finalizer(migration: &Migration) -> bool {
+    migration.finalizers().iter().any(|f| f == keys::FINALIZER)
+}
 
-    pub(super) fn deleting(&self, migration: &Migration) -> bool {
-        migration.metadata.deletion_timestamp.is_some()
-    }
+pub(super) fn is_being_deleted(migration: &Migration) -> bool {
+    migration.metadata.deletion_timestamp.is_some()
 }
 
 /// Whether no object of this UID is there: none of its name, or another one.

@@ -20,14 +20,16 @@ use crate::{
     domain::verdict,
 };
 
-/// Seconds in Restoring after which a person is told that the migration is held.
-const HOLD_AFTER: Duration = Duration::from_secs(120);
+/// Time in Restoring after which the destination is asked whether the replacement ever started.
+const HOLD_AFTER: Duration = Duration::from_mins(2);
 /// How long the destination may take to close the claims before a person is told.
 const REVOCATION_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a rollback waits for a destination that does not answer before it leaves the cleaning to that node's janitor.
 const CLEAN_PATIENCE: Duration = Duration::from_secs(45);
 /// After this time the waiting replacement, which was never released, is removed by force: its node does not answer.
 const FORCE_AFTER: Duration = Duration::from_secs(20);
+/// What a migrated pod's status says (I5).
+const MIGRATED: &str = "the destination's runtime restored the pod from this migration's checkpoint, and it was seen running after the commit";
 
 impl Course<'_> {
     pub(super) fn restoring(&self, mut status: MigrationStatus) -> Step {
@@ -134,7 +136,7 @@ impl Course<'_> {
         if !pod_is_gone(self.observed.source.as_ref(), &source.uid) {
             let deleting = self.observed.source.as_ref().is_some_and(|pod| pod.metadata.deletion_timestamp.is_some());
             return if deleting {
-                self.told(status, "the copy is confirmed; waiting for the source to end")
+                Step::told(status, "the copy is confirmed; waiting for the source to end")
             } else {
                 Step::perform(vec![Effect::DeleteSource { uid: source.uid }])
             };
@@ -142,13 +144,12 @@ impl Course<'_> {
         let ended = self.observed.source_status().ended.is_some();
         if !ended || destination.cleaned.is_none() {
             let side = if ended { "destination" } else { "source" };
-            return self.told(status, &format!("the copy is confirmed; waiting for the {side} node's agent to clean up"));
+            return Step::told(status, &format!("the copy is confirmed; waiting for the {side} node's agent to clean up"));
         }
         if self.observed.pull_credentials_left {
             return Step::perform(vec![Effect::RemovePullCredentials]);
         }
-        status.message =
-            "the destination's runtime restored the pod from this migration's checkpoint, and it was seen running after the commit".to_owned();
+        MIGRATED.clone_into(&mut status.message);
         status.clear_condition(condition::FROZEN, "Migrated", self.now);
         status.clear_condition(condition::HELD, "Migrated", self.now);
         status.finish(Outcome::Migrated, self.now);
@@ -181,7 +182,7 @@ impl Course<'_> {
         if !thawed {
             let node = status.source.as_ref().map_or("", |s| s.node_name.as_str()).to_owned();
             return if waited > CLEAN_PATIENCE {
-                self.told(status, &format!("waiting for the agent of node {node} to thaw the source"))
+                Step::told(status, &format!("waiting for the agent of node {node} to thaw the source"))
             } else {
                 Step::wait()
             };
@@ -211,7 +212,7 @@ impl Course<'_> {
             let uid = status.source.as_ref().map(|s| s.uid.clone()).unwrap_or_default();
             return Step::perform(vec![Effect::Unlock { uid }]);
         }
-        if self.observed.has_finalizer(self.migration) {
+        if observed::has_finalizer(self.migration) {
             return Step::perform(vec![Effect::RemoveFinalizer]);
         }
         let Some(ttl) = self.migration.spec.ttl_seconds_after_finished else { return Step::default() };

@@ -9,7 +9,7 @@ use super::{Blocker, Facts};
 use crate::api::{NodeProfile, NodeProfileStatus, migration::Destination};
 
 /// A profile that is older than this is taken for a dead agent's. The agent writes one every 30 s.
-pub const PROFILE_LIFETIME: Duration = Duration::from_secs(120);
+pub const PROFILE_LIFETIME: Duration = Duration::from_mins(2);
 
 /// What preflight knows of a node.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -1,3 +1,5 @@
+//! The webhooks' protocol, by calls of the router.
+
 use async_trait::async_trait;
 use axum::{
     body::{Body, to_bytes},

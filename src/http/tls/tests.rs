@@ -1,3 +1,5 @@
+//! Certificates that change under a server.
+
 use std::net::SocketAddr;
 
 use axum::routing::get;

@@ -1,3 +1,5 @@
+//! The node's registry against a fake of it behind a unix socket.
+
 use std::{collections::HashMap, process::Command};
 
 use futures::StreamExt as _;

@@ -1,3 +1,5 @@
+//! Pushes over mTLS to a fake registry.
+
 use std::{net::TcpListener, sync::Arc};
 
 use axum_server::tls_rustls::{RustlsConfig, from_tcp_rustls};

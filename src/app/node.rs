@@ -1,0 +1,101 @@
+//! Setting a node up, and undoing it: the difference is shown, and made when told to.
+
+use std::{io::Write, path::Path};
+
+use anyhow::{Context as _, ensure};
+
+pub use crate::adapters::node_setup::SetupOptions;
+use crate::adapters::node_setup::{Change, install, uninstall};
+
+/// What the user must do; Drover restarts nothing.
+const RESTART: &str = "Restart containerd to make it effective (systemctl restart containerd); running pods go on meanwhile.";
+
+/// Output of `ctr oci spec` on this node.
+///
+/// # Errors
+/// Where `command` cannot be run or fails.
+pub fn oci_spec(command: &[String]) -> anyhow::Result<Vec<u8>> {
+    let (program, arguments) = command.split_first().context("no command for the OCI spec")?;
+    let output = std::process::Command::new(program)
+        .args(arguments)
+        .output()
+        .with_context(|| format!("failed to run {program}; name containerd's own ctr, or give its `ctr oci spec` output as a file"))?;
+    ensure!(output.status.success(), "{} failed: {}", command.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    Ok(output.stdout)
+}
+
+/// Shows what a node below `root` lacks for Drover, and with `apply` puts it there. Returns whether anything differed.
+///
+/// # Errors
+/// Where a file cannot be read or written, or another setting stands in the way.
+pub fn setup(root: &Path, options: &SetupOptions, apply: bool, out: &mut impl Write) -> anyhow::Result<bool> {
+    carry_out(&install(root, options)?, apply, "the node is set up", out)
+}
+
+/// Shows what Drover has put below `root`, and with `apply` takes it away. Returns whether there was anything. The gate's program goes in a second
+/// round, after containerd's restart (see [`uninstall`]).
+///
+/// # Errors
+/// Where a file cannot be read or written.
+pub fn remove(root: &Path, apply: bool, out: &mut impl Write) -> anyhow::Result<bool> {
+    let found = carry_out(&uninstall(root)?, apply, "nothing of Drover's is left on the node", out)?;
+    if found && apply && !uninstall(root)?.is_empty() {
+        writeln!(out, "The gate's program is still there, since containerd runs with it until its restart. Run this again after the restart.")?;
+    }
+    Ok(found)
+}
+
+fn carry_out(changes: &[Change], apply: bool, done: &str, out: &mut impl Write) -> anyhow::Result<bool> {
+    if changes.is_empty() {
+        writeln!(out, "Nothing to do: {done}.")?;
+        return Ok(false);
+    }
+    for change in changes {
+        write!(out, "{change}")?;
+        if apply {
+            change.apply()?;
+        }
+    }
+    if apply {
+        writeln!(out, "Done. {RESTART}")?;
+    } else {
+        writeln!(out, "Nothing was changed. Run it again with --apply to do this.")?;
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_changes_without_apply() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("gate"), "program").unwrap();
+        let options = SetupOptions {
+            gate: root.path().join("gate"),
+            oci_spec: br#"{"process":{},"linux":{}}"#.to_vec(),
+            runtimes: vec!["runc".to_owned()],
+            image_lane: false,
+        };
+        let mut out = Vec::new();
+        assert!(setup(root.path(), &options, false, &mut out).unwrap());
+        assert!(!root.path().join("etc").exists());
+        assert!(String::from_utf8(out).unwrap().contains("--apply"));
+        let mut out = Vec::new();
+        setup(root.path(), &options, true, &mut out).unwrap();
+        assert!(String::from_utf8(out).unwrap().contains("Restart containerd"));
+        assert!(!setup(root.path(), &options, true, &mut Vec::new()).unwrap());
+        let mut out = Vec::new();
+        assert!(remove(root.path(), true, &mut out).unwrap());
+        assert!(String::from_utf8(out).unwrap().contains("again after the restart"));
+        assert!(remove(root.path(), true, &mut Vec::new()).unwrap());
+        assert!(!remove(root.path(), true, &mut Vec::new()).unwrap());
+    }
+
+    #[test]
+    fn a_missing_ctr_is_named() {
+        let error = oci_spec(&["/nonexistent/ctr".to_owned(), "oci".to_owned(), "spec".to_owned()]).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/ctr"));
+    }
+}

@@ -1,0 +1,168 @@
+//! One look with a fake cluster: what is written is written before it is acted on.
+
+use std::sync::{Mutex, PoisonError};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::json;
+
+use super::*;
+use crate::{
+    api::{Attestation, MigrationSpec, MigrationStatus, Outcome, Verdict},
+    domain::preflight::NodeView,
+    testing::second,
+};
+
+const UID: &str = "5f1c22aa-0000-4000-8000-000000000001";
+
+#[derive(Default)]
+struct FakeCluster {
+    trace: Mutex<Vec<String>>,
+    source: Option<Pod>,
+    attestations: Vec<Attestation>,
+    nodes: Vec<NodeView>,
+    /// The call that fails, and how.
+    failing: Option<(&'static str, Failure)>,
+}
+
+impl FakeCluster {
+    fn call(&self, name: &str, told: String) -> PortResult<()> {
+        self.trace.lock().unwrap_or_else(PoisonError::into_inner).push(told);
+        match self.failing {
+            Some((failing, kind)) if failing == name => Err(PortError::new(kind, format!("{name} was made to fail"))),
+            _ => Ok(()),
+        }
+    }
+
+    fn trace(&self) -> Vec<String> {
+        self.trace.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Clock for FakeCluster {
+    fn now(&self) -> Timestamp {
+        second(100)
+    }
+}
+
+#[async_trait]
+impl Cluster for FakeCluster {
+    async fn pod(&self, _namespace: &str, name: &str) -> PortResult<Option<Pod>> {
+        Ok(self.source.clone().filter(|pod| pod.metadata.name.as_deref() == Some(name)))
+    }
+    async fn attestation(&self, _namespace: &str, name: &str) -> PortResult<Option<Attestation>> {
+        Ok(self.attestations.iter().find(|a| a.metadata.name.as_deref() == Some(name)).cloned())
+    }
+    async fn nodes(&self) -> PortResult<Vec<NodeView>> {
+        Ok(self.nodes.clone())
+    }
+    async fn active_migrations(&self) -> PortResult<Vec<String>> {
+        Ok(vec![])
+    }
+    async fn has_pull_credentials(&self, _migration_uid: &str) -> PortResult<bool> {
+        Ok(false)
+    }
+    async fn write_status(&self, migration: &Migration, status: &MigrationStatus) -> PortResult<Migration> {
+        self.call("write_status", format!("write {}", status.phase))?;
+        Ok(Migration { status: Some(status.clone()), ..migration.clone() })
+    }
+    async fn perform(&self, _migration: &Migration, effect: &Effect, _replacement: Option<&Pod>) -> PortResult<()> {
+        let words = format!("{effect:?}");
+        let name = words.split(' ').next().unwrap_or_default().to_owned();
+        self.call(&name, format!("perform {name}"))
+    }
+    async fn tell(&self, _migration: &Migration, _warning: bool, reason: &str, _message: &str) -> PortResult<()> {
+        self.call("tell", format!("tell {reason}"))
+    }
+}
+
+fn migration(status: MigrationStatus) -> Migration {
+    let mut migration = Migration::new("m", MigrationSpec { pod_name: Some("p".into()), deadline_seconds: 600, ..Default::default() });
+    migration.metadata.uid = Some(UID.into());
+    migration.metadata.namespace = Some("d".into());
+    migration.metadata.finalizers = Some(vec![keys::FINALIZER.into()]);
+    migration.status = Some(status);
+    migration
+}
+
+fn source() -> Option<Pod> {
+    serde_json::from_value(json!({
+        "metadata": {"name": "p", "namespace": "d", "uid": "source-uid", "annotations": {keys::LOCK: UID}},
+        "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "i"}]}, "status": {"phase": "Running"}
+    }))
+    .unwrap()
+}
+
+fn preparing() -> Migration {
+    migration(
+        serde_json::from_value(json!({
+            "phase": "Preparing", "source": {"name": "p", "uid": "source-uid", "nodeName": "n1"},
+            "destination": {"nodeName": "n2"}, "replacement": {"name": "p-5f1c22"}
+        }))
+        .unwrap(),
+    )
+}
+
+async fn look(migration: Migration, cluster: &FakeCluster) -> PortResult<Vec<MigrationStatus>> {
+    let written = Mutex::new(vec![]);
+    let note = |_: &Migration, after: &Migration| written.lock().unwrap_or_else(PoisonError::into_inner).extend(after.status.clone());
+    reconcile(migration, cluster, cluster, &|| "drover/0".to_owned(), &note).await?;
+    Ok(written.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+#[tokio::test]
+async fn what_is_decided_is_written_before_it_is_done() {
+    let cluster = FakeCluster { source: source(), ..Default::default() };
+    let mut fresh = migration(MigrationStatus::default());
+    fresh.metadata.finalizers = None;
+    look(fresh, &cluster).await.unwrap();
+    assert_eq!(cluster.trace(), ["perform AddFinalizer"], "nothing comes before the finalizer (R12)");
+
+    let cluster = FakeCluster { source: source(), ..Default::default() };
+    let written = look(migration(MigrationStatus::default()), &cluster).await.unwrap();
+    assert_eq!(cluster.trace(), ["write Preflight", "tell Preflight", "write Done", "tell Failed", "perform Unlock"], "no node can take it");
+    assert_eq!(written.last().and_then(|status| status.outcome), Some(Outcome::Failed));
+}
+
+#[tokio::test]
+async fn who_comes_second_does_nothing() {
+    let cluster = FakeCluster { source: source(), failing: Some(("write_status", Failure::Conflict)), ..Default::default() };
+    let error = look(migration(MigrationStatus::default()), &cluster).await.unwrap_err();
+    assert_eq!(error.kind, Failure::Conflict);
+    assert_eq!(cluster.trace(), ["write Preflight"]);
+}
+
+#[tokio::test]
+async fn an_effect_that_fails_for_good_rolls_back() {
+    let cluster = FakeCluster { source: source(), failing: Some(("CreateAttestation", Failure::Permanent)), ..Default::default() };
+    let written = look(preparing(), &cluster).await.unwrap();
+    assert_eq!(written[0].verdict, Some(Verdict::Rollback));
+    assert!(written[0].message.contains("CreateAttestation was made to fail"), "{}", written[0].message);
+
+    let cluster = FakeCluster { failing: Some(("CreateAttestation", Failure::Transient)), ..cluster };
+    assert_eq!(look(preparing(), &cluster).await.unwrap_err().kind, Failure::Transient, "what may pass is tried again");
+}
+
+#[tokio::test]
+async fn a_failure_to_tell_is_none_of_the_migrations() {
+    let cluster = FakeCluster { source: source(), failing: Some(("tell", Failure::Permanent)), ..Default::default() };
+    assert_eq!(look(migration(MigrationStatus::default()), &cluster).await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn an_earlier_migrations_attestation_says_nothing_about_this_one() {
+    let mut old: Attestation = serde_json::from_value(json!({
+        "apiVersion": "drover.dev/v1alpha1", "kind": "Attestation", "metadata": {"name": "m-source"},
+        "spec": {"migration": "m", "migrationUID": "another", "nodeName": "n1", "podUID": "source-uid", "role": "Source"}
+    }))
+    .unwrap();
+    let cluster = FakeCluster { source: source(), attestations: vec![old.clone()], ..Default::default() };
+    look(preparing(), &cluster).await.unwrap();
+    assert_eq!(cluster.trace(), ["perform CreateAttestation"]);
+
+    old.spec.migration_uid = UID.into();
+    let cluster = FakeCluster { source: source(), attestations: vec![old], ..Default::default() };
+    let written = look(preparing(), &cluster).await.unwrap();
+    assert!(written[0].message.contains("no node can take the pod any more"), "the next effect is the replacement: {written:?}");
+}
