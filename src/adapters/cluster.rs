@@ -4,6 +4,8 @@ mod pull_credentials;
 
 pub use pull_credentials::SECRET as PULL_SECRET;
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 use k8s_openapi::{
     api::{
@@ -186,11 +188,7 @@ impl Cluster for KubeCluster {
     }
 
     async fn nodes(&self) -> PortResult<Vec<NodeView>> {
-        let nodes: Api<Node> = Api::all(self.client.clone());
-        let profiles: Api<NodeProfile> = Api::all(self.client.clone());
-        let nodes = nodes.list(&ListParams::default()).await.map_err(|e| port_error("list the nodes", &e))?;
-        let profiles = profiles.list(&ListParams::default()).await.map_err(|e| port_error("list the node profiles", &e))?;
-        Ok(nodes.iter().map(|node| NodeView::new(node, profiles.iter().find(|p| p.name_any() == node.name_any()))).collect())
+        node_views(&self.client).await
     }
 
     async fn active_migrations(&self) -> PortResult<Vec<String>> {
@@ -267,6 +265,17 @@ impl Cluster for KubeCluster {
         };
         api.create(&PostParams::default(), &event).await.map(drop).map_err(|e| port_error("write an event", &e))
     }
+}
+
+/// Every node with its profile.
+pub(super) async fn node_views(client: &Client) -> PortResult<Vec<NodeView>> {
+    let (nodes, profiles): (Api<Node>, Api<NodeProfile>) = (Api::all(client.clone()), Api::all(client.clone()));
+    let every = ListParams::default();
+    let (nodes, profiles) = tokio::try_join!(async { nodes.list(&every).await.map_err(|e| port_error("list the nodes", &e)) }, async {
+        profiles.list(&every).await.map_err(|e| port_error("list the node profiles", &e))
+    },)?;
+    let profiles: HashMap<String, &NodeProfile> = profiles.iter().map(|profile| (profile.name_any(), profile)).collect();
+    Ok(nodes.iter().map(|node| NodeView::new(node, profiles.get(&node.name_any()).copied())).collect())
 }
 
 /// Deletes an object of this UID; nothing happens where it is gone or another one has its name.

@@ -19,7 +19,7 @@ pub struct Blocker {
     pub field: String,
     /// What is in the way.
     pub message: String,
-    /// What to do about it.
+    /// What to do about it; empty where the message says it.
     pub remedy: String,
 }
 
@@ -38,7 +38,8 @@ impl Blocker {
 
 impl std::fmt::Display for Blocker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {} ({})", self.field, self.message, self.remedy)
+        write!(f, "{}: {}", self.field, self.message)?;
+        if self.remedy.is_empty() { Ok(()) } else { write!(f, " ({})", self.remedy) }
     }
 }
 
@@ -57,8 +58,7 @@ pub struct Facts {
 #[must_use]
 pub fn examine(migration: &Migration, pod: &Pod, facts: &Facts) -> Vec<Blocker> {
     let mut found = migration_blockers(migration);
-    found.extend(blockers(pod));
-    found.extend(budget_blockers(migration, pod));
+    found.extend(pod_blockers(migration, pod));
     if let Some(owner) = pod.annotations().get(keys::LOCK)
         && Some(owner) != migration.metadata.uid.as_ref()
         && facts.active_migrations.contains(owner)
@@ -71,6 +71,14 @@ pub fn examine(migration: &Migration, pod: &Pod, facts: &Facts) -> Vec<Blocker> 
     }
     let source_node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
     found.extend(node_blockers(&source_node, &migration.spec.destination, facts));
+    found
+}
+
+/// Every blocker in the pod, given how long the migration may keep it frozen.
+#[must_use]
+pub fn pod_blockers(migration: &Migration, pod: &Pod) -> Vec<Blocker> {
+    let mut found = blockers(pod);
+    found.extend(budget_blockers(migration, pod));
     found
 }
 
