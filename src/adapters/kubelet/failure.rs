@@ -27,17 +27,6 @@ pub(super) fn unreachable(url: &Url, limit: Duration, error: &reqwest::Error) ->
     PortError::transient(format!("the kubelet at {url} cannot be reached: {}", chain(error)))
 }
 
-/// reqwest keeps the cause (a refused connection, an unknown issuer) in its sources.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
 /// An answer that is none of the 2xx; `logged` is a line of CRIU's log that explains it.
 pub(super) fn refused(status: StatusCode, body: &str, logged: Option<String>) -> PortError {
     let excerpt: String = body.trim().chars().take(EXCERPT).collect();

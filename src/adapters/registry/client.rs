@@ -180,17 +180,6 @@ fn with_digest(mut place: Url, digest: &Digest) -> Url {
     place
 }
 
-/// reqwest keeps the cause (an unknown issuer, a refused connection) in its sources.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
 /// A refusal of a registry, or of the agent in front of it.
 async fn refused(answer: Response, doing: &str) -> PortError {
     let status = answer.status();
