@@ -95,12 +95,15 @@ fn log_path(body: &str) -> Option<PathBuf> {
     plain.then(|| path.to_owned())
 }
 
+/// What CRIU reports as errors and goes on after, or what only sums up.
+const NO_CAUSE: [&str; 2] = ["Can't setup RLIMIT_NOFILE for self", "Dumping FAILED"];
+
 /// CRIU's first error names the cause (`Unknown shit 600 (anon_inode:[io_uring])`), the later ones what came of it (`Dump files … failed with -1`).
 fn first_error_line(log: &Path) -> Option<String> {
     let mut bytes = Vec::new();
     File::open(log).ok()?.take(LARGEST_LOG).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
-    let line = text.lines().find(|line| line.contains("Error (") && !line.contains("Dumping FAILED"))?;
+    let line = text.lines().find(|line| line.contains("Error (") && !NO_CAUSE.iter().any(|harmless| line.contains(harmless)))?;
     line.find("Error (").map(|at| line[at..].chars().take(EXCERPT).collect())
 }
 
@@ -139,7 +142,7 @@ mod tests {
     fn the_log_says_why() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("dump.log");
-        std::fs::write(&log, "(00.1) Info\n(00.2) Error (criu/sk-inet.c:191): inet: Connected TCP socket, consider using --tcp-established option.\n(00.3) Error (criu/cr-dump.c:1545): Dump files (pid: 7) failed with -1\n(00.4) Error (criu/cr-dump.c:2111): Dumping FAILED.\n").unwrap();
+        std::fs::write(&log, "(00.1) Error (criu/util.c:1534): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted\n(00.2) Error (criu/sk-inet.c:191): inet: Connected TCP socket, consider using --tcp-established option.\n(00.3) Error (criu/cr-dump.c:1545): Dump files (pid: 7) failed with -1\n(00.4) Error (criu/cr-dump.c:2111): Dumping FAILED.\n").unwrap();
         let body = format!("criu failed: type NOTIFY errno 0\nlog file: {}", log.display());
         let error = refused(StatusCode::INTERNAL_SERVER_ERROR, &body, cause_in_log_named_by(&body));
         assert_eq!(error.kind, Failure::Permanent);

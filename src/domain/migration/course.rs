@@ -48,7 +48,10 @@ impl Course<'_> {
             return Some(reason);
         }
         let limit = self.migration.spec.deadline_seconds;
-        self.is_overdue().then(|| format!("not released within spec.deadlineSeconds ({limit} s); it was in phase {}", status.phase))
+        self.is_overdue().then(|| {
+            let last = if status.message.is_empty() { String::new() } else { format!(", {}", status.message) };
+            format!("not released within spec.deadlineSeconds ({limit} s); it was in phase {}{last}", status.phase)
+        })
     }
 
     fn is_overdue(&self) -> bool {

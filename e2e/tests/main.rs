@@ -1,0 +1,23 @@
+//! The end-to-end tests: Drover as its chart installs it, on the lab's two real nodes.
+//!
+//! ```sh
+//! e2e/lab up && e2e/lab install
+//! cargo test --features e2e --test e2e -- --test-threads=1            # or: make test-e2e TEST=name
+//! ```
+//!
+//! The tests share one lab and hurt it on purpose, so only one runs at a time. Each has a namespace of its own; when it fails, the Migrations,
+//! Events, Attestations and logs since its start are printed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc, missing_docs)]
+
+mod support;
+
+mod crash;
+mod kills;
+mod kubelet_auth;
+mod moves;
+mod policies;
+mod private_image;
+mod redis;
+mod refusals;
+mod rollbacks;
+mod samples;

@@ -1,0 +1,112 @@
+//! Pods that move, and lose nothing.
+
+use kube::ResourceExt as _;
+
+use drover::{
+    api::{Outcome, Phase},
+    domain::keys,
+};
+
+use crate::support::{
+    Namespace,
+    counter::{assert_contiguous, assert_went_on, lines},
+    migrations::{assert_outcome, replacement, status},
+    pods::{container, counter, counting, pod},
+    with_namespace,
+};
+
+/// The phases that every migration of a bare pod goes through.
+const COURSE: [Phase; 8] = [
+    Phase::Preflight,
+    Phase::Preparing,
+    Phase::Freezing,
+    Phase::Checkpointing,
+    Phase::Transferring,
+    Phase::AwaitingReadiness,
+    Phase::Restoring,
+    Phase::Finishing,
+];
+
+/// Moves a counter by this annotation, and holds it to everything that a move promises.
+async fn moves(namespace: &Namespace, pod_name: &str, key: &str, value: &str) {
+    namespace.run(&counter(pod_name, "n1", 1, 50)).await;
+    let before = namespace.follow(pod_name, "c").await;
+    before.beyond(5).await;
+    let migration = namespace.ask(pod_name, key, value).await;
+    let migration = namespace.until_done(&migration.name_any()).await;
+    assert_outcome(&migration, Outcome::Migrated);
+    let copy = replacement(&migration);
+    let after = namespace.follow(&copy, "c").await;
+    after.beyond(before.last() + 5).await;
+    assert_went_on(&before.lines(), &after.lines(), &migration);
+    assert_eq!(after.lines()[0].number, 1, "kubectl logs of the copy begins where the original began");
+
+    let copy = namespace.pods().get(&copy).await.unwrap();
+    assert_eq!(copy.spec.as_ref().unwrap().node_name.as_deref(), Some("n2"));
+    assert_eq!(container(&copy, "c").restart_count, 0);
+    assert!(namespace.pods().get_opt(pod_name).await.unwrap().is_none(), "the source is gone");
+    let status = status(&migration);
+    for phase in COURSE {
+        let timing = status.phases.iter().find(|timing| timing.phase == phase);
+        assert!(timing.is_some_and(|timing| timing.millis.is_some()), "phase {phase} is timed: {:?}", status.phases);
+    }
+    assert!(status.frozen_millis.is_some_and(|millis| millis > 0 && millis < 20_000), "{:?}", status.frozen_millis);
+    namespace.assert_no_leftovers(&migration).await;
+}
+
+#[test]
+fn an_annotated_pod_moves_and_loses_no_line() {
+    with_namespace("moves", |namespace| async move { moves(&namespace, "counter", keys::MIGRATE_TO, "n2").await });
+}
+
+#[test]
+fn the_bare_key_and_auto_move_too() {
+    with_namespace("auto", |namespace| async move { moves(&namespace, "counter", keys::MIGRATE_TO_BARE, keys::AUTO).await });
+}
+
+#[test]
+fn all_containers_of_a_pod_are_frozen_together_and_restored() {
+    const MILLIS: u32 = 50;
+    with_namespace("two", |namespace| async move {
+        namespace.run(&pod("pair", "n1", &[counting("one", 0, MILLIS), counting("two", 8, MILLIS)])).await;
+        let before = [namespace.follow("pair", "one").await, namespace.follow("pair", "two").await];
+        before[1].beyond(5).await;
+        let migration = namespace.migrate("pair", "n2").await;
+        assert_outcome(&migration, Outcome::Migrated);
+        let copy = replacement(&migration);
+        for (name, before) in ["one", "two"].into_iter().zip(&before) {
+            let after = namespace.follow(&copy, name).await;
+            after.beyond(before.last() + 3).await;
+            assert_went_on(&before.lines(), &after.lines(), &migration);
+        }
+        let [one, two] = before.map(|follower| follower.lines().last().unwrap().at);
+        assert!((one - two).abs() <= i64::from(MILLIS) * 3, "the containers stopped {} ms apart", (one - two).abs());
+        namespace.assert_no_leftovers(&migration).await;
+    });
+}
+
+#[test]
+fn a_counter_hops_ten_times_and_loses_no_line() {
+    with_namespace("hops", |namespace| async move {
+        namespace.run(&counter("hopper", "n1", 0, 50)).await;
+        let mut name = "hopper".to_owned();
+        let mut before = namespace.follow(&name, "c").await;
+        before.beyond(3).await;
+        for hop in 0..10 {
+            let migration = namespace.migrate(&name, ["n2", "n1"][hop % 2]).await;
+            assert_outcome(&migration, Outcome::Migrated);
+            name = replacement(&migration);
+            let after = namespace.follow(&name, "c").await;
+            after.beyond(before.last() + 3).await;
+            assert_went_on(&before.lines(), &after.lines(), &migration);
+            namespace.assert_no_leftovers(&migration).await;
+            before = after;
+        }
+        let last = namespace.pods().get(&name).await.unwrap();
+        assert_eq!(keys::hops(&last), 10);
+        assert!(name.len() == "hopper-123456".len(), "names do not grow: {name}");
+        let all = lines(&namespace.logs(&name, "c").await);
+        assert_eq!(all[0].number, 1);
+        assert_contiguous(&all);
+    });
+}

@@ -1,0 +1,43 @@
+//! The lab's verbs.
+
+use std::{
+    env,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+fn program() -> PathBuf {
+    env::var_os("LAB").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("e2e/lab"), PathBuf::from)
+}
+
+/// `e2e/lab …`; both of its streams, and whether it succeeded.
+pub fn try_lab(arguments: &[&str]) -> Result<String, String> {
+    let out = Command::new(program()).args(arguments).stdin(Stdio::null()).output().expect("e2e/lab runs");
+    let text = [out.stdout, out.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    if out.status.success() { Ok(text) } else { Err(text) }
+}
+
+/// `e2e/lab …`, which has to succeed; what it printed.
+#[track_caller]
+pub fn lab(arguments: &[&str]) -> String {
+    match try_lab(arguments) {
+        Ok(text) => text,
+        Err(text) => panic!("e2e/lab {arguments:?} failed:\n{text}"),
+    }
+}
+
+/// A shell script in a node; what it printed.
+#[track_caller]
+pub fn on_node(node: &str, script: &str) -> String {
+    lab(&["exec", node, "sh", "-c", script])
+}
+
+/// Undoes an injected fault also when the test fails.
+pub struct Restore<F: FnMut()>(pub F);
+
+impl<F: FnMut()> Drop for Restore<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}

@@ -1,0 +1,89 @@
+//! What a migration must not leave behind, on either node and in the API. Asked by what the migration itself is called, so that other tests' objects
+//! do not matter.
+
+use std::time::Duration;
+
+use kube::ResourceExt as _;
+
+use drover::{
+    adapters::cluster::PULL_SECRET,
+    api::{Migration, Outcome, Role, attestation::attestation_name},
+    domain::keys,
+};
+
+use super::{NODES, Namespace, SYSTEM, eventually, lab, migrations::status};
+
+/// The agents may still write down that they are done.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A node that was away sweeps up twice a minute.
+pub const AFTER_SWEEP: Duration = Duration::from_secs(75);
+
+impl Namespace {
+    /// Fails if an ended migration has left anything.
+    pub async fn assert_no_leftovers(&self, migration: &Migration) {
+        self.assert_no_leftovers_within(PATIENCE, migration).await;
+    }
+
+    /// The same with another patience.
+    pub async fn assert_no_leftovers_within(&self, patience: Duration, migration: &Migration) {
+        let script = node_script(migration, &self.name, &self.checkpoint_sizes(migration).await);
+        eventually(patience, || {
+            let left: String =
+                NODES.iter().flat_map(|node| lab::on_node(node, &script).lines().map(|l| format!("{node}: {l}\n")).collect::<Vec<_>>()).collect();
+            (!left.is_empty()).then(|| format!("leftovers of {}:\n{left}", migration.name_any()))
+        });
+        let credentials = lab::try_lab(&["kubectl", "-n", SYSTEM, "get", "secret", PULL_SECRET, "-o", "jsonpath={.data}"]).unwrap_or_default();
+        assert!(!credentials.contains(&migration.uid().unwrap()), "the pull credentials are left");
+        if status(migration).outcome == Some(Outcome::Migrated) {
+            return;
+        }
+        if let Some(replacement) = status(migration).replacement {
+            assert!(self.pods().get_opt(&replacement.name).await.unwrap().is_none(), "the waiting replacement {} is left", replacement.name);
+        }
+        if let Some(source) = status(migration).source {
+            let pod = self.pods().get(&source.name).await.unwrap();
+            assert_eq!(pod.annotations().get(keys::LOCK), None, "the source is still locked");
+        }
+    }
+
+    /// Bytes of each checkpoint that was pushed: a blob of just that size is one.
+    async fn checkpoint_sizes(&self, migration: &Migration) -> Vec<u64> {
+        let mut sizes: Vec<u64> = status(migration).containers.iter().map(|c| c.bytes).collect();
+        let name = attestation_name(&migration.name_any(), Role::Source);
+        let source = self.attestations().get_opt(&name).await.unwrap().and_then(|a| a.status);
+        sizes.extend(source.and_then(|s| s.pushed).into_iter().flat_map(|pushed| pushed.images).map(|image| image.bytes));
+        sizes.sort_unstable();
+        sizes.dedup();
+        sizes
+    }
+}
+
+/// Prints a line for each thing left on a node.
+fn node_script(migration: &Migration, namespace: &str, sizes: &[u64]) -> String {
+    let status = status(migration);
+    let uid = migration.uid().unwrap();
+    let pods: Vec<String> = [status.source.as_ref().map(|s| s.uid.clone()), status.replacement.as_ref().map(|r| r.uid.clone())]
+        .into_iter()
+        .flatten()
+        .filter(|uid| !uid.is_empty())
+        .collect();
+    let pod = status.source.as_ref().map(|s| s.name.clone()).unwrap_or_default();
+    let mut script = String::from("cd /var/lib/drover; ");
+    for pod in pods {
+        script += &format!("find gate/{pod} 2>/dev/null; ");
+    }
+    script += &format!("find journals -name '{uid}*' 2>/dev/null; ");
+    script += &format!("find /var/lib/kubelet/checkpoints -name 'checkpoint-{pod}_{namespace}-*' 2>/dev/null; ");
+    for size in sizes {
+        script += &format!("find registry/docker/registry/v2/blobs -type f -size {size}c 2>/dev/null; ");
+    }
+    if let Some(destination) = status.destination.filter(|d| !d.repository.is_empty()) {
+        let repository = destination.repository;
+        script += &format!("ctr -n k8s.io images ls -q 2>/dev/null | grep -F '{repository}'; ");
+        let folder = format!("registry/docker/registry/v2/repositories/{repository}");
+        // After a move the tags stay, naming the base images, so that a restart can pull.
+        let left = if status.outcome == Some(Outcome::Migrated) { "/_uploads -mindepth 1" } else { " -maxdepth 0" };
+        script += &format!("find {folder}{left} 2>/dev/null; ");
+    }
+    script + "true"
+}
