@@ -9,7 +9,10 @@ use std::{
 
 use reqwest::{StatusCode, Url};
 
-use crate::ports::{Failure, PortError};
+use crate::{
+    adapters::chain,
+    ports::{Failure, PortError},
+};
 
 /// How much of CRIU's log is read, in bytes: at its default verbosity a process takes some tens of KiB.
 const LARGEST_LOG: u64 = 16 << 20;

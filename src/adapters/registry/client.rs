@@ -10,6 +10,7 @@ use reqwest::{
 };
 
 use crate::{
+    adapters::chain,
     domain::{
         ids::Digest,
         image::{Blob, MANIFEST_MEDIA_TYPE, digest_of},
