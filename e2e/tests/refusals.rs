@@ -52,8 +52,8 @@ fn a_cordoned_node_is_refused() {
             last = namespace.kubectl(&["annotate", "pod", "c", "--dry-run=server", &annotation]).err()?;
             None
         });
-        assert_refused(&namespace, "c", "n2", &["node n2 is unschedulable"]).await;
-        assert_refused(&namespace, "c", "auto", &["no other node can take the pod", "node n2 is unschedulable"]).await;
+        assert_refused(&namespace, "c", "n2", &["node n2 is cordoned"]).await;
+        assert_refused(&namespace, "c", "auto", &["no other node can take the pod", "node n2 is cordoned"]).await;
     });
 }
 
