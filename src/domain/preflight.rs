@@ -85,7 +85,7 @@ pub fn pod_blockers(migration: &Migration, pod: &Pod) -> Vec<Blocker> {
 /// What a Migration asks for that is not built yet: the webhook refuses it too, but may have been down.
 #[must_use]
 pub fn migration_blockers(migration: &Migration) -> Vec<Blocker> {
-    use crate::api::migration::Lane;
+    use crate::api::migration::{InDoubt, Lane};
     let spec = &migration.spec;
     let mut found = vec![];
     let mut unsupported = |field: &str, asked: bool, remedy: &str| {
@@ -97,6 +97,7 @@ pub fn migration_blockers(migration: &Migration) -> Vec<Blocker> {
     unsupported("spec.selector", spec.selector.is_some(), "name one pod in spec.podName");
     unsupported("spec.keepName", spec.keep_name, "leave it out: the replacement gets a name of its own");
     unsupported("spec.lane", spec.lane == Lane::Runtime, "use auto or image");
+    unsupported("spec.inDoubt", spec.in_doubt != InDoubt::HoldFrozen, "leave it out: the migration is held until a person decides");
     unsupported("spec.containers", !spec.containers.is_empty(), "leave it out: all containers are restored");
     let elsewhere = spec.destination_namespace.as_ref().is_some_and(|ns| Some(ns) != migration.metadata.namespace.as_ref());
     unsupported("spec.destinationNamespace", elsewhere, "leave it out: the replacement is made in the pod's own namespace");

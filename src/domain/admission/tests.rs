@@ -276,13 +276,13 @@ fn nothing_is_looked_up_for_ordinary_pods() {
 #[test]
 fn migrations_are_validated_with_every_reason() {
     let bad = migration(
-        &json!({"podName": "web", "destination": {"nodeName": "N2"}, "destinationNamespace": "other", "keepName": true, "lane": "runtime", "containers": ["main", "nope"]}),
+        &json!({"podName": "web", "destination": {"nodeName": "N2"}, "destinationNamespace": "other", "keepName": true, "lane": "runtime", "inDoubt": "PreferSource", "containers": ["main", "nope"]}),
         &Value::Null,
     );
     let fields = |reasons: Vec<Blocker>| reasons.into_iter().map(|r| r.field).collect::<Vec<_>>();
     assert_eq!(
         fields(validate_migration(&bad, Some(&pod(&json!({}))))),
-        ["spec.keepName", "spec.lane", "spec.containers", "spec.destinationNamespace", "spec.destination.nodeName"]
+        ["spec.keepName", "spec.lane", "spec.inDoubt", "spec.containers", "spec.destinationNamespace", "spec.destination.nodeName"]
     );
     let many = migration(&json!({"deployment": "web"}), &Value::Null);
     assert_eq!(fields(validate_migration(&many, None)), ["spec.deployment"]);

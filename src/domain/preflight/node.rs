@@ -124,22 +124,24 @@ pub fn node_blockers(source: &str, destination: &Destination, facts: &Facts) -> 
         found.push(Blocker::new(TO_NODE, format!("the pod runs on node {wanted} already"), "name another node"));
         return found;
     }
-    match facts.nodes.iter().find(|node| &node.name == wanted) {
-        Some(node) => {
-            if !selected(node, destination) {
-                found.push(Blocker::new("spec.destination.nodeSelector", format!("does not select node {wanted}"), "leave one of the two out"));
-            }
-            found.extend(node.destination_blockers(facts, source_node.and_then(|n| n.profile.as_ref())));
-        }
-        None => {
-            let able = capable_nodes(source, &Destination::default(), facts);
-            let able: Vec<_> = able.iter().take(NODES_NAMED).map(String::as_str).collect();
-            let remedy =
-                if able.is_empty() { "kubectl get nodes lists them".to_owned() } else { format!("nodes that can take it: {}", able.join(", ")) };
-            found.push(Blocker::new(TO_NODE, format!("node {wanted} does not exist"), remedy));
-        }
+    let Some(node) = facts.nodes.iter().find(|node| &node.name == wanted) else {
+        found.push(Blocker::new(TO_NODE, format!("node {wanted} does not exist"), others(source, facts)));
+        return found;
+    };
+    if !selected(node, destination) {
+        found.push(Blocker::new("spec.destination.nodeSelector", format!("does not select node {wanted}"), "leave one of the two out"));
     }
+    found.extend(node.destination_blockers(facts, source_node.and_then(|n| n.profile.as_ref())));
     found
+}
+
+/// The nodes that could be meant instead.
+fn others(source: &str, facts: &Facts) -> String {
+    let able = capable_nodes(source, &Destination::default(), facts);
+    if able.is_empty() {
+        return "kubectl get nodes lists them".to_owned();
+    }
+    format!("nodes that can take it: {}", able[..able.len().min(NODES_NAMED)].join(", "))
 }
 
 /// Nodes other than the source that can restore the pod.
