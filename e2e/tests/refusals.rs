@@ -46,11 +46,10 @@ fn a_cordoned_node_is_refused() {
         let _uncordon = lab::Restore(|| drop(lab::try_lab(&["kubectl", "uncordon", "n2"])));
         lab::lab(&["kubectl", "cordon", "n2"]);
         // The managers hear of it by watch.
-        let mut last = String::new();
+        let annotation = format!("{}=n2", keys::MIGRATE_TO);
         eventually(Duration::from_secs(5), || {
-            let annotation = format!("{}=n2", keys::MIGRATE_TO);
-            last = namespace.kubectl(&["annotate", "pod", "c", "--dry-run=server", &annotation]).err()?;
-            None
+            let answer = namespace.kubectl(&["annotate", "pod", "c", "--dry-run=server", &annotation]);
+            answer.is_ok().then(|| "the cordon is seen".to_owned())
         });
         assert_refused(&namespace, "c", "n2", &["node n2 is cordoned"]).await;
         assert_refused(&namespace, "c", "auto", &["no other node can take the pod", "node n2 is cordoned"]).await;

@@ -49,10 +49,15 @@ fn a_registry_that_hangs_while_frozen_rolls_back() {
     with_namespace("registry", |namespace| async move {
         let source = counting(&namespace, 8).await;
         let registry = Part::Registry("n2");
-        let migration = namespace.make(MigrationSpec { freeze_budget_seconds: 6, ..to("c", "n2") }).await;
+        let migration = namespace.make(MigrationSpec { freeze_budget_seconds: 8, ..to("c", "n2") }).await;
         namespace.until_phase(&migration.name_any(), Phase::Freezing).await;
         let goes_on = lab::Restore(move || registry.signal("CONT"));
         registry.signal("STOP");
+        let frozen = namespace.until_phase(&migration.name_any(), Phase::Transferring).await;
+        let traces = namespace.on_nodes(&frozen, &[]);
+        for trace in ["n1: gate/", "n1: journals/", "n1: /var/lib/kubelet/checkpoints/", "n2: registry/"] {
+            assert!(traces.contains(trace), "what is looked for afterwards is there while it is frozen: {trace} in\n{traces}");
+        }
         namespace.until_phase(&migration.name_any(), Phase::Finishing).await;
         // It runs on while the registry still hangs.
         assert_runs_on(&source).await;

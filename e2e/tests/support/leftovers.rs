@@ -26,10 +26,9 @@ impl Namespace {
 
     /// The same with another patience.
     pub async fn assert_no_leftovers_within(&self, patience: Duration, migration: &Migration) {
-        let script = node_script(migration, &self.name, &self.checkpoint_sizes(migration).await);
+        let sizes = self.checkpoint_sizes(migration).await;
         eventually(patience, || {
-            let left: String =
-                NODES.iter().flat_map(|node| lab::on_node(node, &script).lines().map(|l| format!("{node}: {l}\n")).collect::<Vec<_>>()).collect();
+            let left = self.on_nodes(migration, &sizes);
             (!left.is_empty()).then(|| format!("leftovers of {}:\n{left}", migration.name_any()))
         });
         let credentials = lab::try_lab(&["kubectl", "-n", SYSTEM, "get", "secret", PULL_SECRET, "-o", "jsonpath={.data}"]).unwrap_or_default();
@@ -44,6 +43,13 @@ impl Namespace {
             let pod = self.pods().get(&source.name).await.unwrap();
             assert_eq!(pod.annotations().get(keys::LOCK), None, "the source is still locked");
         }
+    }
+
+    /// What of a migration is on the nodes, a line for each thing.
+    pub fn on_nodes(&self, migration: &Migration, sizes: &[u64]) -> String {
+        let script = node_script(migration, &self.name, sizes);
+        let lines = |node: &str| lab::on_node(node, &script).lines().map(|line| format!("{node}: {line}\n")).collect::<String>();
+        NODES.iter().map(|node| lines(node)).collect()
     }
 
     /// Bytes of each checkpoint that was pushed: a blob of just that size is one.
