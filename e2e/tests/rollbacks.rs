@@ -90,7 +90,8 @@ fn a_checkpoint_that_criu_refuses_rolls_back_with_its_words() {
     with_namespace("io-uring", |namespace| async move {
         namespace.run(&pod("c", "n1", &[serde_json::json!({"name": "c", "image": IO_URING})])).await;
         let migration = namespace.make(to("c", "n2")).await;
-        let migration = rolled_back(&namespace, &migration, "io_uring").await;
+        let migration = rolled_back(&namespace, &migration, "Error (criu/").await;
+        assert!(status(&migration).message.contains("io_uring"), "it says what to do: {}", status(&migration).message);
         // Its lines are "NUMBER ring FD".
         let numbers = |text: &str| -> Vec<u64> { text.lines().map(|line| line.split(' ').next().unwrap().parse().unwrap()).collect() };
         let at_end = numbers(&namespace.logs("c", "c").await).len();
