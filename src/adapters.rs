@@ -17,3 +17,14 @@ pub mod node_setup;
 pub mod registry;
 pub mod webhook_configuration;
 pub mod world;
+
+/// An error with its causes: reqwest keeps what matters (a refused connection, an unknown issuer) in its sources.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

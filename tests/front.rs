@@ -175,7 +175,7 @@ async fn the_api_server_understands_the_webhook() {
     let tls = FollowingTls::new(managed.identity(), Clients::Anyone).unwrap();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    let world = KubeWorld::new(client.clone(), jiff::SignedDuration::from_secs(90));
+    let world = KubeWorld::new(client.clone());
     let admission =
         Admission { world: Arc::new(world), clock: Arc::new(SystemClock), manager_username: "nobody".to_owned(), metrics: Metrics::default() };
     let token = CancellationToken::new();

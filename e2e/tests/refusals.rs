@@ -51,8 +51,8 @@ fn a_cordoned_node_is_refused() {
             let answer = namespace.kubectl(&["annotate", "pod", "c", "--dry-run=server", &annotation]);
             answer.is_ok().then(|| "the cordon is seen".to_owned())
         });
-        assert_refused(&namespace, "c", "n2", &["node n2 is unschedulable"]).await;
-        assert_refused(&namespace, "c", "auto", &["no other node can take the pod", "node n2 is unschedulable"]).await;
+        assert_refused(&namespace, "c", "n2", &["node n2 is cordoned"]).await;
+        assert_refused(&namespace, "c", "auto", &["no other node can take the pod", "node n2 is cordoned"]).await;
     });
 }
 

@@ -4,17 +4,17 @@ mod pull_credentials;
 
 pub use pull_credentials::SECRET as PULL_SECRET;
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 use k8s_openapi::{
-    api::{
-        core::v1::{Node, Pod},
-        events::v1::Event,
-    },
-    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference},
+    api::core::v1::{Node, Pod},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{
     Api, Client, Resource as _, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
+    runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use serde_json::json;
 
@@ -29,19 +29,22 @@ use crate::{
     ports::{Cluster, Failure, PortError, PortResult},
 };
 
+/// An Event's note may have 1 KiB.
+const LONGEST_NOTE: usize = 1000;
+
 /// The API server as the manager uses it.
 pub struct KubeCluster {
     client: Client,
     /// Drover's own namespace, where pull credentials are laid out.
     namespace: String,
-    /// Name of this process in Events.
-    instance: String,
+    recorder: Recorder,
 }
 
 impl KubeCluster {
-    /// The API server behind `client`; `namespace` is Drover's own.
+    /// The API server behind `client`; `namespace` is Drover's own, `instance` this process's name in Events.
     pub fn new(client: Client, namespace: impl Into<String>, instance: impl Into<String>) -> Self {
-        Self { client, namespace: namespace.into(), instance: instance.into() }
+        let reporter = Reporter { controller: keys::MANAGER.to_owned(), instance: Some(instance.into()) };
+        Self { recorder: Recorder::new(client.clone(), reporter), client, namespace: namespace.into() }
     }
 
     fn pods(&self, migration: &Migration) -> Api<Pod> {
@@ -186,11 +189,7 @@ impl Cluster for KubeCluster {
     }
 
     async fn nodes(&self) -> PortResult<Vec<NodeView>> {
-        let nodes: Api<Node> = Api::all(self.client.clone());
-        let profiles: Api<NodeProfile> = Api::all(self.client.clone());
-        let nodes = nodes.list(&ListParams::default()).await.map_err(|e| port_error("list the nodes", &e))?;
-        let profiles = profiles.list(&ListParams::default()).await.map_err(|e| port_error("list the node profiles", &e))?;
-        Ok(nodes.iter().map(|node| NodeView::new(node, profiles.iter().find(|p| p.name_any() == node.name_any()))).collect())
+        node_views(&self.client).await
     }
 
     async fn active_migrations(&self) -> PortResult<Vec<String>> {
@@ -250,23 +249,26 @@ impl Cluster for KubeCluster {
     }
 
     async fn tell(&self, migration: &Migration, warning: bool, reason: &str, message: &str) -> PortResult<()> {
-        let namespace = migration.namespace().unwrap_or_default();
-        let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
         let event = Event {
-            metadata: ObjectMeta { generate_name: Some(format!("{}-", migration.name_any())), namespace: Some(namespace), ..ObjectMeta::default() },
-            action: Some("Migrate".into()),
-            event_time: Some(MicroTime(jiff::Timestamp::now())),
-            // events.k8s.io/v1 takes at most 1024 bytes.
-            note: Some(message.chars().take(1000).collect()),
-            reason: Some(reason.into()),
-            regarding: Some(migration.object_ref(&())),
-            reporting_controller: Some("drover.dev/manager".into()),
-            reporting_instance: Some(self.instance.clone()),
-            type_: Some(if warning { "Warning" } else { "Normal" }.into()),
-            ..Event::default()
+            type_: if warning { EventType::Warning } else { EventType::Normal },
+            reason: reason.to_owned(),
+            note: Some(message.chars().take(LONGEST_NOTE).collect()),
+            action: "Migrate".to_owned(),
+            secondary: None,
         };
-        api.create(&PostParams::default(), &event).await.map(drop).map_err(|e| port_error("write an event", &e))
+        self.recorder.publish(&event, &migration.object_ref(&())).await.map_err(|e| port_error("write an event", &e))
     }
+}
+
+/// Every node with its profile.
+pub(super) async fn node_views(client: &Client) -> PortResult<Vec<NodeView>> {
+    let (nodes, profiles): (Api<Node>, Api<NodeProfile>) = (Api::all(client.clone()), Api::all(client.clone()));
+    let every = ListParams::default();
+    let (nodes, profiles) = tokio::try_join!(async { nodes.list(&every).await.map_err(|e| port_error("list the nodes", &e)) }, async {
+        profiles.list(&every).await.map_err(|e| port_error("list the node profiles", &e))
+    },)?;
+    let profiles: HashMap<String, &NodeProfile> = profiles.iter().map(|profile| (profile.name_any(), profile)).collect();
+    Ok(nodes.iter().map(|node| NodeView::new(node, profiles.get(&node.name_any()).copied())).collect())
 }
 
 /// Deletes an object of this UID; nothing happens where it is gone or another one has its name.

@@ -4,17 +4,16 @@
 //! not by what a watch has brought (R1).
 
 use async_trait::async_trait;
-use jiff::SignedDuration;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::{
     Api, Client,
     api::{ListParams, ObjectList},
 };
 use serde::de::DeserializeOwned;
 
-use super::kube_error::port_error;
+use super::{cluster::node_views, kube_error::port_error};
 use crate::{
-    api::{Migration, MigrationPolicy, NodeProfile},
+    api::{Migration, MigrationPolicy},
     domain::admission::{Needs, World},
     ports::{Clock, PortResult, SystemClock, front::WorldSource},
 };
@@ -23,14 +22,13 @@ use crate::{
 #[derive(Clone)]
 pub struct KubeWorld {
     client: Client,
-    profile_lifetime: SignedDuration,
 }
 
 impl KubeWorld {
-    /// A view through this client; `profile_lifetime` is the age from which a profile counts as left behind.
+    /// A view through this client.
     #[must_use]
-    pub fn new(client: Client, profile_lifetime: SignedDuration) -> Self {
-        Self { client, profile_lifetime }
+    pub fn new(client: Client) -> Self {
+        Self { client }
     }
 }
 
@@ -46,17 +44,16 @@ where
 impl WorldSource for KubeWorld {
     async fn world(&self, namespace: &str, needs: &Needs) -> PortResult<World> {
         let client = || self.client.clone();
-        let mut world = World { profile_lifetime: self.profile_lifetime, ..World::unseen(SystemClock.now()) };
+        let mut world = World::unseen(SystemClock.now());
         if needs.destination {
             let namespaces = Api::<Namespace>::all(client());
-            let (nodes, profiles, policies, migrations, found) = tokio::try_join!(
-                list(Api::<Node>::all(client()), "nodes"),
-                list(Api::<NodeProfile>::all(client()), "node profiles"),
+            let (nodes, policies, migrations, found) = tokio::try_join!(
+                node_views(&self.client),
                 list(Api::<MigrationPolicy>::all(client()), "migration policies"),
                 list(Api::<Migration>::namespaced(client(), namespace), "migrations"),
                 async { namespaces.get_metadata(namespace).await.map_err(|e| port_error("get the namespace", &e)) },
             )?;
-            (world.nodes, world.profiles, world.policies, world.migrations) = (nodes, profiles, policies, migrations);
+            (world.facts.nodes, world.policies, world.migrations) = (nodes, policies, migrations);
             world.namespace_labels = found.metadata.labels.unwrap_or_default();
         } else if needs.claim {
             world.migrations = list(Api::<Migration>::namespaced(client(), namespace), "migrations").await?;

@@ -2,7 +2,6 @@
 
 use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 
-use jiff::SignedDuration;
 use kube::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -19,7 +18,7 @@ use crate::{
         world::KubeWorld,
     },
     controllers::{annotation::AnnotationController, certificates::CertificateController, migration},
-    domain::{election::Timing, preflight::PROFILE_LIFETIME},
+    domain::election::Timing,
     http::{
         admin,
         admission::{self, Admission},
@@ -119,7 +118,7 @@ fn serve_webhooks(
     tasks: &mut Tasks,
 ) -> anyhow::Result<()> {
     let admission = Admission {
-        world: Arc::new(KubeWorld::new(client.clone(), SignedDuration::try_from(PROFILE_LIFETIME)?)),
+        world: Arc::new(KubeWorld::new(client.clone())),
         clock: Arc::new(SystemClock),
         manager_username: settings.username(&settings.manager_service_account),
         metrics: metrics.clone(),

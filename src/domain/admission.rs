@@ -8,13 +8,16 @@
 //! A CREATE is never refused: owners back off for minutes after an error (MEASURED.md 2). It is stripped of what it must not carry.
 //! The manager repeats every validation, since the webhook may have been down.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use json_patch::Patch;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
-use super::{keys, preflight::Blocker};
-use crate::api::{Migration, MigrationPolicy, NodeProfile};
+use super::{
+    keys,
+    preflight::{Blocker, Facts},
+};
+use crate::api::{Migration, MigrationPolicy};
 
 mod claim;
 mod destination;
@@ -22,7 +25,6 @@ mod guard;
 mod migration;
 mod patch;
 
-pub use destination::node_problems;
 pub use migration::validate_migration;
 
 /// What happens to the pod.
@@ -68,14 +70,8 @@ impl Needs {
 /// What was looked up.
 #[derive(Debug, Clone)]
 pub struct World {
-    /// Now.
-    pub now: Timestamp,
-    /// Age from which a profile counts as left behind by an agent that is gone.
-    pub profile_lifetime: SignedDuration,
-    /// All nodes.
-    pub nodes: Vec<Node>,
-    /// All profiles.
-    pub profiles: Vec<NodeProfile>,
+    /// All nodes, and now. Who is active is read from `migrations`, which names them.
+    pub facts: Facts,
     /// All Migrations of the pod's namespace, ended ones too.
     pub migrations: Vec<Migration>,
     /// All policies.
@@ -89,44 +85,11 @@ impl World {
     #[must_use]
     pub fn unseen(now: Timestamp) -> Self {
         Self {
-            now,
-            profile_lifetime: SignedDuration::from_secs(0),
-            nodes: Vec::new(),
-            profiles: Vec::new(),
+            facts: Facts { now, ..Facts::default() },
             migrations: Vec::new(),
             policies: Vec::new(),
             namespace_labels: std::collections::BTreeMap::new(),
         }
-    }
-}
-
-/// One reason against a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reason {
-    /// Field path of what is refused.
-    pub field: String,
-    /// What is wrong.
-    pub message: String,
-    /// What to do about it; empty where the message says it.
-    pub remedy: String,
-}
-
-impl Reason {
-    fn new(field: impl Into<String>, message: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { field: field.into(), message: message.into(), remedy: remedy.into() }
-    }
-}
-
-impl From<Blocker> for Reason {
-    fn from(blocker: Blocker) -> Self {
-        Self { field: blocker.field, message: blocker.message, remedy: blocker.remedy }
-    }
-}
-
-impl std::fmt::Display for Reason {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.field, self.message)?;
-        if self.remedy.is_empty() { Ok(()) } else { write!(f, " ({})", self.remedy) }
     }
 }
 
@@ -145,7 +108,7 @@ pub enum Decision {
         /// What was refused, in words.
         what: String,
         /// Every reason.
-        reasons: Vec<Reason>,
+        reasons: Vec<Blocker>,
     },
 }
 
@@ -159,7 +122,7 @@ impl Decision {
 
 /// The text that a person reads: what was refused, then one line for each reason.
 #[must_use]
-pub fn denial(what: &str, reasons: &[Reason]) -> String {
+pub fn denial(what: &str, reasons: &[Blocker]) -> String {
     let mut text = format!("drover: {what}:");
     for reason in reasons {
         text.push_str("\n- ");

@@ -19,7 +19,7 @@ pub struct Blocker {
     pub field: String,
     /// What is in the way.
     pub message: String,
-    /// What to do about it.
+    /// What to do about it; empty where the message says it.
     pub remedy: String,
 }
 
@@ -38,7 +38,8 @@ impl Blocker {
 
 impl std::fmt::Display for Blocker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {} ({})", self.field, self.message, self.remedy)
+        write!(f, "{}: {}", self.field, self.message)?;
+        if self.remedy.is_empty() { Ok(()) } else { write!(f, " ({})", self.remedy) }
     }
 }
 
@@ -57,8 +58,7 @@ pub struct Facts {
 #[must_use]
 pub fn examine(migration: &Migration, pod: &Pod, facts: &Facts) -> Vec<Blocker> {
     let mut found = migration_blockers(migration);
-    found.extend(blockers(pod));
-    found.extend(budget_blockers(migration, pod));
+    found.extend(pod_blockers(migration, pod));
     if let Some(owner) = pod.annotations().get(keys::LOCK)
         && Some(owner) != migration.metadata.uid.as_ref()
         && facts.active_migrations.contains(owner)
@@ -74,10 +74,18 @@ pub fn examine(migration: &Migration, pod: &Pod, facts: &Facts) -> Vec<Blocker> 
     found
 }
 
+/// Every blocker in the pod, given how long the migration may keep it frozen.
+#[must_use]
+pub fn pod_blockers(migration: &Migration, pod: &Pod) -> Vec<Blocker> {
+    let mut found = blockers(pod);
+    found.extend(budget_blockers(migration, pod));
+    found
+}
+
 /// What a Migration asks for that is not built yet: the webhook refuses it too, but may have been down.
 #[must_use]
 pub fn migration_blockers(migration: &Migration) -> Vec<Blocker> {
-    use crate::api::migration::Lane;
+    use crate::api::migration::{InDoubt, Lane};
     let spec = &migration.spec;
     let mut found = vec![];
     let mut unsupported = |field: &str, asked: bool, remedy: &str| {
@@ -89,6 +97,7 @@ pub fn migration_blockers(migration: &Migration) -> Vec<Blocker> {
     unsupported("spec.selector", spec.selector.is_some(), "name one pod in spec.podName");
     unsupported("spec.keepName", spec.keep_name, "leave it out: the replacement gets a name of its own");
     unsupported("spec.lane", spec.lane == Lane::Runtime, "use auto or image");
+    unsupported("spec.inDoubt", spec.in_doubt != InDoubt::HoldFrozen, "leave it out: the migration is held until a person decides");
     unsupported("spec.containers", !spec.containers.is_empty(), "leave it out: all containers are restored");
     let elsewhere = spec.destination_namespace.as_ref().is_some_and(|ns| Some(ns) != migration.metadata.namespace.as_ref());
     unsupported("spec.destinationNamespace", elsewhere, "leave it out: the replacement is made in the pod's own namespace");

@@ -50,6 +50,26 @@ pub fn request(pod: &ObjectMeta) -> Option<Request> {
     })
 }
 
+/// The Migration of a pod to where an annotation's value says.
+///
+/// # Errors
+/// Where no node can have that name.
+pub fn migration_to(value: &str, name: &str, pod: &str) -> Result<Migration, String> {
+    let node_name = match value {
+        keys::AUTO => None,
+        node if is_dns_subdomain(node) => Some(node.to_owned()),
+        other => return Err(format!("{other:?} is no node's name (lower-case letters, digits, '-' and '.') and not {:?}", keys::AUTO)),
+    };
+    let spec = MigrationSpec {
+        pod_name: Some(pod.to_owned()),
+        destination: Destination { node_name, ..Destination::default() },
+        deadline_seconds: crate::api::migration::default_deadline(),
+        freeze_budget_seconds: crate::api::migration::default_freeze_budget(),
+        ..MigrationSpec::default()
+    };
+    Ok(Migration::new(name, spec))
+}
+
 impl Request {
     /// Namespace of the pod and of its Migration.
     #[must_use]
@@ -80,19 +100,7 @@ impl Request {
     /// # Errors
     /// What is wrong with the value.
     pub fn migration(&self) -> Result<Migration, String> {
-        let node_name = match self.value.as_str() {
-            keys::AUTO => None,
-            node if is_dns_subdomain(node) => Some(node.to_owned()),
-            other => return Err(format!("{} is {other:?}, which is neither a node's name nor {:?}", keys::MIGRATE_TO, keys::AUTO)),
-        };
-        let spec = MigrationSpec {
-            pod_name: Some(self.pod.clone()),
-            destination: Destination { node_name, ..Destination::default() },
-            deadline_seconds: crate::api::migration::default_deadline(),
-            freeze_budget_seconds: crate::api::migration::default_freeze_budget(),
-            ..MigrationSpec::default()
-        };
-        let mut migration = Migration::new(&self.migration_name(), spec);
+        let mut migration = migration_to(&self.value, &self.migration_name(), &self.pod)?;
         migration.metadata.namespace = Some(self.namespace.clone());
         migration.metadata.annotations = Some(BTreeMap::from([(keys::POD_UID.to_owned(), self.uid.clone())]));
         Ok(migration)

@@ -107,7 +107,7 @@ fn preparing() -> Migration {
 async fn look(migration: Migration, cluster: &FakeCluster) -> PortResult<Vec<MigrationStatus>> {
     let written = Mutex::new(vec![]);
     let note = |_: &Migration, after: &Migration| written.lock().unwrap_or_else(PoisonError::into_inner).extend(after.status.clone());
-    reconcile(migration, cluster, cluster, &|| "drover/0".to_owned(), &note).await?;
+    Box::pin(reconcile(migration, cluster, cluster, &|| "drover/0".to_owned(), &note)).await?;
     Ok(written.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 

@@ -152,7 +152,7 @@ impl FakeNode {
         let (result, dies) = {
             let mut state = self.state();
             let dies = state.calls_until_death == Some(0);
-            state.calls_until_death = state.calls_until_death.map_or(None, |left| left.checked_sub(1));
+            state.calls_until_death = state.calls_until_death.and_then(|left| left.checked_sub(1));
             if dies && !state.dies_after_the_deed {
                 (None, true)
             } else if let Some(error) = state.failing.get(name) {

@@ -9,7 +9,10 @@ use std::{
 
 use reqwest::{StatusCode, Url};
 
-use crate::ports::{Failure, PortError};
+use crate::{
+    adapters::chain,
+    ports::{Failure, PortError},
+};
 
 /// How much of CRIU's log is read, in bytes: at its default verbosity a process takes some tens of KiB.
 const LARGEST_LOG: u64 = 16 << 20;
@@ -25,17 +28,6 @@ pub(super) fn unreachable(url: &Url, limit: Duration, error: &reqwest::Error) ->
         ));
     }
     PortError::transient(format!("the kubelet at {url} cannot be reached: {}", chain(error)))
-}
-
-/// reqwest keeps the cause (a refused connection, an unknown issuer) in its sources.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// An answer that is none of the 2xx; `logged` is a line of CRIU's log that explains it.

@@ -10,6 +10,7 @@ use reqwest::{
 };
 
 use crate::{
+    adapters::chain,
     domain::{
         ids::Digest,
         image::{Blob, MANIFEST_MEDIA_TYPE, digest_of},
@@ -178,17 +179,6 @@ impl Distribution {
 fn with_digest(mut place: Url, digest: &Digest) -> Url {
     place.query_pairs_mut().append_pair("digest", digest.as_str());
     place
-}
-
-/// reqwest keeps the cause (an unknown issuer, a refused connection) in its sources.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// A refusal of a registry, or of the agent in front of it.

@@ -207,7 +207,8 @@ async fn the_copy_is_confirmed_and_only_then_cleaned_up() {
 
 #[tokio::test]
 async fn a_copy_that_is_ending_is_not_confirmed() {
-    let ending: [(&str, fn(&FakeNode)); 4] = [
+    type End = fn(&FakeNode);
+    let ending: [(&str, End); 4] = [
         ("is being deleted", |node| {
             node.state().pods[0].metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(second(1)));
         }),

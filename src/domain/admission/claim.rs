@@ -5,10 +5,9 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
-use super::Reason;
 use crate::{
     api::{Migration, Phase},
-    domain::keys,
+    domain::{keys, preflight::Blocker},
 };
 
 /// The claim that the update adds or changes: a Migration's UID. Removing one asks nothing.
@@ -21,9 +20,9 @@ pub fn appearing<'a>(old: &Pod, new: &'a Pod) -> Option<&'a str> {
 ///
 /// # Errors
 /// Every reason why this claim does not hold.
-pub fn release(pod: &Pod, uid: &str, migrations: &[Migration]) -> Result<BTreeMap<String, String>, Vec<Reason>> {
+pub fn release(pod: &Pod, uid: &str, migrations: &[Migration]) -> Result<BTreeMap<String, String>, Vec<Blocker>> {
     let field = format!("metadata.annotations[{}]", keys::CLAIM);
-    let refuse = |message: String| Reason::new(field.clone(), message, "");
+    let refuse = |message: String| Blocker::new(field.clone(), message, "");
     let Some(migration) = migrations.iter().find(|m| m.uid().as_deref() == Some(uid) && m.namespace() == pod.namespace()) else {
         return Err(vec![refuse(format!("no Migration with UID {uid:?} exists in namespace {}", pod.namespace().unwrap_or_default()))]);
     };

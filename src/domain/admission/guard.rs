@@ -3,8 +3,8 @@
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
-use super::{Decision, Reason, Requester, patch::Patched};
-use crate::domain::keys;
+use super::{Decision, Requester, patch::Patched};
+use crate::domain::{keys, preflight::Blocker};
 
 /// Annotations that only the manager writes: a claim rewrites images, the lock decides who may freeze, the rest steers the next hop.
 const GUARDED: [&str; 7] = [keys::CLAIM, keys::LOCK, keys::REPLACES, keys::ORIGINAL_IMAGES, keys::BASE_NAME, keys::HOPS, keys::REQUESTS];
@@ -12,7 +12,7 @@ const GUARDED: [&str; 7] = [keys::CLAIM, keys::LOCK, keys::REPLACES, keys::ORIGI
 const GUARDED_LABELS: [&str; 2] = [keys::REPLACES, keys::MIGRATION_UID];
 
 /// What the requester changes without being allowed to.
-pub fn forbidden_changes(old: &Pod, new: &Pod, requester: &Requester) -> Vec<Reason> {
+pub fn forbidden_changes(old: &Pod, new: &Pod, requester: &Requester) -> Vec<Blocker> {
     if requester.is_manager {
         return Vec::new();
     }
@@ -22,7 +22,7 @@ pub fn forbidden_changes(old: &Pod, new: &Pod, requester: &Requester) -> Vec<Rea
         .map(|key| ("annotations", key))
         .chain(labels.map(|key| ("labels", key)))
         .map(|(map, key)| {
-            Reason::new(
+            Blocker::new(
                 format!("metadata.{map}[{key}]"),
                 format!("only Drover's manager may add, change or remove it, not {:?}", requester.username),
                 "leave it as it is; to move the pod, annotate it with drover.dev/migrate-to",

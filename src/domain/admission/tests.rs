@@ -1,9 +1,13 @@
 //! Reviews as tables: what is asked, and every word of the answer.
 
+use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::domain::admission::validate_migration;
+use crate::{
+    api::NodeProfile,
+    domain::{admission::validate_migration, preflight::NodeView},
+};
 
 fn of<T: serde::de::DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).expect("a well-formed object")
@@ -20,15 +24,20 @@ fn pod(annotations: &Value) -> Pod {
     }))
 }
 
-fn node(name: &str, ready: &str, unschedulable: bool) -> Node {
-    of(json!({"metadata": {"name": name}, "spec": {"unschedulable": unschedulable}, "status": {"conditions": [{"type": "Ready", "status": ready}]}}))
-}
-
-fn profile(name: &str, observed: &str, available: bool) -> NodeProfile {
-    of(json!({
-        "apiVersion": "drover.dev/v1alpha1", "kind": "NodeProfile", "metadata": {"name": name}, "spec": {},
-        "status": {"observedAt": observed, "lanes": [{"name": "image", "available": available, "message": if available { "" } else { "install criu" }}]}
-    }))
+/// A node as the API server has it; `profile` is when its agent was last seen, and whether it can restore.
+fn node(name: &str, ready: &str, cordoned: bool, profile: Option<(&str, bool)>) -> NodeView {
+    let node: Node =
+        of(json!({"metadata": {"name": name}, "spec": {"unschedulable": cordoned}, "status": {"conditions": [{"type": "Ready", "status": ready}]}}));
+    let profile: Option<NodeProfile> = profile.map(|(observed, available)| {
+        of(json!({
+            "apiVersion": "drover.dev/v1alpha1", "kind": "NodeProfile", "metadata": {"name": name}, "spec": {},
+            "status": {
+                "observedAt": observed, "gate": {"installed": true},
+                "lanes": [{"name": "image", "available": available, "message": if available { "" } else { "install criu" }}]
+            }
+        }))
+    });
+    NodeView::new(&node, profile.as_ref())
 }
 
 fn migration(spec: &Value, status: &Value) -> Migration {
@@ -41,18 +50,15 @@ fn migration(spec: &Value, status: &Value) -> Migration {
 const NOW: &str = "2026-11-23T12:00:00Z";
 
 fn world() -> World {
-    World {
-        profile_lifetime: SignedDuration::from_secs(90),
-        nodes: vec![
-            node("n1", "True", false),
-            node("n2", "True", false),
-            node("n3", "False", true),
-            node("n4", "True", false),
-            node("n5", "True", false),
-        ],
-        profiles: vec![profile("n1", NOW, true), profile("n2", NOW, true), profile("n3", "2026-11-23T11:00:00Z", false), profile("n5", NOW, false)],
-        ..World::unseen(NOW.parse().expect("a time"))
-    }
+    let mut world = World::unseen(NOW.parse().expect("a time"));
+    world.facts.nodes = vec![
+        node("n1", "True", false, Some((NOW, true))),
+        node("n2", "True", false, Some((NOW, true))),
+        node("n3", "False", true, Some(("2026-11-23T11:00:00Z", false))),
+        node("n4", "True", false, None),
+        node("n5", "True", false, Some((NOW, false))),
+    ];
+    world
 }
 
 fn user() -> Requester {
@@ -94,10 +100,10 @@ fn destinations_are_judged_with_every_reason() {
         (
             json!({"drover.dev/migrate-to": "n3"}),
             &[
-                "node n3 is not Ready",
-                "node n3 is unschedulable",
-                "NodeProfile n3 is 3600 s old",
-                "node n3 has no lane available (image: install criu)",
+                "metadata.annotations[drover.dev/migrate-to]: node n3 is not Ready",
+                "node n3 is cordoned (kubectl uncordon n3",
+                "node n3 has a silent agent, last seen 3600 s ago",
+                "node n3 cannot restore a checkpoint image: install criu",
             ],
         ),
         (json!({"drover.dev/migrate-to": "n4"}), &["node n4 has no NodeProfile"]),
@@ -117,10 +123,10 @@ fn destinations_are_judged_with_every_reason() {
 #[test]
 fn auto_says_why_no_node_will_do() {
     let mut world = world();
-    world.nodes.retain(|n| n.name_any() != "n2");
+    world.facts.nodes.retain(|node| node.name != "n2");
     let said = text(&update_with(&json!({}), &json!({"drover.dev/migrate-to": "auto"}), &user(), &world));
     assert!(
-        said.contains("no other node can take the pod: node n3 is not Ready; node n4 has no NodeProfile; node n5 has no lane available"),
+        said.contains("no other node can take the pod: node n3 is not Ready; node n4 has no NodeProfile: no agent of Drover's runs there; node n5 cannot restore"),
         "{said}"
     );
 }
@@ -270,13 +276,13 @@ fn nothing_is_looked_up_for_ordinary_pods() {
 #[test]
 fn migrations_are_validated_with_every_reason() {
     let bad = migration(
-        &json!({"podName": "web", "destination": {"nodeName": "N2"}, "destinationNamespace": "other", "keepName": true, "lane": "runtime", "containers": ["main", "nope"]}),
+        &json!({"podName": "web", "destination": {"nodeName": "N2"}, "destinationNamespace": "other", "keepName": true, "lane": "runtime", "inDoubt": "PreferSource", "containers": ["main", "nope"]}),
         &Value::Null,
     );
-    let fields = |reasons: Vec<Reason>| reasons.into_iter().map(|r| r.field).collect::<Vec<_>>();
+    let fields = |reasons: Vec<Blocker>| reasons.into_iter().map(|r| r.field).collect::<Vec<_>>();
     assert_eq!(
         fields(validate_migration(&bad, Some(&pod(&json!({}))))),
-        ["spec.destinationNamespace", "spec.keepName", "spec.lane", "spec.destination.nodeName", "spec.containers[1]"]
+        ["spec.keepName", "spec.lane", "spec.inDoubt", "spec.containers", "spec.destinationNamespace", "spec.destination.nodeName"]
     );
     let many = migration(&json!({"deployment": "web"}), &Value::Null);
     assert_eq!(fields(validate_migration(&many, None)), ["spec.deployment"]);

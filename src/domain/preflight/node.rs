@@ -6,10 +6,18 @@ use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt as _;
 
 use super::{Blocker, Facts};
-use crate::api::{NodeProfile, NodeProfileStatus, migration::Destination};
+use crate::{
+    api::{NodeProfile, NodeProfileStatus, migration::Destination},
+    domain::lanes,
+};
 
 /// A profile that is older than this is taken for a dead agent's. The agent writes one every 30 s.
 pub const PROFILE_LIFETIME: Duration = Duration::from_mins(2);
+
+/// How many nodes are spelt out; a cluster may have thousands.
+const NODES_NAMED: usize = 10;
+/// The field that names the node to go to.
+const TO_NODE: &str = "spec.destination.nodeName";
 
 /// What preflight knows of a node.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -40,55 +48,57 @@ impl NodeView {
         }
     }
 
-    fn field(&self) -> String {
-        format!("node {}", self.name)
+    fn blocker(&self, field: &str, problem: &str, remedy: impl Into<String>) -> Blocker {
+        Blocker::new(field, format!("node {} {problem}", self.name), remedy)
     }
 
-    fn agent_blocker(&self, facts: &Facts) -> Option<Blocker> {
-        let remedy = "look at the drover-agent pod of that node";
+    fn agent_blocker(&self, field: &str, facts: &Facts) -> Option<Blocker> {
+        let remedy = "look at its drover-agent pod: kubectl get pods -A -o wide";
         let Some(seen) = self.profile.as_ref().and_then(|profile| profile.observed_at.as_ref()) else {
-            return Some(Blocker::new(self.field(), "has no NodeProfile: no agent runs there", remedy));
+            return Some(self.blocker(field, "has no NodeProfile: no agent of Drover's runs there", remedy));
         };
         let age = Duration::try_from(facts.now.duration_since(seen.0)).unwrap_or_default();
-        (age > PROFILE_LIFETIME).then(|| Blocker::new(self.field(), format!("its agent was last seen {} s ago", age.as_secs()), remedy))
+        (age > PROFILE_LIFETIME).then(|| self.blocker(field, &format!("has a silent agent, last seen {} s ago", age.as_secs()), remedy))
     }
 
     fn source_blockers(&self, facts: &Facts) -> Vec<Blocker> {
-        let mut found: Vec<_> = self.agent_blocker(facts).into_iter().collect();
+        const FIELD: &str = "spec.nodeName";
+        let mut found: Vec<_> = self.agent_blocker(FIELD, facts).into_iter().collect();
         if let Some(profile) = self.profile.as_ref().filter(|profile| !profile.gate.installed) {
-            let message = format!("the gate is not installed, so a frozen pod could be restarted in place: {}", profile.gate.message);
-            found.push(Blocker::new(self.field(), message, "run drover node setup --apply there and restart its containerd"));
+            let problem = format!("has no gate, so a frozen pod could be restarted in place: {}", profile.gate.message);
+            found.push(self.blocker(FIELD, &problem, "run drover node setup --apply there and restart its containerd"));
         }
         found
     }
 
+    /// Why it cannot take a pod of a node with the profile `source`.
     fn destination_blockers(&self, facts: &Facts, source: Option<&NodeProfileStatus>) -> Vec<Blocker> {
-        let mut found = vec![];
+        let (name, mut found) = (&self.name, vec![]);
         if !self.ready {
-            found.push(Blocker::new(self.field(), "is not Ready", "wait for it or choose another node"));
+            found.push(self.blocker(TO_NODE, "is not Ready", format!("kubectl describe node {name} says why, or name another node")));
         }
         if self.cordoned {
-            found.push(Blocker::new(self.field(), "is cordoned", "kubectl uncordon it or choose another node"));
+            found.push(self.blocker(TO_NODE, "is cordoned", format!("kubectl uncordon {name}, or name another node")));
         }
-        found.extend(self.agent_blocker(facts));
+        found.extend(self.agent_blocker(TO_NODE, facts));
         let Some(profile) = &self.profile else { return found };
-        match profile.lanes.iter().find(|lane| lane.name == "image") {
+        match profile.lanes.iter().find(|lane| lane.name == lanes::IMAGE) {
             Some(lane) if lane.available => {}
             Some(lane) => {
-                let message = format!("cannot restore a checkpoint image: {}", lane.message);
-                found.push(Blocker::new(self.field(), message, "mend that or choose another node"));
+                let problem = format!("cannot restore a checkpoint image: {}", lane.message);
+                found.push(self.blocker(TO_NODE, &problem, "mend that, or name another node"));
             }
-            None => found.push(Blocker::new(self.field(), "does not say whether it can restore a checkpoint image", "upgrade its agent")),
+            None => found.push(self.blocker(TO_NODE, "does not say whether it can restore a checkpoint image", "upgrade its agent")),
         }
         let Some(source) = source else { return found };
         if profile.architecture != source.architecture {
-            let message = format!("has architecture {}, the source has {}", profile.architecture, source.architecture);
-            found.push(Blocker::new(self.field(), message, "choose a node of the same architecture"));
+            let problem = format!("has architecture {}, the source has {}", profile.architecture, source.architecture);
+            found.push(self.blocker(TO_NODE, &problem, "name a node of the same architecture"));
         }
         let missing: Vec<_> = source.cpu_features.iter().filter(|flag| !profile.cpu_features.contains(flag)).map(String::as_str).collect();
         if !missing.is_empty() {
-            let message = format!("lacks CPU features of the source: {}", missing.join(", "));
-            found.push(Blocker::new(self.field(), message, "choose a node with the same CPU"));
+            let problem = format!("lacks CPU features of the source: {}", missing.join(", "));
+            found.push(self.blocker(TO_NODE, &problem, "name a node with the same CPU"));
         }
         found
     }
@@ -105,25 +115,33 @@ pub fn node_blockers(source: &str, destination: &Destination, facts: &Facts) -> 
     }
     let Some(wanted) = &destination.node_name else {
         if capable_nodes(source, destination, facts).is_empty() {
-            let message = format!("no node can take the pod: {}", why_none(source, destination, facts));
-            found.push(Blocker::new("spec.destination", message, "name a node, or mend one"));
+            let message = format!("no other node can take the pod: {}", why_none(source, destination, facts));
+            found.push(Blocker::new("spec.destination", message, "mend one of them; kubectl get nodeprofiles shows what each node can do"));
         }
         return found;
     };
     if wanted == source {
-        found.push(Blocker::new("spec.destination.nodeName", format!("the pod runs on {wanted} already"), "name another node"));
+        found.push(Blocker::new(TO_NODE, format!("the pod runs on node {wanted} already"), "name another node"));
         return found;
     }
-    match facts.nodes.iter().find(|node| &node.name == wanted) {
-        Some(node) => {
-            if !selected(node, destination) {
-                found.push(Blocker::new("spec.destination.nodeSelector", format!("does not select node {wanted}"), "leave one of the two out"));
-            }
-            found.extend(node.destination_blockers(facts, source_node.and_then(|n| n.profile.as_ref())));
-        }
-        None => found.push(Blocker::new("spec.destination.nodeName", format!("there is no node {wanted:?}"), "see kubectl get nodes")),
+    let Some(node) = facts.nodes.iter().find(|node| &node.name == wanted) else {
+        found.push(Blocker::new(TO_NODE, format!("node {wanted} does not exist"), others(source, facts)));
+        return found;
+    };
+    if !selected(node, destination) {
+        found.push(Blocker::new("spec.destination.nodeSelector", format!("does not select node {wanted}"), "leave one of the two out"));
     }
+    found.extend(node.destination_blockers(facts, source_node.and_then(|n| n.profile.as_ref())));
     found
+}
+
+/// The nodes that could be meant instead.
+fn others(source: &str, facts: &Facts) -> String {
+    let able = capable_nodes(source, &Destination::default(), facts);
+    if able.is_empty() {
+        return "kubectl get nodes lists them".to_owned();
+    }
+    format!("nodes that can take it: {}", able[..able.len().min(NODES_NAMED)].join(", "))
 }
 
 /// Nodes other than the source that can restore the pod.
@@ -133,11 +151,20 @@ pub fn capable_nodes(source: &str, destination: &Destination, facts: &Facts) -> 
     candidates(source, destination, facts).filter(|node| node.destination_blockers(facts, profile).is_empty()).map(|node| node.name.clone()).collect()
 }
 
+/// The first reason of each node.
 fn why_none(source: &str, destination: &Destination, facts: &Facts) -> String {
     let profile = profile_of(source, facts);
-    let blockers = candidates(source, destination, facts).flat_map(|node| node.destination_blockers(facts, profile));
-    let reasons: Vec<_> = blockers.map(|blocker| format!("{} {}", blocker.field, blocker.message)).collect();
-    if reasons.is_empty() { "there is no other node that the selector selects".to_owned() } else { reasons.join(", ") }
+    let mut reasons: Vec<_> =
+        candidates(source, destination, facts).filter_map(|node| Some(node.destination_blockers(facts, profile).first()?.message.clone())).collect();
+    if reasons.is_empty() {
+        return "there is none, or the selector selects none".to_owned();
+    }
+    let more = reasons.len().saturating_sub(NODES_NAMED);
+    reasons.truncate(NODES_NAMED);
+    if more > 0 {
+        reasons.push(format!("and {more} more"));
+    }
+    reasons.join("; ")
 }
 
 fn profile_of<'a>(name: &str, facts: &'a Facts) -> Option<&'a NodeProfileStatus> {
@@ -205,7 +232,7 @@ mod tests {
     #[test]
     fn unknown_nodes_and_silent_agents_are_refused() {
         let found = node_blockers("n1", &to("n9"), &facts(vec![node("n1")]));
-        assert!(Blocker::join(&found).contains("there is no node \"n9\""), "{found:?}");
+        assert!(Blocker::join(&found).contains("node n9 does not exist (kubectl get nodes"), "{found:?}");
         let late = Facts { now: jiff::Timestamp::from_second(1000).unwrap(), ..facts(vec![node("n1"), node("n2")]) };
         assert_eq!(node_blockers("n1", &to("n2"), &late).len(), 2);
         assert!(Blocker::join(&node_blockers("n1", &Destination::default(), &late)).contains("last seen"));

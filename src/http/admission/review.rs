@@ -20,7 +20,10 @@ use serde_json::Value;
 use tracing::{info, warn};
 
 use crate::{
-    domain::admission::{Decision, Reason, denial},
+    domain::{
+        admission::{Decision, denial},
+        preflight::Blocker,
+    },
     metrics::{AdmissionDecision, Metrics},
 };
 
@@ -116,7 +119,7 @@ fn refuse(response: &mut AdmissionResponse, message: &str, reason: &str, code: u
 }
 
 /// The reasons once more, for programs.
-fn details(reasons: &[Reason]) -> StatusDetails {
+fn details(reasons: &[Blocker]) -> StatusDetails {
     let causes =
         reasons.iter().map(|r| StatusCause { reason: "FieldValueInvalid".to_owned(), message: r.message.clone(), field: r.field.clone() }).collect();
     StatusDetails { name: String::new(), group: String::new(), kind: String::new(), uid: String::new(), causes, retry_after_seconds: 0 }

@@ -5,17 +5,17 @@ use axum::{
     body::{Body, to_bytes},
     http::{Request, StatusCode},
 };
-use jiff::SignedDuration;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use super::*;
 use crate::{
     domain::admission::Needs,
+    domain::preflight::NodeView,
     ports::{Failure, SystemClock},
 };
 
-/// One ready node with a fresh profile, or an error.
+/// Two ready nodes with fresh profiles, or an error.
 struct FakeWorld {
     error: Option<PortError>,
 }
@@ -27,17 +27,16 @@ impl WorldSource for FakeWorld {
             return Err(error.clone());
         }
         let now = SystemClock.now();
-        let node = json!({"metadata": {"name": "n2"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
-        let profile = json!({
-            "apiVersion": "drover.dev/v1alpha1", "kind": "NodeProfile", "metadata": {"name": "n2"}, "spec": {},
-            "status": {"observedAt": now.to_string(), "lanes": [{"name": "image", "available": true}]}
-        });
-        Ok(World {
-            nodes: vec![serde_json::from_value(node).expect("a node")],
-            profiles: vec![serde_json::from_value(profile).expect("a profile")],
-            profile_lifetime: SignedDuration::from_secs(90),
-            ..World::unseen(now)
-        })
+        let profile = json!({"observedAt": now.to_string(), "gate": {"installed": true}, "lanes": [{"name": "image", "available": true}]});
+        let node = |name: &str| NodeView {
+            name: name.to_owned(),
+            ready: true,
+            profile: serde_json::from_value(profile.clone()).ok(),
+            ..NodeView::default()
+        };
+        let mut world = World::unseen(now);
+        world.facts.nodes = vec![node("n1"), node("n2")];
+        Ok(world)
     }
 
     async fn pod(&self, _namespace: &str, name: &str) -> PortResult<Option<Pod>> {
@@ -168,7 +167,7 @@ async fn migrations_are_validated_at_their_creation_only() {
     let response = response_to(app(None), "/validate/migrations", &review("CREATE", "Migration", &bad, &Value::Null)).await;
     let message = response["status"]["message"].as_str().expect("a message");
     assert!(message.contains("Migration shop/m cannot be made"), "{message}");
-    assert!(message.contains("spec.podName: pod shop/nope does not exist") && message.contains("spec.keepName: not supported yet"), "{message}");
+    assert!(message.contains("spec.podName: pod shop/nope does not exist") && message.contains("spec.keepName: is not supported yet"), "{message}");
     let updated = response_to(app(None), "/validate/migrations", &review("UPDATE", "Migration", &bad, &bad)).await;
     assert_eq!(updated["allowed"], true);
     let good = response_to(app(None), "/validate/migrations", &review("CREATE", "Migration", &object(json!({"podName": "web"})), &Value::Null)).await;
