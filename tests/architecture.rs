@@ -80,7 +80,7 @@ fn faults(file: &str, text: &str) -> Vec<String> {
     for path in paths(text, &module) {
         let named = path.join("::");
         match path.split_first() {
-            Some((root, inside)) if root == "crate" => {
+            Some((first, inside)) if first == "crate" => {
                 let Some(other) = inside.first() else { continue };
                 if !may_import(room, other) {
                     found.push(format!("{file} names {named}; {room} must not know {other}"));

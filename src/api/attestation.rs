@@ -155,6 +155,8 @@ pub struct ContainerId {
     /// Name in the pod's spec.
     pub name: String,
     /// ID without the runtime's prefix.
+    #[serde(rename = "containerID")]
+    #[schemars(rename = "containerID")]
     pub container_id: String,
 }
 

@@ -46,7 +46,7 @@ impl Course {
             "spec": {"podName": "p"},
             "status": {
                 "phase": "Preparing",
-                "source": {"name": "p", "uid": "source", "nodeName": "n1", "containers": [{"name": "app", "containerId": "one", "image": base()}]},
+                "source": {"name": "p", "uid": "source", "nodeName": "n1", "containers": [{"name": "app", "containerID": "one", "image": base()}]},
                 "destination": {"nodeName": "n2", "repository": repository()}
             }
         }));

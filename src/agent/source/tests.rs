@@ -23,7 +23,7 @@ struct Course {
 
 impl Course {
     fn new() -> Self {
-        let container = |name: &str, id: &str| json!({"name": name, "containerId": id, "image": format!("r/i@sha256:{}", "b".repeat(64))});
+        let container = |name: &str, id: &str| json!({"name": name, "containerID": id, "image": format!("r/i@sha256:{}", "b".repeat(64))});
         let migration = serde_json::from_value(json!({
             "apiVersion": "drover.dev/v1alpha1", "kind": "Migration", "metadata": {"name": "m", "namespace": "d", "uid": UID},
             "spec": {"podName": "p", "freezeBudgetSeconds": BUDGET},

@@ -83,6 +83,8 @@ pub struct RunningContainer {
     /// Name in the pod's spec.
     pub name: String,
     /// ID without the `containerd://` prefix.
+    #[serde(rename = "containerID")]
+    #[schemars(rename = "containerID")]
     pub container_id: String,
     /// Base image as `name@sha256:…`: what an ordinary restart uses.
     pub image: String,
@@ -123,6 +125,8 @@ pub struct RestoredContainer {
     /// Name in the pod's spec.
     pub name: String,
     /// ID without the runtime's prefix.
+    #[serde(rename = "containerID")]
+    #[schemars(rename = "containerID")]
     pub container_id: String,
 }
 
