@@ -10,6 +10,8 @@
 #![allow(
     clippy::format_push_string,
     clippy::format_collect,
+    clippy::large_futures,
+    clippy::needless_pass_by_value,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,

@@ -113,7 +113,7 @@ fn a_migration_that_is_deleted_while_frozen_thaws_the_source_and_goes() {
         assert_runs_on(&source).await;
         let (name, uid) = (migration.name_any(), migration.uid().unwrap());
         let gone = await_condition(namespace.migrations(), &name, is_deleted(&uid));
-        tokio::time::timeout(Duration::from_secs(60), gone).await.expect("the Migration goes").unwrap();
+        tokio::time::timeout(Duration::from_mins(1), gone).await.expect("the Migration goes").unwrap();
         assert_runs_on(&source).await;
         namespace.assert_no_leftovers(&frozen).await;
     });
