@@ -7,7 +7,17 @@
 //!
 //! The tests share one lab and hurt it on purpose, so only one runs at a time. Each has a namespace of its own; when it fails, the Migrations,
 //! Events, Attestations and logs since its start are printed.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc, missing_docs)]
+#![allow(
+    clippy::format_push_string,
+    clippy::format_collect,
+    clippy::large_futures,
+    clippy::needless_pass_by_value,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::missing_panics_doc,
+    missing_docs
+)]
 
 mod support;
 

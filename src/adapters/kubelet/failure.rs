@@ -70,7 +70,7 @@ fn criu_line(text: &str) -> Option<String> {
 }
 
 fn remedy(text: &str) -> &'static str {
-    const REMEDIES: [(&str, &str); 9] = [
+    const REMEDIES: [(&str, &str); 10] = [
         ("criu support is disabled", "; set enable_criu = true in containerd's CRI configuration"),
         ("criu binary not found", "; install CRIU on the node (drover check names the version)"),
         ("Unimplemented", "; this runtime has no checkpoint: containerd 2.0 or CRI-O with enable_criu_support is needed"),
@@ -78,6 +78,11 @@ fn remedy(text: &str) -> &'static str {
         ("tcp-established", "; add tcp-close to /etc/criu/runc.conf on both nodes (drover node setup does it)"),
         ("file-locks", "; add file-locks to /etc/criu/runc.conf on both nodes (drover node setup does it)"),
         ("io_uring", "; the program uses io_uring, which CRIU cannot checkpoint: run it with seccompProfile RuntimeDefault or switch io_uring off"),
+        // The kernel (6.7 and later) passes no io_uring on to CRIU; its log does not say what it was.
+        (
+            "send_fds failed (-22)",
+            "; the program holds a file that the kernel does not hand on, as io_uring, which CRIU cannot checkpoint: run it with seccompProfile RuntimeDefault or switch io_uring off",
+        ),
         ("ghost-limit", "; raise ghost-limit in /etc/criu/runc.conf on both nodes"),
         ("Can't get rlimit", "; CRIU needs CAP_SYS_RESOURCE on this node to checkpoint a container that does not run as root"),
     ];
@@ -139,6 +144,13 @@ mod tests {
         assert!(!error.message.contains("rpc error"), "{error}");
         assert_eq!(log_path(body), Some(PathBuf::from("/run/containerd/x/dump.log")));
         assert_eq!(log_path("see /a/../etc/dump.log"), None);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_handed_on_is_told_as_what_it_is() {
+        let error = refused(StatusCode::INTERNAL_SERVER_ERROR, "", Some("Error (criu/pie/parasite.c:588): send_fds failed (-22)".to_owned()));
+        assert!(error.message.contains("send_fds") && error.message.contains("io_uring"), "{error}");
+        assert_eq!(error.kind, Failure::Permanent);
     }
 
     #[test]
