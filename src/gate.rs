@@ -63,6 +63,14 @@ struct Document {
     bundle: Option<PathBuf>,
     #[serde(default)]
     annotations: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    mounts: Vec<Mount>,
+}
+
+#[derive(Deserialize)]
+struct Mount {
+    #[serde(default)]
+    source: String,
 }
 
 /// The container that asks to be let through.
@@ -71,8 +79,7 @@ struct Caller {
     id: String,
     bundle: Option<PathBuf>,
     pod_uid: String,
-    /// Name in the pod's spec; none for the sandbox, which executes nothing of the pod's.
-    container: Option<String>,
+    annotations: BTreeMap<String, String>,
 }
 
 /// Decides for the container whose OCI state `state` holds, by the markers below `root`.
@@ -115,10 +122,14 @@ fn by_claim(root: &Path, caller: &Caller) -> Decision {
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Decision::Allow,
         Err(error) => return unreadable(root, uid, &error),
     };
-    let Some(container) = &caller.container else { return Decision::Allow };
-    if claims.iter().all(|(_, claim)| *claim == Claim::Open) {
+    // The sandbox executes nothing of the pod's.
+    let sandbox = caller.annotations.get(CONTAINERD_TYPE).is_some_and(|kind| kind == "sandbox");
+    if sandbox || claims.iter().all(|(_, claim)| *claim == Claim::Open) {
         return Decision::Allow;
     }
+    let Some(container) = &container_name(caller) else {
+        return Decision::Refuse(format!("drover: pod {uid} is being restored, and this container of it has no name"));
+    };
     match claims.iter().filter(|(name, _)| name == container).map(|(_, claim)| *claim).max() {
         Some(Claim::Open) => Decision::Allow,
         Some(Claim::Waiting) => take(&markers, caller, container),
@@ -163,9 +174,7 @@ fn caller(state: impl Read) -> Result<Option<Caller>, String> {
         annotations = config.annotations.unwrap_or_default();
     }
     let Some(pod_uid) = pod_uid(&annotations) else { return Ok(None) };
-    let sandbox = annotations.get(CONTAINERD_TYPE).is_some_and(|kind| kind == "sandbox");
-    let container = (!sandbox).then(|| container_name(&annotations)).flatten();
-    Ok(Some(Caller { id: state.id, bundle: state.bundle, pod_uid, container }))
+    Ok(Some(Caller { id: state.id, bundle: state.bundle, pod_uid, annotations }))
 }
 
 fn parse(from: impl Read) -> Result<Document, String> {
@@ -179,9 +188,19 @@ fn pod_uid(annotations: &BTreeMap<String, String>) -> Option<String> {
     direct.or_else(|| crio_label(annotations, KUBERNETES_UID))
 }
 
-fn container_name(annotations: &BTreeMap<String, String>) -> Option<String> {
-    let direct = [CONTAINERD_NAME, KUBERNETES_NAME].iter().find_map(|key| annotations.get(*key).cloned());
-    direct.or_else(|| crio_label(annotations, KUBERNETES_NAME))
+/// Name of the container in the pod's spec.
+///
+/// The kubelet's mount of the termination log names it: `…/pods/<UID>/containers/<name>/…`. The annotation comes second, since containerd
+/// 2.3.4 writes `containerd` into it for every container that it restores (seen on the lab).
+fn container_name(caller: &Caller) -> Option<String> {
+    let config = caller.bundle.as_ref().and_then(|bundle| fs::File::open(bundle.join("config.json")).ok()).and_then(|file| parse(file).ok());
+    let folder = format!("/pods/{}/containers/", caller.pod_uid);
+    let mounted = config.iter().flat_map(|config| &config.mounts).find_map(|mount| {
+        let (_, below) = mount.source.split_once(&folder)?;
+        below.split('/').next().filter(|name| !name.is_empty()).map(str::to_owned)
+    });
+    let annotated = || [CONTAINERD_NAME, KUBERNETES_NAME].iter().find_map(|key| caller.annotations.get(*key).cloned());
+    mounted.or_else(annotated).or_else(|| crio_label(&caller.annotations, KUBERNETES_NAME))
 }
 
 fn crio_label(annotations: &BTreeMap<String, String>, key: &str) -> Option<String> {
@@ -261,6 +280,21 @@ mod tests {
         assert!(matches!(create(root.path(), "c"), Decision::Refuse(_)), "a second restore");
         markers.advance(POD, "c", Claim::Taken, Claim::Open).unwrap();
         assert_eq!((create(root.path(), "c"), create(root.path(), "debugger")), (Decision::Allow, Decision::Allow));
+    }
+
+    #[test]
+    fn a_restored_container_is_named_by_its_mounts_since_containerd_names_it_wrongly() {
+        let root = tempfile::tempdir().unwrap();
+        let bundle = tempfile::tempdir().unwrap();
+        let markers = Markers::new(root.path());
+        markers.arm(POD, "c", "one").unwrap();
+        let mounts = serde_json::json!([{"destination": "/proc", "source": "proc"},
+            {"destination": "/dev/termination-log", "source": format!("/var/lib/kubelet/pods/{POD}/containers/c/0badcafe")}]);
+        std::fs::write(bundle.path().join("config.json"), serde_json::json!({"mounts": mounts}).to_string()).unwrap();
+        let annotations = serde_json::json!({CONTAINERD_UID: POD, CONTAINERD_NAME: "containerd", CONTAINERD_TYPE: "container"});
+        let state = serde_json::json!({"id": "id", "bundle": bundle.path(), "annotations": annotations}).to_string();
+        assert_eq!(decide(root.path(), state.as_bytes()), Decision::Allow);
+        assert_eq!(markers.claim(POD, "c").unwrap(), Some(Claim::Taken));
     }
 
     #[test]
