@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::SecurityContext;
 use kube::{
     ResourceExt as _,
     api::DeleteParams,
@@ -99,6 +100,24 @@ fn a_checkpoint_that_criu_refuses_rolls_back_with_its_words() {
         let later = numbers(&namespace.logs("c", "c").await);
         assert!(later.len() > at_end, "the source runs on");
         assert_eq!(later, (1..=later.len() as u64).collect::<Vec<_>>());
+        namespace.assert_no_leftovers(&migration).await;
+    });
+}
+
+/// The commonest failure of all, and it comes after the release (MEASURED.md 8: CRIU refuses a read-only root without /tmp).
+#[test]
+fn a_restore_that_criu_refuses_rolls_back_with_its_proof_and_loses_nothing() {
+    with_namespace("refused-restore", |namespace| async move {
+        let mut source = counter("c", "n1", 4, 50);
+        let container = &mut source.spec.as_mut().unwrap().containers[0];
+        container.security_context = Some(SecurityContext { read_only_root_filesystem: Some(true), ..SecurityContext::default() });
+        namespace.run(&source).await;
+        let source = namespace.follow("c", "c").await;
+        source.beyond(5).await;
+        let migration = namespace.make(to("c", "n2")).await;
+        let migration = rolled_back(&namespace, &migration, "the replacement never started: c failed (Error (").await;
+        assert!(status(&migration).never_started.is_some());
+        assert_runs_on(&source).await;
         namespace.assert_no_leftovers(&migration).await;
     });
 }

@@ -11,6 +11,7 @@ use reqwest::{StatusCode, Url};
 
 use crate::{
     adapters::chain,
+    domain::criu,
     ports::{Failure, PortError},
 };
 
@@ -103,16 +104,12 @@ fn log_path(body: &str) -> Option<PathBuf> {
     plain.then(|| path.to_owned())
 }
 
-/// What CRIU reports as errors and goes on after, or what only sums up.
-const NO_CAUSE: [&str; 2] = ["Can't setup RLIMIT_NOFILE for self", "Dumping FAILED"];
-
 /// CRIU's first error names the cause (`Unknown shit 600 (anon_inode:[io_uring])`), the later ones what came of it (`Dump files … failed with -1`).
 fn first_error_line(log: &Path) -> Option<String> {
     let mut bytes = Vec::new();
     File::open(log).ok()?.take(LARGEST_LOG).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
-    let line = text.lines().find(|line| line.contains("Error (") && !NO_CAUSE.iter().any(|harmless| line.contains(harmless)))?;
-    line.find("Error (").map(|at| line[at..].chars().take(EXCERPT).collect())
+    criu::cause(&text)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::ContainerStatus;
 use super::{DestinationAgent, Look};
 use crate::{
     api::attestation::{ClosedClaim, NeverStarted},
+    domain::criu,
     gate::evidence::{self, RESUMED},
     markers::Claim,
     ports::{PortError, PortResult, Task, TaskState},
@@ -41,13 +42,11 @@ impl DestinationAgent {
     pub(super) async fn revoke(&self, look: &Look) -> PortResult<bool> {
         let mut failed = vec![];
         for (container, claim) in self.claims(look)?.into_iter().filter(|(_, claim)| *claim == Claim::Taken) {
-            match self.proof_of_failure(look, &container).await? {
-                Some(proof) => failed.push((container, proof)),
-                None => {
-                    tracing::debug!(container, ?claim, "taken, and nothing proves that its restore failed");
-                    return self.restore(look).await;
-                }
-            }
+            let Some(proof) = self.proof_of_failure(look, &container).await? else {
+                tracing::debug!(container, ?claim, "taken, and nothing proves that its restore failed");
+                return self.restore(look).await;
+            };
+            failed.push((container, proof));
         }
         // Only now that no container can be running: half a pod would be worse than a late one.
         let pod = look.own.spec.pod_uid.as_str();
@@ -161,8 +160,7 @@ fn refused_before_resume(log: &str) -> Option<String> {
     if log.contains(RESUMED) {
         return None;
     }
-    let line = log.lines().find(|line| line.contains("Error ("))?;
-    line.find("Error (").map(|at| line[at..].trim().chars().take(400).collect())
+    criu::cause(log)
 }
 
 fn says_restore_failed(status: &ContainerStatus) -> bool {

@@ -315,8 +315,9 @@ async fn a_refused_restore_is_proved_by_its_log_the_runtime_and_the_kubelet() {
     let closed = course.said().never_started.unwrap().containers;
     assert_eq!((closed[0].state.as_str(), closed[0].proof.as_str()), ("failed", "Error (criu/mount.c:1): mnt: No mapping for 7"));
 
+    type Spoil = fn(&Course);
     // Each missing sign means unknown, and unknown means that nothing is closed.
-    let without: [(&str, fn(&Course)); 4] = [
+    let without: [(&str, Spoil); 4] = [
         ("a living task", |course| course.node.state().tasks = vec![Task { state: TaskState::Created, ..restored_task("new") }]),
         ("no word of the kubelet's", |course| course.node.state().pods[0].status = None),
         ("a log that breaks off", |course| std::fs::write(course.disk.path().join("host/bundle/restore.log"), "(00.1) Restoring\n").unwrap()),
