@@ -15,8 +15,6 @@
 //! | a fence file that cannot be read, or markers that cannot be listed | refuses: a fence may stand, and a second copy of a pod is worse than a late one |
 //! | a state without a pod UID, or one that cannot be parsed | allows with a line on stderr: runc's state names every pod's container, so this is none |
 
-pub mod evidence;
-
 use std::{
     collections::BTreeMap,
     fs, io,
@@ -26,7 +24,7 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::markers::{Claim, Markers};
+use crate::markers::{Claim, Markers, evidence};
 
 /// containerd writes the pod's UID here, on the sandbox and on every container of it.
 const CONTAINERD_UID: &str = "io.kubernetes.cri.sandbox-uid";

@@ -13,6 +13,8 @@
 //! Only `waiting` (which is taken by it) and `open` let a container start. A marker is complete or absent: it is written to a temporary
 //! name, synced, and renamed.
 
+pub mod evidence;
+
 use std::{
     fs,
     io::{self, Write as _},

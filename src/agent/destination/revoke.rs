@@ -11,8 +11,10 @@ use super::{DestinationAgent, Look};
 use crate::{
     api::attestation::{ClosedClaim, NeverStarted},
     domain::criu,
-    gate::evidence::{self, RESUMED},
-    markers::Claim,
+    markers::{
+        Claim,
+        evidence::{self, RESUMED},
+    },
     ports::{PortError, PortResult, Task, TaskState},
 };
 

@@ -16,6 +16,9 @@ use crate::{
 
 const POD: &str = "0f1c22aa-0000-4000-8000-000000000000";
 
+/// What takes one sign of a proof away.
+type Spoil = fn(&Course);
+
 struct Course {
     node: FakeNode,
     /// The gate's markers lie here.
@@ -87,7 +90,7 @@ impl Course {
         let bundle = self.disk.path().join("host/bundle");
         std::fs::create_dir_all(&bundle).unwrap();
         std::fs::write(bundle.join("restore.log"), log).unwrap();
-        crate::gate::evidence::note(&self.markers().evidence_path(POD, "app").unwrap(), "new", Some(&bundle)).unwrap();
+        crate::markers::evidence::note(&self.markers().evidence_path(POD, "app").unwrap(), "new", Some(&bundle)).unwrap();
         assert!(self.markers().advance(POD, "app", Claim::Waiting, Claim::Taken).unwrap());
     }
 
@@ -315,7 +318,6 @@ async fn a_refused_restore_is_proved_by_its_log_the_runtime_and_the_kubelet() {
     let closed = course.said().never_started.unwrap().containers;
     assert_eq!((closed[0].state.as_str(), closed[0].proof.as_str()), ("failed", "Error (criu/mount.c:1): mnt: No mapping for 7"));
 
-    type Spoil = fn(&Course);
     // Each missing sign means unknown, and unknown means that nothing is closed.
     let without: [(&str, Spoil); 4] = [
         ("a living task", |course| course.node.state().tasks = vec![Task { state: TaskState::Created, ..restored_task("new") }]),
