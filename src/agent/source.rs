@@ -155,7 +155,12 @@ impl SourceAgent {
         let mut status = look.status.clone();
         change(&mut status);
         // Whatever went wrong here says nothing about the step itself: look again and say it again.
-        self.parts.api.attest(&look.own, &status).await.map(drop).map_err(|e| PortError { kind: Failure::Conflict, ..e })
+        self.parts.api.attest(&look.own, &status).await.map(drop).map_err(|e| {
+            if e.kind != Failure::Conflict {
+                tracing::warn!(migration = look.journal.migration, namespace = look.journal.namespace, error = %e, "will say it again");
+            }
+            PortError { kind: Failure::Conflict, ..e }
+        })
     }
 
     fn save(&self, journal: &Journal) -> PortResult<()> {

@@ -16,7 +16,7 @@ impl SourceAgent {
             SourceAction::Wait => Ok(()),
             SourceAction::Freeze => self.within_budget(look, "the freeze", self.freeze(look)).await,
             SourceAction::Checkpoint => self.within_budget(look, "the checkpoint", self.checkpoint(look)).await,
-            SourceAction::Push => self.within_budget(look, "the transfer", self.push(look)).await,
+            SourceAction::Push => self.within_budget(look, &transfer_to(look), self.push(look)).await,
             SourceAction::Vote => self.vote(look).await,
             SourceAction::Abort(reason) => self.abort(look, reason).await,
             SourceAction::Thaw => self.thaw(look).await,
@@ -168,6 +168,12 @@ impl SourceAgent {
         }
         Ok(())
     }
+}
+
+/// The transfer, with the place that it goes to: that is where somebody must look when it does not end.
+fn transfer_to(look: &Look) -> String {
+    let destination = look.migration.status.as_ref().and_then(|status| status.destination.as_ref());
+    destination.map_or_else(|| "the transfer".to_owned(), |d| format!("the transfer to the registry of node {} ({})", d.node_name, d.push_address))
 }
 
 /// Whether a file is the kubelet's archive of a container: `checkpoint-<pod>_<namespace>-<container>-<RFC 3339 time>.tar` (FACTS.md 1).
