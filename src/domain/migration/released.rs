@@ -76,6 +76,10 @@ impl Course<'_> {
         if self.observed.replacement.as_ref().is_some_and(|pod| pod.metadata.deletion_timestamp.is_some()) {
             return Some(format!("the released replacement {} is being deleted", replacement.name));
         }
+        if self.observed.destination_ready == Some(false) {
+            let node = status.destination.as_ref().map_or("", |d| d.node_name.as_str());
+            return Some(format!("the destination node {node} is not Ready"));
+        }
         (status.time_in(Phase::Restoring, self.now) > HOLD_AFTER)
             .then(|| format!("the destination has not said within {} s whether the containers were restored", HOLD_AFTER.as_secs()))
     }

@@ -264,6 +264,22 @@ fn a_lost_replacement_after_the_release_is_asked_after_and_then_held() {
     assert!(walk.is_held() && walk.status().message.contains("is gone"), "{}", walk.status().message);
 }
 
+#[test]
+fn a_destination_that_goes_away_after_the_release_is_asked_when_it_is_back() {
+    let mut walk = Walk::new();
+    walk.walk_to(Phase::Restoring);
+    walk.observed.destination_ready = Some(false);
+    walk.settle();
+    assert!(walk.status().revocation.as_ref().is_some_and(|r| r.message.contains("not Ready")));
+    walk.now = 600;
+    walk.settle();
+    assert!(walk.is_held() && walk.status().verdict.is_none(), "nobody can prove anything");
+    walk.observed.destination_ready = Some(true);
+    walk.attest(Role::Destination, |s| s.never_started = Some(never_started()));
+    assert_eq!(walk.settle(), Phase::Finishing);
+    assert!(!walk.is_held() && walk.status().verdict == Some(Verdict::Rollback));
+}
+
 fn never_started() -> NeverStarted {
     NeverStarted { at: at(9), containers: vec![ClosedClaim { name: "c".into(), state: "failed".into(), proof: "Error (criu/x.c:1): no".into() }] }
 }
