@@ -1,5 +1,7 @@
 //! What may be done to the two copies. Each function is one of the questions that must never be answered wrongly.
 
+use std::collections::BTreeMap;
+
 use crate::api::{AttestationStatus, MigrationStatus, Outcome, Phase, Verdict};
 
 /// May the source be thawed?
@@ -14,6 +16,19 @@ pub fn may_thaw(status: &MigrationStatus, voted: bool, aborted: bool) -> bool {
         Some(Verdict::Commit) => false,
         None => aborted && !voted,
     }
+}
+
+/// May the source agent vote, its containers being paused?
+///
+/// R2: nothing of them has executed since the CPU times were taken, after the last dump, and the fence that keeps others from starting still stands.
+///
+/// # Errors
+/// Why not.
+pub fn may_vote(before: &BTreeMap<String, u64>, now: &BTreeMap<String, u64>, fenced: bool) -> Result<(), String> {
+    if let Some((container, _)) = now.iter().find(|(container, nanos)| before.get(*container) != Some(nanos)) {
+        return Err(format!("container {container} has used CPU time since its checkpoint: somebody thawed it"));
+    }
+    if fenced { Ok(()) } else { Err("the pod's fence is gone: somebody removed it".to_owned()) }
 }
 
 /// May the source be ended?
