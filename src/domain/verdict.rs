@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::api::{AttestationStatus, MigrationStatus, Outcome, Phase, Verdict};
+use crate::api::{AttestationStatus, MigrationStatus, Outcome, Phase, Verdict, attestation::ContainerId};
 
 /// May the source be thawed?
 ///
@@ -20,13 +20,14 @@ pub fn may_thaw(status: &MigrationStatus, voted: bool, aborted: bool) -> bool {
 
 /// May the source agent vote, its containers being paused?
 ///
-/// R2: nothing of them has executed since the CPU times were taken, after the last dump, and the fence that keeps others from starting still stands.
+/// R2: `before` and `now` are CPU nanoseconds by container ID. Nothing has executed since the first were taken, after the last dump, and the fence that keeps others from starting still stands.
 ///
 /// # Errors
 /// Why not.
-pub fn may_vote(before: &BTreeMap<String, u64>, now: &BTreeMap<String, u64>, fenced: bool) -> Result<(), String> {
-    if let Some((container, _)) = now.iter().find(|(container, nanos)| before.get(*container) != Some(nanos)) {
-        return Err(format!("container {container} has used CPU time since its checkpoint: somebody thawed it"));
+pub fn may_vote(containers: &[ContainerId], before: &BTreeMap<String, u64>, now: &BTreeMap<String, u64>, fenced: bool) -> Result<(), String> {
+    let unchanged = |c: &&ContainerId| now.contains_key(&c.container_id) && before.get(&c.container_id) == now.get(&c.container_id);
+    if let Some(container) = containers.iter().find(|c| !unchanged(c)) {
+        return Err(format!("container {} has used CPU time since its checkpoint: somebody thawed it", container.name));
     }
     if fenced { Ok(()) } else { Err("the pod's fence is gone: somebody removed it".to_owned()) }
 }
