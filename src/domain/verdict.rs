@@ -108,6 +108,16 @@ mod tests {
     }
 
     #[test]
+    fn a_vote_needs_the_cpu_times_of_the_dump_and_the_fence() {
+        let containers = [ContainerId { name: "c".into(), container_id: "one".into() }];
+        let nanos = |n| BTreeMap::from([("one".to_owned(), n)]);
+        assert!(may_vote(&containers, &nanos(1), &nanos(1), true).is_ok());
+        assert!(may_vote(&containers, &nanos(1), &nanos(1), false).is_err());
+        assert!(may_vote(&containers, &nanos(1), &nanos(2), true).is_err_and(|why| why.contains("container c ")));
+        assert!(may_vote(&containers, &BTreeMap::new(), &BTreeMap::new(), true).is_err(), "nothing known is not unchanged");
+    }
+
+    #[test]
     fn a_source_thaws_only_on_rollback_or_on_an_abort_before_its_vote() {
         let mut status = MigrationStatus::default();
         assert!(!may_thaw(&status, false, false));

@@ -107,7 +107,7 @@ impl SourceAgent {
                 cpu_nanos.insert(container.container_id.clone(), self.parts.runtime.cpu_nanos(&container.container_id).await?);
             }
             let fence = self.parts.markers.fenced_by(&journal.pod_uid).map_err(|e| disk("read the fence", &e))?;
-            verdict::may_vote(&journal.cpu_nanos, &cpu_nanos, fence.as_deref() == Some(journal.migration_uid.as_str()))
+            verdict::may_vote(&journal.containers, &journal.cpu_nanos, &cpu_nanos, fence.as_deref() == Some(journal.migration_uid.as_str()))
                 .map_err(PortError::permanent)?;
             journal.vote = Some(Vote { at: self.now(), containers: journal.containers.clone(), images: pushed.images.clone() });
             self.save(&journal)?;
