@@ -1,6 +1,7 @@
 //! What a node's runtime and kubelet show of a pod's containers, and what may be concluded from it.
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use kube::ResourceExt as _;
 
 use crate::api::{attestation::ContainerId, migration::ContainerCheckpoint};
 
@@ -30,6 +31,8 @@ pub struct Task {
     pub restored_from: Option<String>,
 }
 
+/// Where a kubelet notes on each pod that it lists who told it of it: `api`, or `file` or `http` for static pods (verified on the lab, 1.37).
+const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
 /// What the kubelet says of a container that cannot be made or started.
 const STUCK: [&str; 5] = ["CrashLoopBackOff", "RunContainerError", "CreateContainerError", "CreateContainerConfigError", "StartError"];
 
@@ -115,6 +118,20 @@ pub fn unconfirmed(checkpoints: &[ContainerCheckpoint], restored: &[ContainerId]
 pub fn all_paused(containers: &[ContainerId], tasks: &[Task]) -> bool {
     let live: Vec<&Task> = tasks.iter().filter(|task| is_alive(task)).collect();
     live.len() == containers.len() && containers.iter().all(|c| live.iter().any(|t| t.id == c.container_id && t.state == TaskState::Paused))
+}
+
+/// Whether nothing of a pod is left on a node, so that its claims may go: the kubelet does not list it, and the runtime has no container of it. A kubelet
+/// forgets a pod at once that is removed by force, and may still start a container that it has made for it.
+#[must_use]
+pub fn nothing_left(pod: Option<&Pod>, tasks: &[Task]) -> bool {
+    pod.is_none() && tasks.is_empty()
+}
+
+/// Whether a kubelet's list is whole. One that has just started lists static pods alone until it has read the API server's; since the agent itself is a
+/// pod of the API server's, a whole list has at least that one.
+#[must_use]
+pub fn is_whole(pods: &[Pod]) -> bool {
+    pods.iter().any(|pod| pod.annotations().get(CONFIG_SOURCE).is_some_and(|source| source == "api"))
 }
 
 /// CRIU's error, where all signs agree that the one restore of a container was refused before its resume point: the runtime has no living

@@ -58,3 +58,21 @@ fn the_kubelets_word_may_stand_in_the_last_state() {
         .unwrap();
     assert!(says_restore_failed(&status));
 }
+
+#[test]
+fn claims_stay_while_anything_of_the_pod_is_left() {
+    let made = task("1", TaskState::Stopped, Some("img"));
+    assert!(nothing_left(None, &[]));
+    assert!(!nothing_left(None, &[made]), "made, and the kubelet may start it yet");
+    assert!(!nothing_left(Some(&Pod::default()), &[]));
+}
+
+#[test]
+fn a_kubelet_that_has_just_started_does_not_know_its_pods() {
+    let from = |source: &str| -> Pod {
+        serde_json::from_value(serde_json::json!({"metadata": {"name": "p", "annotations": {"kubernetes.io/config.source": source}}})).unwrap()
+    };
+    assert!(!is_whole(&[]));
+    assert!(!is_whole(&[from("file")]));
+    assert!(is_whole(&[from("file"), from("api")]));
+}
