@@ -16,4 +16,5 @@ pub mod migration;
 pub mod preflight;
 pub mod replacement;
 pub mod request;
+pub mod tasks;
 pub mod verdict;

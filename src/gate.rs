@@ -111,7 +111,6 @@ fn by_fence(root: &Path, uid: &str) -> Decision {
     }
 }
 
-/// R3, R20: one restore for each claim, and nothing else of the pod until the migration has ended.
 fn by_claim(root: &Path, caller: &Caller) -> Decision {
     let markers = Markers::new(root);
     let uid = &caller.pod_uid;
@@ -128,14 +127,43 @@ fn by_claim(root: &Path, caller: &Caller) -> Decision {
     let Some(container) = &container_name(caller) else {
         return Decision::Refuse(format!("drover: pod {uid} is being restored, and this container of it has no name"));
     };
-    match claims.iter().filter(|(name, _)| name == container).map(|(_, claim)| *claim).max() {
-        Some(Claim::Open) => Decision::Allow,
-        Some(Claim::Waiting) => take(&markers, caller, container),
-        Some(claim) => Decision::Refuse(format!(
+    match rule(&claims, container) {
+        Rule::Pass => Decision::Allow,
+        Rule::Take => take(&markers, caller, container),
+        Rule::Over(claim) => Decision::Refuse(format!(
             "drover: container {container} of pod {uid} is {}: its one restore is over, and the migration has not ended (see kubectl get migrations -A)",
             claim.as_str()
         )),
-        None => Decision::Refuse(format!("drover: pod {uid} is being restored; container {container} may start when the migration has ended")),
+        Rule::NotYet => {
+            Decision::Refuse(format!("drover: pod {uid} is being restored; container {container} may start when the migration has ended"))
+        }
+    }
+}
+
+/// What the claims of a pod say to a container of it that is about to start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// It may start.
+    Pass,
+    /// It may start where it takes its claim, by one rename.
+    Take,
+    /// It has had its one restore, or never will.
+    Over(Claim),
+    /// The pod's other containers are claimed, this one is not.
+    NotYet,
+}
+
+/// R3, R20: one restore for each claim, and nothing else of the pod until the migration has ended.
+#[must_use]
+pub fn rule(claims: &[(String, Claim)], container: &str) -> Rule {
+    if claims.iter().all(|(_, claim)| *claim == Claim::Open) {
+        return Rule::Pass;
+    }
+    match claims.iter().filter(|(name, _)| name == container).map(|(_, claim)| *claim).max() {
+        Some(Claim::Open) => Rule::Pass,
+        Some(Claim::Waiting) => Rule::Take,
+        Some(claim) => Rule::Over(claim),
+        None => Rule::NotYet,
     }
 }
 

@@ -63,31 +63,7 @@ impl PortError {
 /// What every port returns.
 pub type PortResult<T> = Result<T, PortError>;
 
-/// State of a container's task in the runtime.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TaskState {
-    /// Made, not started.
-    Created,
-    /// Executes.
-    Running,
-    /// Frozen, or on the way to it.
-    Paused,
-    /// Ended, or has no task.
-    Stopped,
-}
-
-/// One container of a pod as the runtime knows it (never the sandbox).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Task {
-    /// Name in the pod's spec (label `io.kubernetes.container.name`).
-    pub container: String,
-    /// The runtime's ID.
-    pub id: String,
-    /// State of its task.
-    pub state: TaskState,
-    /// The checkpoint image that it was restored from, as the runtime recorded it; none for an ordinary container.
-    pub restored_from: Option<String>,
-}
+pub use crate::domain::tasks::{Task, TaskState};
 
 /// The container runtime's tasks on this node.
 #[async_trait]

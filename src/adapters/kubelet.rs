@@ -15,7 +15,10 @@ use k8s_openapi::{List, api::core::v1::Pod};
 use reqwest::{Certificate, Client, Identity, RequestBuilder, Response, Url};
 use serde::Deserialize;
 
-use crate::ports::{Kubelet, PortError, PortResult};
+use crate::{
+    domain::tasks::is_whole,
+    ports::{Kubelet, PortError, PortResult},
+};
 
 /// How long the kubelet may take for anything but a checkpoint.
 const ORDINARY_CALL: Duration = Duration::from_secs(20);
@@ -159,6 +162,9 @@ impl Kubelet for LocalKubelet {
         }
         let list: List<Pod> =
             answer.json().await.map_err(|error| PortError::transient(format!("the kubelet's list of pods cannot be read: {error}")))?;
+        if !is_whole(&list.items) {
+            return Err(PortError::transient("the kubelet has not read its pods from the API server yet: what it does not list may be there"));
+        }
         Ok(list.items)
     }
 }
@@ -218,9 +224,15 @@ mod tests {
     #[tokio::test]
     async fn pods_are_the_kubelets_own_list() {
         let (server, folder) = (MockServer::start().await, tempfile::tempdir().unwrap());
-        let list = serde_json::json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": [{"metadata": {"name": "web"}}]});
+        let list = serde_json::json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": [
+            {"metadata": {"name": "web", "annotations": {"kubernetes.io/config.source": "api"}}}]});
         Mock::given(method("GET")).and(path("/pods")).respond_with(ResponseTemplate::new(200).set_body_json(list)).mount(&server).await;
         let pods = kubelet(&server, folder.path()).pods().await.unwrap();
         assert_eq!(pods[0].metadata.name.as_deref(), Some("web"));
+
+        let unread = serde_json::json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": []});
+        server.reset().await;
+        Mock::given(method("GET")).and(path("/pods")).respond_with(ResponseTemplate::new(200).set_body_json(unread)).mount(&server).await;
+        assert_eq!(kubelet(&server, folder.path()).pods().await.unwrap_err().kind, Failure::Transient);
     }
 }

@@ -26,6 +26,7 @@ use crate::{
         attest::{DestinationAction, destination_next},
         ids::Digest,
         keys,
+        tasks::nothing_left,
     },
     markers::Markers,
     ports::{AgentApi, Clock, Failure, Images, Kubelet, LocalRegistry, PortError, PortResult, Runtime},
@@ -218,7 +219,7 @@ impl DestinationAgent {
         self.attest(look, |status| status.cleaned = Some(At { at })).await
     }
 
-    /// False as long as the kubelet lists the replacement: its claims keep it from starting until it is gone.
+    /// False as long as anything of the replacement is left on the node: its claims keep it from starting until it is gone.
     async fn clean_after_rollback(&self, look: &Look) -> PortResult<bool> {
         let repository = look.repository()?;
         self.close(look)?;
@@ -226,8 +227,8 @@ impl DestinationAgent {
             self.parts.images.remove(&keys::checkpoint_image(repository, container)).await?;
         }
         self.parts.registry.purge_repository(repository).await?;
-        let pods = self.parts.kubelet.pods().await?;
-        if pods.iter().any(|pod| pod.metadata.uid.as_deref() == Some(look.own.spec.pod_uid.as_str())) {
+        let pod = self.parts.kubelet.pod(&look.own.spec.pod_uid).await?;
+        if !nothing_left(pod.as_ref(), &self.parts.runtime.tasks(&look.own.spec.pod_uid).await?) {
             return Ok(false);
         }
         self.forget(look)?;
@@ -251,6 +252,9 @@ impl DestinationAgent {
         let pods = self.parts.kubelet.pods().await?;
         let here = |uid: &str| pods.iter().any(|pod| pod.metadata.uid.as_deref() == Some(uid)) || arrivals.iter().any(|a| a.replacement_uid == uid);
         for uid in marked.iter().filter(|uid| !here(uid)) {
+            if !nothing_left(None, &self.parts.runtime.tasks(uid).await?) {
+                continue;
+            }
             self.parts.markers.disarm(uid).map_err(|e| PortError::transient(format!("failed to remove claims: {e}")))?;
         }
         let active = |repository: &str| arrivals.iter().any(|a| a.repository == repository);

@@ -1,6 +1,8 @@
 //! What may be done to the two copies. Each function is one of the questions that must never be answered wrongly.
 
-use crate::api::{AttestationStatus, MigrationStatus, Outcome, Phase, Verdict};
+use std::collections::BTreeMap;
+
+use crate::api::{AttestationStatus, MigrationStatus, Outcome, Phase, Verdict, attestation::ContainerId};
 
 /// May the source be thawed?
 ///
@@ -14,6 +16,20 @@ pub fn may_thaw(status: &MigrationStatus, voted: bool, aborted: bool) -> bool {
         Some(Verdict::Commit) => false,
         None => aborted && !voted,
     }
+}
+
+/// May the source agent vote, its containers being paused?
+///
+/// R2: `before` and `now` are CPU nanoseconds by container ID. Nothing has executed since the first were taken, after the last dump, and the fence that keeps others from starting still stands.
+///
+/// # Errors
+/// Why not.
+pub fn may_vote(containers: &[ContainerId], before: &BTreeMap<String, u64>, now: &BTreeMap<String, u64>, fenced: bool) -> Result<(), String> {
+    let unchanged = |c: &&ContainerId| now.contains_key(&c.container_id) && before.get(&c.container_id) == now.get(&c.container_id);
+    if let Some(container) = containers.iter().find(|c| !unchanged(c)) {
+        return Err(format!("container {} has used CPU time since its checkpoint: somebody thawed it", container.name));
+    }
+    if fenced { Ok(()) } else { Err("the pod's fence is gone: somebody removed it".to_owned()) }
 }
 
 /// May the source be ended?
@@ -89,6 +105,16 @@ mod tests {
 
     fn ready(digest: &str) -> AttestationStatus {
         AttestationStatus { ready: Some(Pushed { at: at(), images: images(digest) }), ..Default::default() }
+    }
+
+    #[test]
+    fn a_vote_needs_the_cpu_times_of_the_dump_and_the_fence() {
+        let containers = [ContainerId { name: "c".into(), container_id: "one".into() }];
+        let nanos = |n| BTreeMap::from([("one".to_owned(), n)]);
+        assert!(may_vote(&containers, &nanos(1), &nanos(1), true).is_ok());
+        assert!(may_vote(&containers, &nanos(1), &nanos(1), false).is_err());
+        assert!(may_vote(&containers, &nanos(1), &nanos(2), true).is_err_and(|why| why.contains("container c ")));
+        assert!(may_vote(&containers, &BTreeMap::new(), &BTreeMap::new(), true).is_err(), "nothing known is not unchanged");
     }
 
     #[test]

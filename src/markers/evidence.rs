@@ -13,8 +13,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::markers::write_durably;
 
-/// CRIU's line at the point of no return, at its default verbosity (MEASURED.md 11): the processes run.
-pub const RESUMED: &str = "Restore finished successfully. Tasks resumed.";
 /// The folder of containerd's tasks below its root; the root's own name is the installation's choice.
 const TASKS: &str = "io.containerd.runtime.v2.task";
 /// Folder of Drover's below the runtime's root, for logs that cannot be linked beside their claim.

@@ -5,21 +5,13 @@
 
 use std::{fs, io, path::PathBuf};
 
-use k8s_openapi::api::core::v1::ContainerStatus;
-
 use super::{DestinationAgent, Look};
 use crate::{
     api::attestation::{ClosedClaim, NeverStarted},
-    domain::criu,
-    markers::{
-        Claim,
-        evidence::{self, RESUMED},
-    },
-    ports::{PortError, PortResult, Task, TaskState},
+    domain::tasks::refused,
+    markers::{Claim, evidence},
+    ports::{PortError, PortResult},
 };
-
-/// What runc's error begins with when a restore did not end well (containerd's shim, `OCI runtime restore failed`).
-const RESTORE_FAILED: &str = "restore failed";
 
 impl DestinationAgent {
     /// Lets each container be restored once, by the gate.
@@ -86,19 +78,11 @@ impl DestinationAgent {
     async fn proof_of_failure(&self, look: &Look, container: &str) -> PortResult<Option<String>> {
         let pod = look.own.spec.pod_uid.as_str();
         let tasks = self.parts.runtime.tasks(pod).await?;
-        if tasks.iter().any(|task| task.container == container && is_alive(task)) {
-            return Ok(None);
-        }
         let path = self.parts.markers.evidence_path(pod, container).map_err(|e| disk("name the evidence", &e))?;
         let Some(log) = evidence::read(&path).map_err(|e| disk("read the evidence", &e))?.and_then(|evidence| evidence.log) else { return Ok(None) };
         let Some(text) = self.read_on_host(&log)? else { return Ok(None) };
-        let Some(error) = refused_before_resume(&text) else { return Ok(None) };
-        let pods = self.parts.kubelet.pods().await?;
-        let found = pods.iter().find(|p| p.metadata.uid.as_deref() == Some(pod));
-        let statuses = found.and_then(|p| p.status.as_ref()).and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
-        // A pod that the kubelet has forgotten cannot tell any more; the log and the runtime remain.
-        let told = found.is_none() || statuses.iter().any(|status| status.name == container && says_restore_failed(status));
-        Ok(told.then_some(error))
+        let found = self.parts.kubelet.pod(pod).await?;
+        Ok(refused(container, &tasks, &text, found.as_ref()))
     }
 
     fn read_on_host(&self, path: &std::path::Path) -> PortResult<Option<String>> {
@@ -153,51 +137,6 @@ impl DestinationAgent {
     }
 }
 
-fn is_alive(task: &Task) -> bool {
-    task.state != TaskState::Stopped
-}
-
-/// CRIU's first error, where its log has one and does not have the line of the resume point.
-fn refused_before_resume(log: &str) -> Option<String> {
-    if log.contains(RESUMED) {
-        return None;
-    }
-    criu::cause(log)
-}
-
-fn says_restore_failed(status: &ContainerStatus) -> bool {
-    let said = |state: Option<&k8s_openapi::api::core::v1::ContainerState>| {
-        let waiting = state.and_then(|s| s.waiting.as_ref()).and_then(|w| w.message.as_deref());
-        let ended = state.and_then(|s| s.terminated.as_ref()).and_then(|t| t.message.as_deref());
-        [waiting, ended].into_iter().flatten().any(|message| message.contains(RESTORE_FAILED))
-    };
-    said(status.state.as_ref()) || said(status.last_state.as_ref())
-}
-
 fn disk(doing: &str, error: &io::Error) -> PortError {
     PortError::transient(format!("failed to {doing}: {error}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_log_proves_a_refusal_only_with_an_error_and_without_the_resume_point() {
-        let refused =
-            "(00.1) Restoring\n(00.2) Error (criu/mount.c:1): mnt: No mapping for 7\n(00.3) Error (criu/cr-restore.c:2): Restoring FAILED.\n";
-        assert_eq!(refused_before_resume(refused).as_deref(), Some("Error (criu/mount.c:1): mnt: No mapping for 7"));
-        assert_eq!(refused_before_resume(&format!("{refused}(00.4) {RESUMED}\n")), None);
-        assert_eq!(refused_before_resume("(00.1) Restoring\n"), None, "a log that breaks off proves nothing");
-    }
-
-    #[test]
-    fn the_kubelets_word_may_stand_in_the_last_state() {
-        let status: ContainerStatus =
-            serde_json::from_value(serde_json::json!({"name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
-            "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}},
-            "lastState": {"terminated": {"exitCode": 128, "reason": "StartError", "message": "OCI runtime restore failed: criu failed"}}}))
-            .unwrap();
-        assert!(says_restore_failed(&status));
-    }
 }

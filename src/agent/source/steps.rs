@@ -1,13 +1,13 @@
 //! The steps between freeze and verdict, and the end of a source whose copy lives.
 
-use std::{fs, io, time::Duration};
+use std::{collections::BTreeMap, fs, io, time::Duration};
 
 use super::{Look, SourceAgent, disk};
 use crate::{
     agent::journal::Journal,
     api::attestation::{At, Pushed, PushedImage, Vote},
-    domain::attest::SourceAction,
-    ports::{Mending, PortError, PortResult, PushTarget, TaskState},
+    domain::{attest::SourceAction, tasks::all_paused, verdict},
+    ports::{Mending, PortError, PortResult, PushTarget},
 };
 
 impl SourceAgent {
@@ -102,19 +102,13 @@ impl SourceAgent {
         if journal.vote.is_none() {
             let pushed = look.status.pushed.as_ref().ok_or_else(|| PortError::permanent("nothing was pushed"))?;
             self.all_paused(&journal).await?;
+            let mut cpu_nanos = BTreeMap::new();
             for container in &journal.containers {
-                let now = self.parts.runtime.cpu_nanos(&container.container_id).await?;
-                if journal.cpu_nanos.get(&container.container_id) != Some(&now) {
-                    return Err(PortError::permanent(format!(
-                        "container {} has used CPU time since its checkpoint: somebody thawed it",
-                        container.name
-                    )));
-                }
+                cpu_nanos.insert(container.container_id.clone(), self.parts.runtime.cpu_nanos(&container.container_id).await?);
             }
             let fence = self.parts.markers.fenced_by(&journal.pod_uid).map_err(|e| disk("read the fence", &e))?;
-            if fence.as_deref() != Some(journal.migration_uid.as_str()) {
-                return Err(PortError::permanent("the pod's fence is gone: somebody removed it"));
-            }
+            verdict::may_vote(&journal.containers, &journal.cpu_nanos, &cpu_nanos, fence.as_deref() == Some(journal.migration_uid.as_str()))
+                .map_err(PortError::permanent)?;
             journal.vote = Some(Vote { at: self.now(), containers: journal.containers.clone(), images: pushed.images.clone() });
             self.save(&journal)?;
         }
@@ -122,9 +116,7 @@ impl SourceAgent {
     }
 
     async fn all_paused(&self, journal: &Journal) -> PortResult<()> {
-        let live = self.live_tasks(&journal.pod_uid).await?;
-        let same = live.len() == journal.containers.len()
-            && journal.containers.iter().all(|c| live.iter().any(|t| t.id == c.container_id && t.state == TaskState::Paused));
+        let same = all_paused(&journal.containers, &self.live_tasks(&journal.pod_uid).await?);
         if same {
             Ok(())
         } else {

@@ -1,0 +1,78 @@
+//! What may be concluded from what a node shows.
+
+use super::*;
+
+fn checkpoint() -> Vec<ContainerCheckpoint> {
+    vec![ContainerCheckpoint { name: "c".into(), digest: "sha256:a".into(), bytes: 1, image: "img".into() }]
+}
+
+fn task(id: &str, state: TaskState, from: Option<&str>) -> Task {
+    Task { container: "c".into(), id: id.into(), state, restored_from: from.map(str::to_owned) }
+}
+
+#[test]
+fn only_a_container_restored_once_from_this_image_counts() {
+    let running = task("1", TaskState::Running, Some("img"));
+    assert_eq!(
+        judge(&checkpoint(), std::slice::from_ref(&running)),
+        Finding::Restored(vec![ContainerId { name: "c".into(), container_id: "1".into() }])
+    );
+    assert_eq!(judge(&checkpoint(), &[]), Finding::NotYet);
+    assert_eq!(judge(&checkpoint(), &[task("1", TaskState::Stopped, Some("img"))]), Finding::NotYet, "made, but not started yet");
+    for wrong in [
+        vec![task("1", TaskState::Running, None)],
+        vec![task("1", TaskState::Running, Some("other"))],
+        vec![task("1", TaskState::Stopped, Some("img")), running.clone()],
+    ] {
+        assert!(matches!(judge(&checkpoint(), &wrong), Finding::Wrong(_)), "{wrong:?}");
+    }
+    assert_eq!(judge(&[], &[running]), Finding::NotYet);
+}
+
+#[test]
+fn a_restart_is_trouble() {
+    let pod: Pod = serde_json::from_value(serde_json::json!({"status": {"containerStatuses": [
+        {"name": "c", "image": "i", "imageID": "", "ready": true, "restartCount": 1, "state": {"running": {}}}]}}))
+    .unwrap();
+    assert!(trouble(&pod).is_some_and(|m| m.contains("restarted 1 times")));
+    let pod: Pod = serde_json::from_value(serde_json::json!({"status": {"containerStatuses": [
+        {"name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 137}}}]}}))
+    .unwrap();
+    assert!(trouble(&pod).is_some_and(|m| m.contains("exit code 137")));
+}
+
+#[test]
+fn a_log_proves_a_refusal_only_with_an_error_and_without_the_resume_point() {
+    let refused = "(00.1) Restoring\n(00.2) Error (criu/mount.c:1): mnt: No mapping for 7\n(00.3) Error (criu/cr-restore.c:2): Restoring FAILED.\n";
+    assert_eq!(refused_before_resume(refused).as_deref(), Some("Error (criu/mount.c:1): mnt: No mapping for 7"));
+    assert_eq!(refused_before_resume(&format!("{refused}(00.4) {RESUMED}\n")), None);
+    assert_eq!(refused_before_resume("(00.1) Restoring\n"), None, "a log that breaks off proves nothing");
+}
+
+#[test]
+fn the_kubelets_word_may_stand_in_the_last_state() {
+    let status: ContainerStatus =
+        serde_json::from_value(serde_json::json!({"name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+        "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}},
+        "lastState": {"terminated": {"exitCode": 128, "reason": "StartError", "message": "OCI runtime restore failed: criu failed"}}}))
+        .unwrap();
+    assert!(says_restore_failed(&status));
+}
+
+#[test]
+fn claims_stay_while_anything_of_the_pod_is_left() {
+    let made = task("1", TaskState::Stopped, Some("img"));
+    assert!(nothing_left(None, &[]));
+    assert!(!nothing_left(None, &[made]), "made, and the kubelet may start it yet");
+    assert!(!nothing_left(Some(&Pod::default()), &[]));
+}
+
+#[test]
+fn a_kubelet_that_has_just_started_does_not_know_its_pods() {
+    let from = |source: &str| -> Pod {
+        serde_json::from_value(serde_json::json!({"metadata": {"name": "p", "annotations": {"kubernetes.io/config.source": source}}})).unwrap()
+    };
+    assert!(!is_whole(&[]));
+    assert!(!is_whole(&[from("file")]));
+    assert!(is_whole(&[from("file"), from("api")]));
+}

@@ -1,0 +1,186 @@
+//! The managers: `engine::reconcile` step by step, and what the API server makes of their writes.
+//!
+//! One manager at a time acts in one breath: it reads, decides, and does the first thing. Every other interleaving of two managers is a nap:
+//! a manager that has read, or read and decided, sleeps while the other goes on, and then does what it had in mind.
+
+use drover::api::{AttestationStatus, MigrationStatus, Phase, Verdict};
+
+use crate::{
+    intern::{Id, STATUSES, WORDS},
+    model::Drover,
+    rules::Rule,
+    state::{Decision, Eff, Mig, Object, Replacement, Sleeper, View, World, Wrongs},
+};
+
+impl Drover {
+    /// The leader looks, and does what it says.
+    pub fn manage(&self, world: &mut World) -> Option<()> {
+        let mig = world.migration?;
+        let decision = self.advance(world, mig)?;
+        self.obey(world, mig, false, decision);
+        Some(())
+    }
+
+    /// A manager has read the Migration, and perhaps decided, and is stopped.
+    pub fn nap(&self, world: &mut World, decided: bool) -> Option<()> {
+        let migration = world.migration.filter(|_| world.naps > 0 && world.sleeper.is_none())?;
+        let decision = self.advance(world, migration)?;
+        world.naps -= 1;
+        world.sleeper = Some(Sleeper { migration, outdated: false, decision: decided.then_some(decision) });
+        Some(())
+    }
+
+    /// It goes on where it was: first it decides on the Migration that it read, then it does it.
+    pub fn wake(&self, world: &mut World) -> Option<()> {
+        let sleeper = world.sleeper?;
+        match sleeper.decision {
+            Some(decision) => {
+                world.sleeper = None;
+                self.obey(world, sleeper.migration, sleeper.outdated, decision);
+            }
+            None => {
+                let decision = self.advance(world, sleeper.migration);
+                world.sleeper = decision.map(|decision| Sleeper { decision: Some(decision), ..sleeper });
+            }
+        }
+        Some(())
+    }
+
+    fn obey(&self, world: &mut World, mig: Mig, outdated: bool, decision: Decision) {
+        match decision {
+            Decision::Write(status) => self.write(world, mig, outdated, status),
+            Decision::Effects(effects) => {
+                for effect in effects.into_iter().flatten() {
+                    match self.perform(world, mig, outdated, effect) {
+                        Done::Ok => {}
+                        Done::Conflict => return,
+                        // engine.rs: a permanent failure is decided about at once.
+                        Done::Permanent => {
+                            if let Some(Decision::Write(status)) = self.effect_failed(world, mig) {
+                                self.write(world, mig, outdated, status);
+                            }
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// cluster.rs `write_status`: compare-and-swap, then the CRD's CEL rules.
+    fn write(&self, world: &mut World, mig: Mig, outdated: bool, status: Id) {
+        let Some(stored) = world.migration else { return };
+        if outdated && !self.off(Rule::CompareAndSwap) {
+            return;
+        }
+        debug_assert!(outdated || mig.status == stored.status || self.off(Rule::CompareAndSwap));
+        let (old, new) = (stored.status(), STATUSES.get(status));
+        if !self.off(Rule::Cel) && !cel_allows(&old, &new) {
+            return;
+        }
+        if old.verdict.is_some() && old.verdict != new.verdict {
+            world.past.wrongs.add(Wrongs::VERDICT_REWRITTEN);
+        }
+        if new.verdict == Some(Verdict::Commit) && old.verdict.is_none() && (world.past.restores != 1 || world.past.cold) {
+            world.past.wrongs.add(Wrongs::FALSE_COMMIT);
+        }
+        world.write_migration(Some(Mig { status, ..stored }));
+    }
+
+    /// cluster.rs `perform`: every write names its object by UID or resource version.
+    fn perform(&self, world: &mut World, mig: Mig, outdated: bool, effect: Eff) -> Done {
+        match effect {
+            Eff::AddFinalizer | Eff::RemoveFinalizer => {
+                let Some(stored) = world.migration.filter(|_| !outdated) else { return Done::Conflict };
+                let finalizer = effect == Eff::AddFinalizer;
+                // The API server refuses new finalizers on what is being deleted, and removes what has none left.
+                let next = Mig { finalizer: finalizer && !stored.deleting, ..stored };
+                world.write_migration(Some(next).filter(|it| it.finalizer || !it.deleting));
+            }
+            Eff::Lock if world.source_pod == Object::Gone => return Done::Permanent,
+            Eff::Lock => world.locked = true,
+            Eff::Unlock => world.locked = false,
+            // With an owner that is gone the garbage collector takes it away again.
+            Eff::AttestationOfSource => made(&mut world.source_says, world.migration.is_some()),
+            Eff::AttestationOfDestination => made(&mut world.destination_says, world.migration.is_some()),
+            Eff::LayOutCredentials => world.credentials = true,
+            Eff::RemoveCredentials => world.credentials = false,
+            Eff::CreateReplacement if world.source_pod == Object::Gone => return Done::Permanent,
+            Eff::CreateReplacement => {
+                let uid = if world.destination_says.is_none() && world.destination.view == View::Unlisted { 1 } else { 2 };
+                world.replacement.get_or_insert(Replacement { uid, deleting: false, sandbox: false, claimed: false, images: false });
+            }
+            Eff::Claim(uid) => return self.claim(world, uid),
+            Eff::RewriteImages(uid) => match &mut world.replacement {
+                Some(pod) if pod.uid == uid => pod.images = !mig.status().containers.is_empty() || self.off(Rule::ReleaseIsAnIntent),
+                _ => return Done::Conflict,
+            },
+            Eff::DeleteReplacement(uid, force) => {
+                if let Some(pod) = &mut world.replacement
+                    && pod.uid == uid
+                {
+                    pod.deleting = true;
+                    // One that no kubelet has seen goes at once, and so does one of the second UID, which the model's kubelet does not run.
+                    if force || uid != 1 {
+                        world.replacement = None;
+                    }
+                }
+            }
+            Eff::DeleteSource => {
+                if world.source_pod == Object::Live {
+                    world.source_pod = Object::Deleting;
+                }
+            }
+        }
+        Done::Ok
+    }
+
+    fn claim(&self, world: &mut World, uid: u8) -> Done {
+        let Some(pod) = world.replacement.filter(|pod| pod.uid == uid) else { return Done::Conflict };
+        // The webhook reads the Migration as it is stored now (world.rs, R1).
+        let Some(images) = world.migration.and_then(|stored| self.webhook(stored, pod)) else { return Done::Permanent };
+        world.replacement = Some(Replacement { claimed: true, images: images || pod.images, ..pod });
+        Done::Ok
+    }
+}
+
+enum Done {
+    Ok,
+    Conflict,
+    Permanent,
+}
+
+fn made(says: &mut Option<Id>, owned: bool) {
+    if owned {
+        says.get_or_insert_with(|| WORDS.put(AttestationStatus::default()));
+    }
+}
+
+/// The CEL rules of `api/migration/status.rs`, in Rust; that the API server enforces them is tested on the lab (R21).
+fn cel_allows(old: &MigrationStatus, new: &MigrationStatus) -> bool {
+    let verdict_stays = old.verdict.is_none() || new.verdict == old.verdict;
+    let outcome_stays = old.outcome.is_none() || new.outcome == old.outcome;
+    let release_is_open = new.phase != Phase::Restoring || new.verdict.is_none();
+    let rolls_back = new.verdict == Some(Verdict::Rollback) && old.verdict.is_none();
+    let too_late = match old.phase {
+        Phase::SourceDeleting | Phase::Finishing | Phase::Done => true,
+        Phase::Restoring => new.never_started.is_none(),
+        _ => false,
+    };
+    verdict_stays && outcome_stays && new.phase >= old.phase && release_is_open && !(rolls_back && too_late)
+}
+
+/// The CEL rules of `api/attestation.rs`.
+pub fn attestation_allows(old: &AttestationStatus, new: &AttestationStatus) -> bool {
+    fn stays<T: PartialEq>(old: Option<&T>, new: Option<&T>) -> bool {
+        old.is_none() || new == old
+    }
+    stays(old.vote.as_ref(), new.vote.as_ref())
+        && stays(old.abort.as_ref(), new.abort.as_ref())
+        && !(new.vote.is_some() && new.abort.is_some())
+        && stays(old.restored.as_ref(), new.restored.as_ref())
+        && stays(old.confirmed.as_ref(), new.confirmed.as_ref())
+        && stays(old.never_started.as_ref(), new.never_started.as_ref())
+        && !(new.restored.is_some() && new.never_started.is_some())
+        && (new.confirmed.is_none() || new.restored.is_some())
+}

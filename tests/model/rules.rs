@@ -1,0 +1,66 @@
+//! The rules that the code implements, each of which a test may switch off.
+
+/// One rule, as the code implements it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub enum Rule {
+    /// R1: the release stands in the status before anything of it is done.
+    ReleaseIsAnIntent,
+    /// R1, R2: no release without the vote.
+    ReleaseNeedsTheVote,
+    /// R2: the vote needs every container paused.
+    VoteNeedsPause,
+    /// R2: the vote needs unchanged CPU times.
+    VoteNeedsCpu,
+    /// R2: a voter does not give up by itself.
+    VoterWaits,
+    /// R2: who gives up writes that down before it thaws.
+    AbortIsWrittenFirst,
+    /// R3: a claim is closed on the disk before it is attested as closed.
+    RevocationIsWritten,
+    /// R3: a taken claim counts as failed only with CRIU's evidence.
+    FailureNeedsProof,
+    /// I4: no rollback after the release without proof.
+    RollbackNeedsProof,
+    /// R7: what has started and died was not restored.
+    DeadIsNotRestored,
+    /// R8: the fence stops new containers of the frozen pod.
+    Fence,
+    /// R10: the source is ended only when its kubelet shows the deletion.
+    KillNeedsDeletion,
+    /// R11: only who froze thaws.
+    ThawNeedsOwnFence,
+    /// R12: a Migration that has not ended cannot vanish.
+    Finalizer,
+    /// R16: the checkpoint is out of reach before `restored` is attested.
+    OutOfReachFirst,
+    /// R17: the source goes only after the confirmation.
+    Confirmation,
+    /// R17: a confirmation looks once more.
+    ConfirmationLooks,
+    /// R20: a claim is taken once.
+    OneShot,
+    /// R20: ordinary creates pass only after the confirmation.
+    OpenAfterConfirmation,
+    /// R20, I4: a container that runs without a taken claim was not gated.
+    OnlyTakenCounts,
+    /// I3: a status is written by compare-and-swap.
+    CompareAndSwap,
+    /// R21: the API server's CEL rules.
+    Cel,
+    /// I7: what the source says is verified in the registry.
+    VerifiedImages,
+}
+
+/// The rules that are off.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Off(u32);
+
+impl Off {
+    pub fn of(rules: &[Rule]) -> Self {
+        Self(rules.iter().fold(0, |bits, rule| bits | 1 << *rule as u32))
+    }
+
+    pub fn is(self, rule: Rule) -> bool {
+        self.0 & (1 << rule as u32) != 0
+    }
+}
