@@ -59,8 +59,7 @@ impl KubeCluster {
         let patch: json_patch::Patch = serde_json::from_value(patch).map_err(|e| PortError::permanent(format!("failed to {doing}: {e}")))?;
         let params = PatchParams { field_manager: Some(keys::MANAGER.into()), ..PatchParams::default() };
         match self.pods(migration).patch(name, &params, &Patch::<Pod>::Json(patch)).await {
-            // A `test` of the patch did not hold: the pod is another one, or somebody wrote first.
-            Err(kube::Error::Api(status)) if status.code == 422 && status.message.contains("test") => {
+            Err(kube::Error::Api(status)) if is_failed_test(&status) => {
                 Err(PortError::new(Failure::Conflict, format!("failed to {doing}: the pod has changed")))
             }
             other => other.map_err(|e| port_error(doing, &e)),
@@ -271,6 +270,12 @@ pub(super) async fn node_views(client: &Client) -> PortResult<Vec<NodeView>> {
     Ok(nodes.iter().map(|node| NodeView::new(node, profiles.get(&node.name_any()).copied())).collect())
 }
 
+/// Whether a `test` of a JSON patch did not hold: the pod is another one, or somebody wrote first. The API server answers 422 with a message that
+/// does not say so (seen: "the server rejected our request due to an error in our request"); what it refuses for its content it calls invalid.
+fn is_failed_test(status: &kube::core::Status) -> bool {
+    status.code == 422 && !status.message.contains("is invalid")
+}
+
 /// Deletes an object of this UID; nothing happens where it is gone or another one has its name.
 async fn delete<K>(api: &Api<K>, name: &str, uid: Option<&str>, force: bool, doing: &str) -> PortResult<()>
 where
@@ -297,4 +302,17 @@ fn source_of(migration: &Migration) -> PortResult<&SourceStatus> {
 fn replacement_of(migration: &Migration) -> PortResult<&ReplacementStatus> {
     let replacement = migration.status.as_ref().and_then(|s| s.replacement.as_ref());
     replacement.ok_or_else(|| PortError::permanent("the Migration's status names no replacement"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_failed_test;
+
+    #[test]
+    fn a_patch_whose_test_did_not_hold_is_a_conflict_and_bad_content_is_not() {
+        let status = |code: u16, message: &str| kube::core::Status { code, message: message.into(), ..kube::core::Status::default() };
+        assert!(is_failed_test(&status(422, "the server rejected our request due to an error in our request")));
+        assert!(!is_failed_test(&status(422, "Pod \"p\" is invalid: spec: Forbidden: pod updates may not change fields")));
+        assert!(!is_failed_test(&status(403, "forbidden")));
+    }
 }
