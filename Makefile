@@ -47,7 +47,7 @@ build: prepare ## Build drover and drover-gate, optimised
 
 .PHONY: generate
 generate: prepare ## Write the CRDs and manifests/install.yaml from the types and the chart
-	DROVER_GENERATE=1 cargo test --quiet --test manifests -- --test-threads=1 the_charts_crds_are_the_types the_installer_is_the_chart
+	DROVER_GENERATE=1 cargo test --quiet --test manifests -- --test-threads=1 the_charts_crds_are_the_types the_installer_is_the_chart the_sample_for_kube_scheduler_is_the_charts
 
 .PHONY: manifests
 manifests: generate ## The same as generate
@@ -72,17 +72,27 @@ test: ## Unit, integration and end-to-end tests; CI runs this (TEST=name: only t
 	.build/test
 
 .PHONY: test-all
-test-all: lint test ## Everything that can be checked
+test-all: export ALL = 1
+test-all: lint test ## Everything that can be checked, also the end-to-end tests that wait for minutes
 
 .PHONY: test-unit
 test-unit: prepare ## Tests that need no cluster
 	cargo test --locked
 
+.PHONY: model
+model: prepare ## Check the protocol as deep as MODEL_MINUTES allow (60)
+	MODEL_MINUTES=$(or $(MODEL_MINUTES),60) .build/model
+
+# How long `make simulate` runs
+SIMULATE_SECONDS ?= 600
+
+.PHONY: simulate
+simulate: prepare ## Manager, agents and gate in a simulated cluster, SIMULATE_SECONDS of random fault schedules (docs/simulation.md)
+	DROVER_SIM_SECONDS=$(SIMULATE_SECONDS) DROVER_SIM_SEEDS=100000000 cargo test --locked --profile simulation --test simulation -- --nocapture nothing_breaks
+
 .PHONY: test-e2e
-test-e2e: prepare ## End-to-end tests on the lab (TEST=name)
-	e2e/lab up
-	e2e/lab install
-	cargo test --locked --features e2e --test e2e -- --test-threads=1 $(TEST)
+test-e2e: ## End-to-end tests on the lab (TEST=name, ALL=1)
+	ONLY=e2e .build/test
 
 .PHONY: lab-up
 lab-up: prepare ## Start the lab, a Kubernetes of two nodes on this machine (e2e/lab help)

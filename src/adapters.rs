@@ -9,12 +9,15 @@ pub mod certificates;
 pub mod cluster;
 pub mod containerd;
 pub mod docker_config;
+pub mod inside;
 pub mod kube_error;
 pub mod kubelet;
 pub mod lease;
 pub mod node_probe;
 pub mod node_setup;
+mod processes;
 pub mod registry;
+mod volumes;
 pub mod webhook_configuration;
 pub mod world;
 

@@ -1,14 +1,18 @@
 //! The command line; one file a subcommand.
 
 pub mod agent;
+pub mod check;
 pub mod crds;
 pub mod manager;
 pub mod node;
+pub mod resolve;
 pub mod status;
 
 use std::{io::Write as _, process::ExitCode};
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use kube::Client;
 
 /// Moves running Kubernetes pods to another node with their memory.
 #[derive(Debug, Parser)]
@@ -24,8 +28,12 @@ enum Command {
     Manager(manager::Args),
     /// Run a node's agent (in the DaemonSet drover-agent)
     Agent(agent::Args),
+    /// Say everything that is in the way of a pod's move, and touch nothing
+    Check(check::Args),
     /// Show a migration's phases, its frozen time and its outcome
     Status(status::Args),
+    /// Decide a migration that is held because nothing can be proved
+    Resolve(resolve::Args),
     /// Set up a node's container runtime, or undo it; shows the difference first
     #[command(subcommand)]
     Node(node::Command),
@@ -44,7 +52,9 @@ impl Cli {
         match self.command {
             Command::Manager(args) => args.run().map(|()| ExitCode::SUCCESS),
             Command::Agent(args) => args.run().map(|()| ExitCode::SUCCESS),
+            Command::Check(args) => args.run(),
             Command::Status(args) => args.run(),
+            Command::Resolve(args) => args.run(),
             Command::Node(command) => command.run(),
             Command::Crds => {
                 std::io::stdout().write_all(crds::render()?.as_bytes())?;
@@ -56,6 +66,15 @@ impl Cli {
             }
         }
     }
+}
+
+/// Runs a person's command against the API server of the current kubeconfig.
+///
+/// # Errors
+/// Where there is no kubeconfig, and what `work` says.
+fn ask_cluster<F: Future<Output = anyhow::Result<ExitCode>>>(work: impl FnOnce(Client) -> F) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async { work(Client::try_default().await.context("failed to find the API server; is KUBECONFIG set?")?).await })
 }
 
 /// Starts logging and an async runtime, and runs a server of Drover's to its end.

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 
 use crate::{
     api::{Migration, Phase, Role, attestation::attestation_name},
     domain::{
         keys,
         migration::{self, Effect, Observed},
+        owner,
         preflight::{self, Facts},
         replacement,
     },
@@ -31,7 +33,7 @@ pub async fn reconcile(
 ) -> PortResult<Option<Duration>> {
     let mut migration = migration;
     loop {
-        let observed = observe(&migration, cluster, clock.now(), fresh_repository).await?;
+        let observed = Box::pin(observe(&migration, cluster, clock.now(), fresh_repository)).await?;
         let mut step = migration::advance(&migration, &observed, clock.now());
         if step.status.is_none()
             && let Err(error) = perform(&migration, &observed, &step.effects, cluster, clock.now()).await
@@ -61,19 +63,45 @@ async fn observe(
     let status = migration.status.clone().unwrap_or_default();
     let source_name = status.source.as_ref().map(|s| s.name.clone()).or_else(|| migration.spec.pod_name.clone()).unwrap_or_default();
     let source = if source_name.is_empty() { None } else { cluster.pod(namespace, &source_name).await? };
+    let placeholder = status.placeholder.as_ref().map(|p| p.name.clone());
     let replacement_name = match &status.replacement {
         Some(replacement) => replacement.name.clone(),
         None => source.as_ref().map(|pod| keys::replacement_name(&keys::base_name(pod), uid)).unwrap_or_default(),
     };
     let mut observed = Observed { source, replacement_name, ..Observed::default() };
-    if status.phase >= Phase::Preparing {
-        observed.replacement = cluster.pod(namespace, &observed.replacement_name).await?;
+    if status.phase == Phase::Pending
+        && let Some(set) = observed.source.as_ref().and_then(|pod| owner::controller(&pod.metadata))
+        && owner::kind(set) == Some(owner::Kind::ReplicaSet)
+    {
+        observed.owner_selector = cluster.replica_set_selector(namespace, &set.name, &set.uid).await?;
+    }
+    if status.phase >= Phase::Preflight {
         observed.source_attestation = attestation(cluster, migration, namespace, name, Role::Source).await?;
+    }
+    if status.phase >= Phase::Preparing {
+        // One read where both have one name, so that they never contradict each other. One that was refused has none, and its pod may be gone.
+        observed.replacement = match observed.replacement_name.as_str() {
+            "" => None,
+            name if name == source_name => observed.source.clone(),
+            name => cluster.pod(namespace, name).await?,
+        };
         observed.destination_attestation = attestation(cluster, migration, namespace, name, Role::Destination).await?;
+        if let Some(placeholder) = &placeholder {
+            observed.placeholder = cluster.pod(namespace, placeholder).await?;
+        }
+        if status.fallback.is_some() {
+            observed.fallback_attestation = attestation(cluster, migration, namespace, name, Role::Fallback).await?;
+        }
+        if status.is_source_first() {
+            observed.template = cluster.template(migration).await?;
+        }
         let destination = status.destination.as_ref().map(|d| d.node_name.as_str()).filter(|node| !node.is_empty());
         if let Some(node) = destination {
             let nodes = cluster.nodes().await?;
             observed.destination_ready = Some(nodes.iter().any(|n| n.name == node && n.ready));
+            let source = status.source.as_ref().map(|s| s.node_name.as_str()).unwrap_or_default();
+            let gated = |name: &str| nodes.iter().any(|n| n.name == name && n.is_gated());
+            (observed.source_gated, observed.destination_gated) = (gated(source), gated(node));
         }
     }
     if status.phase == Phase::Preflight {
@@ -106,22 +134,38 @@ async fn facts(cluster: &dyn Cluster, now: Timestamp) -> PortResult<Facts> {
 
 async fn perform(migration: &Migration, observed: &Observed, effects: &[Effect], cluster: &dyn Cluster, now: Timestamp) -> PortResult<()> {
     for effect in effects {
-        let pod = match effect {
-            Effect::CreateReplacement => Some(waiting_replacement(migration, observed, cluster, now).await?),
-            _ => None,
-        };
+        let pod = pod_for(effect, migration, observed, cluster, now).await?;
         tracing::info!(migration = migration.metadata.name, namespace = migration.metadata.namespace, ?effect, "perform");
         cluster.perform(migration, effect, pod.as_ref()).await?;
     }
     Ok(())
 }
 
-async fn waiting_replacement(
-    migration: &Migration,
-    observed: &Observed,
-    cluster: &dyn Cluster,
-    now: Timestamp,
-) -> PortResult<k8s_openapi::api::core::v1::Pod> {
+/// The pod that an effect is about, where it makes one.
+async fn pod_for(effect: &Effect, migration: &Migration, observed: &Observed, cluster: &dyn Cluster, now: Timestamp) -> PortResult<Option<Pod>> {
+    let status = migration.status.clone().unwrap_or_default();
+    let source = || observed.source.as_ref().ok_or_else(|| PortError::permanent("the source pod is gone"));
+    let kept = || {
+        let gone = "what was kept of the source pod (a PodTemplate with the Migration's name) is gone, so that no pod can be made in its place";
+        observed.template.as_ref().ok_or_else(|| PortError::permanent(gone))
+    };
+    let destination = || status.destination.clone().unwrap_or_default().node_name;
+    Ok(match effect {
+        Effect::CreateReplacement => Some(waiting_replacement(migration, observed, cluster, now).await?),
+        Effect::RehearseReplacement => {
+            // With `auto` the node is not known yet; which one it is does not matter to those who judge the pod.
+            let source = source()?;
+            let node = migration.spec.destination.node_name.clone().or_else(|| source.spec.as_ref()?.node_name.clone()).unwrap_or_default();
+            Some(replacement::same_name(&replacement::template(source), migration, &node))
+        }
+        Effect::KeepTemplate => Some(replacement::template(source()?)),
+        Effect::CreateSameName => Some(replacement::same_name(kept()?, migration, &destination())),
+        Effect::CreateFallback => Some(replacement::fallback(kept()?, migration, &status.source.clone().unwrap_or_default().node_name)),
+        _ => None,
+    })
+}
+
+async fn waiting_replacement(migration: &Migration, observed: &Observed, cluster: &dyn Cluster, now: Timestamp) -> PortResult<Pod> {
     let source = observed.source.as_ref().ok_or_else(|| PortError::permanent("the source pod is gone"))?;
     let node = source.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
     let nodes = preflight::capable_nodes(&node, &migration.spec.destination, &facts(cluster, now).await?);
@@ -131,9 +175,14 @@ async fn waiting_replacement(
     Ok(replacement::build(source, migration, &nodes))
 }
 
-/// An Event for each phase; a failure to tell is no failure of the migration.
+/// An Event for each phase and each warning.
 async fn tell(before: &Migration, after: &Migration, cluster: &dyn Cluster) {
     let (Some(now), then) = (&after.status, before.status.clone().unwrap_or_default()) else { return };
+    if !now.warnings.is_empty() && then.warnings.is_empty() {
+        for warning in &now.warnings {
+            published(cluster.tell(after, true, "PreflightWarning", warning).await);
+        }
+    }
     let held = |s: &crate::api::MigrationStatus| s.conditions.iter().any(|c| c.type_ == crate::api::migration::condition::HELD && c.status == "True");
     let told = if held(now) && !held(&then) {
         cluster.tell(after, true, "Held", &now.message).await
@@ -145,6 +194,11 @@ async fn tell(before: &Migration, after: &Migration, cluster: &dyn Cluster) {
     } else {
         Ok(())
     };
+    published(told);
+}
+
+/// A failure to tell is no failure of the migration.
+fn published(told: PortResult<()>) {
     if let Err(error) = told {
         tracing::warn!(%error, "failed to write an event");
     }

@@ -11,7 +11,8 @@
 //! | the pod's fence | refuses, and says for which migration |
 //! | a claim `waiting` | takes it by one rename, keeps CRIU's log, and allows: this is the one restore (R20) |
 //! | a claim `taken`, `failed` or `revoked`, or none where the pod has others that are not `open` | refuses: a second start would rewind or double the pod |
-//! | a claim `open`, or no claims | allows |
+//! | a claim `open` | allows, but for a restore: CRIU's log is there |
+//! | no claims | allows |
 //! | a fence file that cannot be read, or markers that cannot be listed | refuses: a fence may stand, and a second copy of a pod is worse than a late one |
 //! | a state without a pod UID, or one that cannot be parsed | allows with a line on stderr: runc's state names every pod's container, so this is none |
 
@@ -121,14 +122,17 @@ fn by_claim(root: &Path, caller: &Caller) -> Decision {
     };
     // The sandbox executes nothing of the pod's.
     let sandbox = caller.annotations.get(CONTAINERD_TYPE).is_some_and(|kind| kind == "sandbox");
-    if sandbox || claims.iter().all(|(_, claim)| *claim == Claim::Open) {
+    if sandbox || claims.is_empty() {
         return Decision::Allow;
+    }
+    if claims.iter().all(|(_, claim)| *claim == Claim::Open) {
+        return pass(caller);
     }
     let Some(container) = &container_name(caller) else {
         return Decision::Refuse(format!("drover: pod {uid} is being restored, and this container of it has no name"));
     };
     match rule(&claims, container) {
-        Rule::Pass => Decision::Allow,
+        Rule::Pass => pass(caller),
         Rule::Take => take(&markers, caller, container),
         Rule::Over(claim) => Decision::Refuse(format!(
             "drover: container {container} of pod {uid} is {}: its one restore is over, and the migration has not ended (see kubectl get migrations -A)",
@@ -138,6 +142,17 @@ fn by_claim(root: &Path, caller: &Caller) -> Decision {
             Decision::Refuse(format!("drover: pod {uid} is being restored; container {container} may start when the migration has ended"))
         }
     }
+}
+
+/// I8: an ordinary create. A runtime may have begun to make a container from the checkpoint before that went out of reach, and ask only now.
+fn pass(caller: &Caller) -> Decision {
+    if caller.bundle.as_deref().is_some_and(evidence::is_restore) {
+        let uid = &caller.pod_uid;
+        return Decision::Refuse(format!(
+            "drover: pod {uid} goes on without its checkpoint; a restore would rewind it, and a new container is made instead"
+        ));
+    }
+    Decision::Allow
 }
 
 /// What the claims of a pod say to a container of it that is about to start.
@@ -306,6 +321,20 @@ mod tests {
         assert!(matches!(create(root.path(), "c"), Decision::Refuse(_)), "a second restore");
         markers.advance(POD, "c", Claim::Taken, Claim::Open).unwrap();
         assert_eq!((create(root.path(), "c"), create(root.path(), "debugger")), (Decision::Allow, Decision::Allow));
+    }
+
+    #[test]
+    fn a_restore_that_comes_after_the_claims_were_opened_would_rewind() {
+        let (root, bundle) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let markers = Markers::new(root.path());
+        markers.arm(POD, "c", "one").unwrap();
+        markers.advance(POD, "c", Claim::Waiting, Claim::Open).unwrap();
+        let annotations = serde_json::json!({CONTAINERD_UID: POD, CONTAINERD_NAME: "c", CONTAINERD_TYPE: "container"});
+        let state = serde_json::json!({"id": "id", "bundle": bundle.path(), "annotations": annotations}).to_string();
+        assert_eq!(decide(root.path(), state.as_bytes()), Decision::Allow);
+        std::fs::create_dir(bundle.path().join("work")).unwrap();
+        std::fs::write(bundle.path().join("work/restore.log"), "").unwrap();
+        assert!(matches!(decide(root.path(), state.as_bytes()), Decision::Refuse(_)));
     }
 
     #[test]

@@ -2,4 +2,5 @@
 
 pub mod admin;
 pub mod admission;
+pub mod extender;
 pub mod tls;

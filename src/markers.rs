@@ -27,7 +27,7 @@ pub const GATE_ROOT: &str = "/var/lib/drover/gate";
 /// How far a container of a replacement may go; the stricter is the greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Claim {
-    /// The migration has ended: ordinary creates pass.
+    /// The checkpoint is out of reach: ordinary creates pass, no restore does.
     Open,
     /// Nobody has started it yet; the next create is the restore.
     Waiting,

@@ -21,6 +21,12 @@ struct AdmissionLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ExtenderLabels {
+    verb: &'static str,
+    answer: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabels {
     outcome: &'static str,
 }
@@ -59,11 +65,36 @@ impl AdmissionDecision {
     }
 }
 
+/// What kube-scheduler was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExtenderAnswer {
+    /// The pod is none of Drover's.
+    Ordinary,
+    /// Some node is left for a pod of Drover's, or for one that preempts.
+    Placed,
+    /// No node is.
+    Refused,
+    /// The request could not be read, or what the answer depends on could not be looked up.
+    Failed,
+}
+
+impl ExtenderAnswer {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Ordinary => "ordinary",
+            Self::Placed => "placed",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// All metrics of a process. Clones share the numbers.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Arc<Registry>,
     admissions: Family<AdmissionLabels, Counter>,
+    extender: Family<ExtenderLabels, Counter>,
     migrations: Family<OutcomeLabels, Counter>,
     phase_seconds: Family<PhaseLabels, Histogram, fn() -> Histogram>,
     frozen_seconds: Histogram,
@@ -78,16 +109,18 @@ impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("drover");
         let admissions = Family::default();
+        let extender = Family::default();
         let migrations = Family::default();
         let phase_seconds = Family::new_with_constructor(seconds as fn() -> Histogram);
         let frozen_seconds = seconds();
         let certificates = Family::default();
         registry.register("admission_decisions", "Answers of the admission webhooks", admissions.clone());
+        registry.register("extender_answers", "Answers of the scheduler extender", extender.clone());
         registry.register("migrations", "Migrations that have ended", migrations.clone());
         registry.register_with_unit("phase", "How long a phase took", Unit::Seconds, phase_seconds.clone());
         registry.register_with_unit("frozen", "Time in which neither copy of a pod ran", Unit::Seconds, frozen_seconds.clone());
         registry.register("certificate_expiry_timestamp_seconds", "When a certificate ends, in seconds since 1970", certificates.clone());
-        Self { registry: Arc::new(registry), admissions, migrations, phase_seconds, frozen_seconds, certificates }
+        Self { registry: Arc::new(registry), admissions, extender, migrations, phase_seconds, frozen_seconds, certificates }
     }
 }
 
@@ -95,6 +128,11 @@ impl Metrics {
     /// Counts an answer of a webhook.
     pub fn admission(&self, webhook: &'static str, decision: AdmissionDecision) {
         self.admissions.get_or_create(&AdmissionLabels { webhook, decision: decision.label() }).inc();
+    }
+
+    /// Counts an answer of the scheduler extender.
+    pub fn extender(&self, verb: &'static str, answer: ExtenderAnswer) {
+        self.extender.get_or_create(&ExtenderLabels { verb, answer: answer.label() }).inc();
     }
 
     /// Counts a Migration that has ended; `frozen_millis` where its pod was frozen at all.
@@ -138,12 +176,14 @@ mod tests {
     fn numbers_arrive_under_their_names() {
         let metrics = Metrics::default();
         metrics.admission("pods", AdmissionDecision::Denied);
+        metrics.extender("filter", ExtenderAnswer::Refused);
         metrics.migration_ended(Outcome::Migrated, Some(1500));
         metrics.phase(Phase::Freezing, 30);
         metrics.certificate("webhook", Timestamp::UNIX_EPOCH);
         let text = metrics.text().expect("text");
         for line in [
             r#"drover_admission_decisions_total{webhook="pods",decision="denied"} 1"#,
+            r#"drover_extender_answers_total{verb="filter",answer="refused"} 1"#,
             r#"drover_migrations_total{outcome="Migrated"} 1"#,
             "drover_frozen_seconds_sum 1.5",
             r#"drover_phase_seconds_bucket{le="0.1",phase="Freezing"} 1"#,

@@ -13,6 +13,7 @@ use crate::{
 };
 
 pub mod front;
+pub mod inside;
 
 /// What kind of failure it was, which decides whether it is tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +77,9 @@ pub trait Runtime: Send + Sync {
     async fn resume(&self, id: &str) -> PortResult<()>;
     /// Sends SIGKILL to every process of a task, paused or not; nothing happens where it is gone.
     async fn kill(&self, id: &str) -> PortResult<()>;
+    /// Removes a task that the runtime shows as made although every process of it has ended; false where it is no such task: its cgroup is not there, or has
+    /// a process, or the runtime shows another state. What it is to execute must have been seen to begin, else this may be a task that is about to.
+    async fn remove_ended(&self, id: &str) -> PortResult<bool>;
     /// CPU time of the task's cgroup so far, in nanoseconds.
     async fn cpu_nanos(&self, id: &str) -> PortResult<u64>;
 }
@@ -131,6 +135,8 @@ pub struct ImageManifest {
 pub trait Kubelet: Send + Sync {
     /// Checkpoints one container and returns the archive on this node (`POST /checkpoint/ns/pod/container`). A second call makes a second archive.
     async fn checkpoint(&self, namespace: &str, pod: &str, container: &str, limit: Duration) -> PortResult<PathBuf>;
+    /// Makes an archive outlast a power failure; returns when it does.
+    async fn sync(&self, archive: &std::path::Path) -> PortResult<()>;
     /// Every pod that this kubelet knows (`GET /pods`), with what it shows of deletion and restarts.
     async fn pods(&self) -> PortResult<Vec<Pod>>;
     /// The pod of this UID, or none.
@@ -162,6 +168,8 @@ pub struct PushTarget {
 pub trait Pusher: Send + Sync {
     /// Packs the archive of one container as a one-layer image and pushes it as `repository:container`.
     async fn push(&self, archive: &std::path::Path, container: &str, mending: &Mending, target: &PushTarget) -> PortResult<PushedImage>;
+    /// Packs volumes, each with its name, as one artifact and pushes it under [`crate::domain::keys::VOLUMES_TAG`].
+    async fn push_volumes(&self, volumes: &[(String, PathBuf)], target: &PushTarget) -> PortResult<PushedImage>;
 }
 
 /// This node's own registry.
@@ -169,6 +177,8 @@ pub trait Pusher: Send + Sync {
 pub trait LocalRegistry: Send + Sync {
     /// Digest of a tag's manifest and bytes of its layers, by HEAD and GET; none where the tag, its manifest or a blob is missing.
     async fn image(&self, repository: &str, tag: &str) -> PortResult<Option<PushedImage>>;
+    /// The one layer of an artifact by its digest, and its bytes.
+    async fn layer(&self, repository: &str, manifest: &Digest) -> PortResult<(Digest, BlobStream)>;
     /// Copies the blobs of a base image from the runtime's store into the repository and stores its manifest by digest, without a tag.
     async fn adopt_base(&self, repository: &str, base: &ImageManifest) -> PortResult<()>;
     /// Makes the tag name an image that [`Self::adopt_base`] has stored.
@@ -193,8 +203,8 @@ pub trait NodeProbe: Send + Sync {
 pub struct Arrival {
     /// Repository of its checkpoint images.
     pub repository: String,
-    /// UID of its replacement; empty until that is made.
-    pub replacement_uid: String,
+    /// UIDs of the pods that it makes on this node, which may have claims there; empty ones are not made yet.
+    pub pods: Vec<String>,
 }
 
 /// What an agent asks of the API server.
@@ -221,16 +231,20 @@ pub trait Cluster: Send + Sync {
     async fn pod(&self, namespace: &str, name: &str) -> PortResult<Option<Pod>>;
     /// An attestation by name, or none.
     async fn attestation(&self, namespace: &str, name: &str) -> PortResult<Option<Attestation>>;
+    /// The labels that a ReplicaSet selects by (`spec.selector.matchLabels`); empty where no ReplicaSet of this UID is there.
+    async fn replica_set_selector(&self, namespace: &str, name: &str, uid: &str) -> PortResult<BTreeMap<String, String>>;
     /// Every node with its profile.
     async fn nodes(&self) -> PortResult<Vec<NodeView>>;
     /// UIDs of the migrations that have not ended.
     async fn active_migrations(&self) -> PortResult<Vec<String>>;
     /// Whether pull credentials of a migration are laid out.
     async fn has_pull_credentials(&self, migration_uid: &str) -> PortResult<bool>;
+    /// What [`Effect::KeepTemplate`] has kept of a migration's source, or none.
+    async fn template(&self, migration: &Migration) -> PortResult<Option<Pod>>;
     /// Writes the status by compare-and-swap on the resource version of `migration`.
     async fn write_status(&self, migration: &Migration, status: &MigrationStatus) -> PortResult<Migration>;
-    /// Does what one effect says; `replacement` is the pod to make for [`Effect::CreateReplacement`].
-    async fn perform(&self, migration: &Migration, effect: &Effect, replacement: Option<&Pod>) -> PortResult<()>;
+    /// Does what one effect says; `pod` is the one to make, rehearse or keep, where the effect is about one.
+    async fn perform(&self, migration: &Migration, effect: &Effect, pod: Option<&Pod>) -> PortResult<()>;
     /// Tells people, as an Event of the Migration.
     async fn tell(&self, migration: &Migration, warning: bool, reason: &str, message: &str) -> PortResult<()>;
 }

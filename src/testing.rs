@@ -1,5 +1,6 @@
 //! What several tests need: certificates, and a node whose every port is a fake.
 
+mod inside;
 mod node;
 mod tls;
 

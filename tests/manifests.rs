@@ -95,11 +95,29 @@ fn the_installer_is_the_chart() {
 }
 
 #[test]
+fn the_sample_for_kube_scheduler_is_the_charts() {
+    let Some(text) = rendered(&["--set", "extender.enabled=true"]) else { return };
+    let text = text.unwrap_or_else(|error| panic!("the chart does not render:\n{error}"));
+    let objects: Vec<serde_json::Value> = serde_saphyr::from_multiple(&text).unwrap_or_else(|error| panic!("{error}"));
+    let named = |kind: &str, name: &str| objects.iter().find(|object| object["kind"] == kind && object["metadata"]["name"] == name).cloned();
+    let sample = named("ConfigMap", "drover-kube-scheduler").unwrap_or_default();
+    let sample = sample["data"]["config.yaml"].as_str().unwrap_or_default();
+    settle("manifests/kube-scheduler-config.yaml", sample);
+
+    let read: serde_json::Value = serde_saphyr::from_str(sample).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!((&read["kind"], &read["extenders"][0]["ignorable"]), (&"KubeSchedulerConfiguration".into(), &true.into()));
+    let service = named("Service", "drover-extender").unwrap_or_default();
+    let url = format!("https://NODE_ADDRESS:{}/extender", service["spec"]["ports"][0]["nodePort"]);
+    assert_eq!(read["extenders"][0]["urlPrefix"], url.as_str());
+}
+
+#[test]
 fn every_way_of_the_chart_renders() {
     for ways in [
         &["--set", "webhook.certificates.mode=certManager"][..],
         &["--set", "webhook.certificates.mode=secret,webhook.certificates.secretName=mine,webhook.certificates.caBundle=Q0E="],
         &["--set", "agent.kubelet.auth=clientCert,agent.kubelet.insecureTLS=true"],
+        &["--set", "extender.enabled=true,extender.nodePort=0,webhook.certificates.mode=certManager"],
         &["--set", "imagePullSecrets.copy=false,crds.install=false,manager.replicas=1"],
         &["--kube-version", "1.31"],
     ] {
@@ -107,7 +125,12 @@ fn every_way_of_the_chart_renders() {
             panic!("helm template {ways:?}:\n{error}");
         }
     }
-    for ways in [&["--set", "webhook.certificates.mode=typo"][..], &["--set", "manager.replica=3"], &["--set", "agent.kubelet.auth=password"]] {
+    for ways in [
+        &["--set", "webhook.certificates.mode=typo"][..],
+        &["--set", "manager.replica=3"],
+        &["--set", "agent.kubelet.auth=password"],
+        &["--set", "extender.nodePort=x"],
+    ] {
         if let Some(Ok(_)) = rendered(ways) {
             panic!("helm template {ways:?} was expected to be refused by values.schema.json");
         }

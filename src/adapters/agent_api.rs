@@ -13,7 +13,7 @@ use super::{
     kube_error::{found, port_error},
 };
 use crate::{
-    api::{Attestation, AttestationStatus, Migration, NodeProfile, NodeProfileSpec, NodeProfileStatus},
+    api::{Attestation, AttestationStatus, Migration, MigrationStatus, NodeProfile, NodeProfileSpec, NodeProfileStatus},
     domain::keys,
     ports::{AgentApi, Arrival, PortError, PortResult, PullCredential},
 };
@@ -80,10 +80,7 @@ impl AgentApi for KubeAgentApi {
     async fn arrivals(&self) -> PortResult<Vec<Arrival>> {
         let api: Api<Migration> = Api::all(self.client.clone());
         let all = api.list(&ListParams::default()).await.map_err(|e| port_error("list the migrations", &e))?;
-        let active = all.into_iter().filter(|m| !m.is_done()).filter_map(|m| m.status).filter_map(|s| Some((s.destination?, s.replacement?)));
-        // A destination that the scheduler has not chosen yet may become this node.
-        let here = active.filter(|(destination, _)| destination.node_name == self.node || destination.node_name.is_empty());
-        Ok(here.map(|(destination, replacement)| Arrival { repository: destination.repository, replacement_uid: replacement.uid }).collect())
+        Ok(all.into_iter().filter(|m| !m.is_done()).filter_map(|m| m.status).filter_map(|status| arrival(&status, &self.node)).collect())
     }
 
     async fn pull_credentials(&self, migration_uid: &str) -> PortResult<Vec<PullCredential>> {
@@ -93,5 +90,34 @@ impl AgentApi for KubeAgentApi {
             Some(config) => docker_config::credentials_of(&config.0).map_err(|e| PortError::permanent(format!("pull credentials: {e}"))),
             None => Ok(vec![]),
         }
+    }
+}
+
+/// What a migration that has not ended needs on a node, where it needs anything there.
+fn arrival(status: &MigrationStatus, node: &str) -> Option<Arrival> {
+    let destination = status.destination.as_ref()?;
+    let source = status.source.as_ref().map(|source| source.node_name.as_str());
+    // A destination that the scheduler has not chosen yet may become this node.
+    let arrives = destination.node_name == node || destination.node_name.is_empty();
+    let falls_back = status.fallback.is_some() && source == Some(node);
+    let pods = [&status.replacement, &status.placeholder, &status.fallback].into_iter().flatten().map(|pod| pod.uid.clone()).collect();
+    (arrives || falls_back).then(|| Arrival { repository: destination.repository.clone(), pods })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_node_needs_something_only_once_the_pod_falls_back_to_it() {
+        let mut status: MigrationStatus = serde_json::from_value(serde_json::json!({
+            "source": {"name": "p", "uid": "old", "nodeName": "n1"}, "destination": {"nodeName": "n2", "repository": "drover/0"},
+            "replacement": {"name": "p", "uid": "new"}
+        }))
+        .unwrap();
+        assert_eq!(arrival(&status, "n2").map(|a| a.pods), Some(vec!["new".to_owned()]));
+        assert_eq!(arrival(&status, "n1"), None);
+        status.fallback = Some(crate::api::migration::ReplacementStatus { uid: "back".into(), ..Default::default() });
+        assert!(arrival(&status, "n1").is_some_and(|a| a.pods.contains(&"back".to_owned())));
     }
 }

@@ -1,10 +1,13 @@
 //! The manager's reads and writes at the API server.
 
+mod lock;
+mod owner;
 mod pull_credentials;
+mod template;
 
 pub use pull_credentials::SECRET as PULL_SECRET;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use async_trait::async_trait;
 use k8s_openapi::{
@@ -66,44 +69,6 @@ impl KubeCluster {
         }
     }
 
-    async fn lock(&self, migration: &Migration, uid: &str) -> PortResult<()> {
-        let source = source_of(migration)?;
-        let Some(pod) = found(self.pods(migration).get(&source.name).await, "read the source pod")? else {
-            return Err(PortError::permanent("the source pod is gone"));
-        };
-        let mut annotations = pod.annotations().clone();
-        annotations.insert(keys::LOCK.into(), migration.uid().unwrap_or_default());
-        annotations.retain(|key, _| key != keys::MIGRATE_TO && key != keys::MIGRATE_TO_BARE);
-        self.write_annotations(migration, &pod, uid, &annotations, "lock the source pod").await
-    }
-
-    async fn unlock(&self, migration: &Migration, uid: &str) -> PortResult<()> {
-        let source = source_of(migration)?;
-        let Some(pod) = found(self.pods(migration).get(&source.name).await, "read the source pod")? else { return Ok(()) };
-        if pod.annotations().get(keys::LOCK) != migration.metadata.uid.as_ref() || pod.metadata.uid.as_deref() != Some(uid) {
-            return Ok(());
-        }
-        let mut annotations = pod.annotations().clone();
-        annotations.remove(keys::LOCK);
-        self.write_annotations(migration, &pod, uid, &annotations, "unlock the source pod").await
-    }
-
-    async fn write_annotations(
-        &self,
-        migration: &Migration,
-        pod: &Pod,
-        uid: &str,
-        annotations: &std::collections::BTreeMap<String, String>,
-        doing: &str,
-    ) -> PortResult<()> {
-        let patch = json!([
-            {"op": "test", "path": "/metadata/uid", "value": uid},
-            {"op": "test", "path": "/metadata/resourceVersion", "value": pod.resource_version()},
-            {"op": "add", "path": "/metadata/annotations", "value": annotations},
-        ]);
-        self.patch_pod(migration, &pod.name_any(), doing, patch).await.map(drop)
-    }
-
     async fn create_attestation(&self, migration: &Migration, role: Role, node: &str, pod_uid: &str) -> PortResult<()> {
         let api: Api<Attestation> = Api::namespaced(self.client.clone(), &migration.namespace().unwrap_or_default());
         let name = attestation_name(&migration.name_any(), role);
@@ -134,12 +99,23 @@ impl KubeCluster {
             Ok(_) => Ok(()),
             // Made by an earlier try, or somebody else's: the next look tells them apart.
             Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
-            Err(error) => Err(port_error("create the replacement", &error)),
+            Err(error) => Err(port_error(&format!("create pod {}", pod.name_any()), &error)),
+        }
+    }
+
+    /// Has every admission judge the pod; nothing is made.
+    async fn rehearse(&self, migration: &Migration, pod: &Pod) -> PortResult<()> {
+        let params = PostParams { dry_run: true, field_manager: Some(keys::MANAGER.into()) };
+        match self.pods(migration).create(&params, pod).await {
+            Ok(_) => Ok(()),
+            // The source still has the name: that is found out last, by the storage.
+            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
+            Err(error) => Err(port_error("rehearse the same-name replacement", &error)),
         }
     }
 
     async fn claim(&self, migration: &Migration, uid: &str) -> PortResult<()> {
-        let replacement = replacement_of(migration)?;
+        let replacement = claimed(migration, uid)?;
         let claim = format!("/metadata/annotations/{}", keys::CLAIM.replace('/', "~1"));
         let patch = json!([
             {"op": "test", "path": "/metadata/uid", "value": uid},
@@ -149,7 +125,7 @@ impl KubeCluster {
     }
 
     async fn rewrite_images(&self, migration: &Migration, uid: &str) -> PortResult<()> {
-        let replacement = replacement_of(migration)?;
+        let replacement = claimed(migration, uid)?;
         let Some(pod) = found(self.pods(migration).get(&replacement.name).await, "read the replacement")? else {
             return Err(PortError::new(Failure::Conflict, "the replacement is gone"));
         };
@@ -187,6 +163,10 @@ impl Cluster for KubeCluster {
         found(api.get(name).await, "read an attestation")
     }
 
+    async fn replica_set_selector(&self, namespace: &str, name: &str, uid: &str) -> PortResult<BTreeMap<String, String>> {
+        self.selector_of(namespace, name, uid).await
+    }
+
     async fn nodes(&self) -> PortResult<Vec<NodeView>> {
         node_views(&self.client).await
     }
@@ -199,6 +179,10 @@ impl Cluster for KubeCluster {
 
     async fn has_pull_credentials(&self, migration_uid: &str) -> PortResult<bool> {
         self.pull_credentials_exist(migration_uid).await
+    }
+
+    async fn template(&self, migration: &Migration) -> PortResult<Option<Pod>> {
+        self.read_template(migration).await
     }
 
     async fn write_status(&self, migration: &Migration, status: &MigrationStatus) -> PortResult<Migration> {
@@ -214,7 +198,8 @@ impl Cluster for KubeCluster {
         })
     }
 
-    async fn perform(&self, migration: &Migration, effect: &Effect, replacement: Option<&Pod>) -> PortResult<()> {
+    async fn perform(&self, migration: &Migration, effect: &Effect, pod: Option<&Pod>) -> PortResult<()> {
+        let made = || pod.ok_or_else(|| PortError::permanent("no pod was given to create"));
         match effect {
             Effect::AddFinalizer => {
                 let mut finalizers = migration.finalizers().to_vec();
@@ -230,16 +215,22 @@ impl Cluster for KubeCluster {
             Effect::CreateAttestation { role, node, pod_uid } => self.create_attestation(migration, *role, node, pod_uid).await,
             Effect::LayOutPullCredentials => self.lay_out_pull_credentials(migration).await,
             Effect::RemovePullCredentials => self.remove_pull_credentials(migration).await,
-            Effect::CreateReplacement => match replacement {
-                Some(pod) => self.create_replacement(migration, pod).await,
-                None => Err(PortError::permanent("no replacement was given to create")),
-            },
+            Effect::CreateReplacement | Effect::CreateSameName | Effect::CreateFallback => self.create_replacement(migration, made()?).await,
+            Effect::RehearseReplacement => self.rehearse(migration, made()?).await,
+            Effect::KeepTemplate => self.keep_template(migration, made()?).await,
+            Effect::RemoveTemplate => self.remove_template(migration).await,
+            Effect::DeletePlaceholder { uid, force } => {
+                let name = migration.status.as_ref().and_then(|s| s.placeholder.as_ref()).map(|p| p.name.clone()).unwrap_or_default();
+                delete(&self.pods(migration), &name, Some(uid), *force, "delete the placeholder").await
+            }
             Effect::Claim { uid } => self.claim(migration, uid).await,
             Effect::RewriteImages { uid } => self.rewrite_images(migration, uid).await,
             Effect::DeleteReplacement { uid, force } => {
                 let name = &replacement_of(migration)?.name;
                 delete(&self.pods(migration), name, Some(uid), *force, "delete the replacement").await
             }
+            Effect::MarkSurplus { uid } => self.mark_surplus(migration, uid).await,
+            Effect::HandOver { uid } => self.hand_over(migration, uid).await,
             Effect::DeleteSource { uid } => delete(&self.pods(migration), &source_of(migration)?.name, Some(uid), false, "delete the source").await,
             Effect::DeleteMigration => {
                 delete(&self.migrations(migration), &migration.name_any(), migration.uid().as_deref(), false, "delete the ended Migration").await
@@ -302,6 +293,12 @@ fn source_of(migration: &Migration) -> PortResult<&SourceStatus> {
 fn replacement_of(migration: &Migration) -> PortResult<&ReplacementStatus> {
     let replacement = migration.status.as_ref().and_then(|s| s.replacement.as_ref());
     replacement.ok_or_else(|| PortError::permanent("the Migration's status names no replacement"))
+}
+
+/// The pod of the migration that is to be restored: the replacement, or the fallback.
+fn claimed<'a>(migration: &'a Migration, uid: &str) -> PortResult<&'a ReplacementStatus> {
+    let fallback = migration.status.as_ref().and_then(|s| s.fallback.as_ref()).filter(|f| f.uid == uid);
+    fallback.map_or_else(|| replacement_of(migration), Ok)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod content;
 mod cri;
 mod images;
 mod metrics;
+mod pids;
 mod tasks;
 
 use std::{
@@ -25,6 +26,7 @@ use tonic::{
 use crate::ports::{Failure, PortError};
 
 pub use cri::RuntimeVersion;
+pub use pids::Sandbox;
 
 /// Containerd's namespace of everything that CRI makes.
 const NAMESPACE: &str = "k8s.io";
@@ -116,7 +118,7 @@ mod tests {
         assert!(error.message.contains("is containerd running"), "{error}");
     }
 
-    /// `DROVER_CONTAINERD=/proc/<pid of the node>/root/run/containerd/containerd.sock DROVER_POD_UID=… cargo test --lib real_node -- --ignored --nocapture`
+    /// `DROVER_CONTAINERD=SOCKET DROVER_POD_UID=… cargo test --lib real_node -- --ignored --nocapture`
     #[tokio::test]
     #[ignore = "needs a node with a running pod: DROVER_CONTAINERD, DROVER_POD_UID"]
     async fn a_pod_of_a_real_node_is_frozen_and_thawed() {

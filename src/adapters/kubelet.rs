@@ -153,6 +153,14 @@ impl Kubelet for LocalKubelet {
         self.archive(path)
     }
 
+    async fn sync(&self, archive: &Path) -> PortResult<()> {
+        let failed = |error| PortError::transient(format!("{} was not synced: {error}", archive.display()));
+        tokio::fs::File::open(archive).await.map_err(failed)?.sync_all().await.map_err(failed)?;
+        // Its name too.
+        let folder = archive.parent().unwrap_or(archive);
+        tokio::fs::File::open(folder).await.map_err(failed)?.sync_all().await.map_err(failed)
+    }
+
     async fn pods(&self) -> PortResult<Vec<Pod>> {
         let answer = self.send(self.client.get(self.below(&["pods"])?), ORDINARY_CALL).await?;
         if !answer.status().is_success() {

@@ -1,6 +1,6 @@
-//! What admission decisions depend on, read from the API server at the moment of the review.
+//! What admission decisions and the scheduler extender's answers depend on, read from the API server at the moment of the request.
 //!
-//! Direct reads instead of caches: only pods that are being annotated or claimed come here, and a claim must be judged by what stands now,
+//! Direct reads instead of caches: only pods that are being annotated, claimed or moved come here, and a claim must be judged by what stands now,
 //! not by what a watch has brought (R1).
 
 use async_trait::async_trait;
@@ -14,8 +14,14 @@ use serde::de::DeserializeOwned;
 use super::{cluster::node_views, kube_error::port_error};
 use crate::{
     api::{Migration, MigrationPolicy},
-    domain::admission::{Needs, World},
-    ports::{Clock, PortResult, SystemClock, front::WorldSource},
+    domain::{
+        admission::{Needs, World},
+        preflight::NodeView,
+    },
+    ports::{
+        Clock, PortResult, SystemClock,
+        front::{PlacementSource, WorldSource},
+    },
 };
 
 /// The API server's view.
@@ -64,5 +70,17 @@ impl WorldSource for KubeWorld {
     async fn pod(&self, namespace: &str, name: &str) -> PortResult<Option<Pod>> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         pods.get_opt(name).await.map_err(|e| port_error("get the pod", &e))
+    }
+}
+
+#[async_trait]
+impl PlacementSource for KubeWorld {
+    async fn migrations(&self, namespace: Option<&str>) -> PortResult<Vec<Migration>> {
+        let api = namespace.map_or_else(|| Api::all(self.client.clone()), |namespace| Api::namespaced(self.client.clone(), namespace));
+        list(api, "migrations").await
+    }
+
+    async fn nodes(&self) -> PortResult<Vec<NodeView>> {
+        node_views(&self.client).await
     }
 }

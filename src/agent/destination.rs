@@ -4,6 +4,8 @@
 //! `restored` is attested only for containers that the runtime says were restored from this migration's image, that are the only ones of their
 //! name, and whose checkpoint is out of reach by then (I5, R16). Nothing is attested from the list of pods alone.
 
+mod fallback;
+mod mend;
 mod restore;
 mod revoke;
 
@@ -17,10 +19,11 @@ use std::{
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
+use super::journal::Journals;
 use crate::{
     api::{
         Attestation, AttestationStatus, MigrationStatus, Role,
-        attestation::{At, Prepared, Pushed, PushedImage, Remark, attestation_name},
+        attestation::{Armed, At, Prepared, Pushed, PushedImage, Remark, attestation_name},
     },
     domain::{
         attest::{DestinationAction, destination_next},
@@ -29,13 +32,17 @@ use crate::{
         tasks::nothing_left,
     },
     markers::Markers,
-    ports::{AgentApi, Clock, Failure, Images, Kubelet, LocalRegistry, PortError, PortResult, Runtime},
+    ports::{AgentApi, Clock, Failure, Images, Kubelet, LocalRegistry, PortError, PortResult, Pusher, Runtime, inside::Inside},
 };
 
 /// How long a step before the release may fail in ways that pass before the migration is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How soon a step that waits for the registry or the runtime is taken again.
 const SOON: Duration = Duration::from_millis(100);
+/// After this time in a phase such a step is taken less often: each look asks the API server, and a held migration may stay so for days.
+const SOON_FOR: Duration = Duration::from_mins(1);
+/// How often it is taken then.
+const SELDOM: Duration = Duration::from_secs(2);
 
 /// What the destination side needs.
 pub struct DestinationParts {
@@ -47,8 +54,14 @@ pub struct DestinationParts {
     pub images: Arc<dyn Images>,
     /// Its kubelet.
     pub kubelet: Arc<dyn Kubelet>,
+    /// The inside of its pods.
+    pub inside: Arc<dyn Inside>,
     /// Its registry.
     pub registry: Arc<dyn LocalRegistry>,
+    /// The way to its registry's push door, for archives that were kept here.
+    pub pusher: Arc<dyn Pusher>,
+    /// The source side's journals, which name those archives.
+    pub journals: Journals,
     /// The API server.
     pub api: Arc<dyn AgentApi>,
     /// The clock.
@@ -59,6 +72,8 @@ pub struct DestinationParts {
     pub host_root: PathBuf,
     /// `host:port` at which this agent takes pushes.
     pub push_address: String,
+    /// This boot of the node ([`crate::markers::evidence::this_boot`]).
+    pub boot: Option<String>,
 }
 
 /// The destination side of a node's agent.
@@ -80,6 +95,20 @@ struct Look {
 impl Look {
     fn uid(&self) -> &str {
         &self.own.spec.migration_uid
+    }
+
+    /// UID of the pod that is restored here. A same-name one is made after the attestation, which then speaks of its placeholder.
+    fn pod_uid(&self) -> &str {
+        let armed = self.status.armed.as_ref().map(|armed| armed.pod_uid.as_str());
+        armed.unwrap_or(&self.own.spec.pod_uid)
+    }
+
+    /// Whether this node's gate keeps the claims of that pod.
+    fn gated(&self) -> bool {
+        !match self.own.spec.role {
+            Role::Destination => self.course.destination.as_ref().is_some_and(|d| d.without_gate),
+            Role::Source | Role::Fallback => self.course.source.as_ref().is_some_and(|s| s.without_gate),
+        }
     }
 
     fn repository(&self) -> PortResult<&str> {
@@ -106,15 +135,17 @@ impl DestinationAgent {
     /// What a port said; the same step is taken again later.
     pub async fn reconcile(&self, namespace: &str, migration: &str) -> PortResult<Option<Duration>> {
         loop {
-            let Some(look) = self.look(namespace, migration).await? else { return Ok(None) };
+            let Some(look) = self.look(namespace, migration, Role::Destination).await? else { return Ok(None) };
             let action = destination_next(&look.course, &look.status, &look.source);
             let done = match action {
                 DestinationAction::Wait => return Ok(None),
                 DestinationAction::Prepare => self.prepare(&look).await.map(|()| true),
                 DestinationAction::Verify => self.verify(&look).await,
+                DestinationAction::Arm => self.expect(&look).await,
                 DestinationAction::Restore => self.restore(&look).await,
                 DestinationAction::Revoke => self.revoke(&look).await,
                 DestinationAction::Confirm => self.confirm(&look).await.map(|()| true),
+                DestinationAction::StartCold => self.start_cold(&look).await,
                 DestinationAction::CleanAfterCommit => self.clean_after_commit(&look).await.map(|()| true),
                 DestinationAction::CleanAfterRollback => self.clean_after_rollback(&look).await,
             };
@@ -123,16 +154,19 @@ impl DestinationAgent {
                     tracing::info!(migration, namespace, ?action, "destination");
                     self.recovered(look.uid());
                 }
-                Ok(false) => return Ok(Some(SOON)),
-                Err(error) => self.failed(&look, action, error).await?,
+                Ok(false) => return Ok(Some(self.look_again(&look))),
+                Err(error) => {
+                    let before_release = matches!(action, DestinationAction::Prepare | DestinationAction::Verify | DestinationAction::Arm);
+                    self.failed(&look, before_release, error).await?;
+                }
             }
         }
     }
 
-    async fn look(&self, namespace: &str, name: &str) -> PortResult<Option<Look>> {
+    async fn look(&self, namespace: &str, name: &str, role: Role) -> PortResult<Option<Look>> {
         let Some(migration) = self.parts.api.migration(namespace, name).await? else { return Ok(None) };
         let uid = migration.metadata.uid.clone().unwrap_or_default();
-        let own = self.parts.api.attestation(namespace, &attestation_name(name, Role::Destination)).await?;
+        let own = self.parts.api.attestation(namespace, &attestation_name(name, role)).await?;
         let Some(own) = own.filter(|a| a.spec.migration_uid == uid && a.spec.node_name == self.parts.node) else { return Ok(None) };
         let source = self.parts.api.attestation(namespace, &attestation_name(name, Role::Source)).await?;
         let source = source.filter(|a| a.spec.migration_uid == uid).and_then(|a| a.status).unwrap_or_default();
@@ -142,8 +176,7 @@ impl DestinationAgent {
     }
 
     /// Before the release a failure that does not pass ends the migration; later ones are tried for ever.
-    async fn failed(&self, look: &Look, action: DestinationAction, error: PortError) -> PortResult<()> {
-        let before_release = matches!(action, DestinationAction::Prepare | DestinationAction::Verify);
+    async fn failed(&self, look: &Look, before_release: bool, error: PortError) -> PortResult<()> {
         if error.kind == Failure::Conflict || !before_release {
             return Err(error);
         }
@@ -154,6 +187,12 @@ impl DestinationAgent {
             return self.attest_failure(look, &error.message).await;
         }
         Err(error)
+    }
+
+    fn look_again(&self, look: &Look) -> Duration {
+        let entered = look.course.phases.last().map(|phase| phase.started_at.0);
+        let waited = entered.and_then(|entered| Duration::try_from(self.parts.clock.now().duration_since(entered)).ok()).unwrap_or_default();
+        if waited > SOON_FOR { SELDOM } else { SOON }
     }
 
     fn recovered(&self, migration_uid: &str) {
@@ -177,6 +216,14 @@ impl DestinationAgent {
     /// Base images on the node under `name@digest`, where the restore looks for them (FACTS.md 2.3), and their blobs in the registry, so that
     /// the tags can name them later.
     async fn prepare(&self, look: &Look) -> PortResult<()> {
+        self.adopt_bases(look).await?;
+        if look.course.placeholder.is_none() {
+            self.arm(look, look.pod_uid())?;
+        }
+        self.attest_prepared(look).await
+    }
+
+    async fn adopt_bases(&self, look: &Look) -> PortResult<()> {
         let credentials = self.parts.api.pull_credentials(look.uid()).await?;
         let repository = look.repository()?;
         for (container, image) in look.bases() {
@@ -185,12 +232,31 @@ impl DestinationAgent {
             let manifest = self.parts.images.manifest(image).await.map_err(|e| e.context(&format!("failed to read {}", doing())))?;
             self.parts.registry.adopt_base(repository, &manifest).await.map_err(|e| e.context(&format!("failed to store {}", doing())))?;
         }
-        self.arm(look)?;
-        let prepared = Prepared { at: self.now(), push_address: self.parts.push_address.clone(), pull_address: keys::PULL_ADDRESS.to_owned() };
-        self.attest(look, |status| status.prepared = Some(prepared)).await
+        Ok(())
     }
 
-    /// I7: what the source says is a hint; what the registry holds counts.
+    async fn attest_prepared(&self, look: &Look) -> PortResult<()> {
+        let prepared = Prepared { at: self.now(), push_address: self.parts.push_address.clone(), pull_address: keys::PULL_ADDRESS.to_owned() };
+        self.attest(look, |status| {
+            status.prepared = Some(prepared);
+            status.failure = None;
+        })
+        .await
+    }
+
+    /// The same-name replacement, which was made just now under another UID than its placeholder's. False until its sandbox is there.
+    async fn expect(&self, look: &Look) -> PortResult<bool> {
+        let uid = look.course.replacement.as_ref().map(|replacement| replacement.uid.clone()).unwrap_or_default();
+        self.arm(look, &uid)?;
+        if !self.ready_the_sandbox(look, &uid).await? {
+            return Ok(false);
+        }
+        let armed = Armed { at: self.now(), pod_uid: uid };
+        self.attest(look, |status| status.armed = Some(armed)).await?;
+        Ok(true)
+    }
+
+    /// I7: what the source says is a hint; what the registry holds counts. Then the sandbox is made ready for the restore.
     async fn verify(&self, look: &Look) -> PortResult<bool> {
         let repository = look.repository()?;
         let voted = look.source.vote.as_ref().map(|vote| vote.images.as_slice()).unwrap_or_default();
@@ -206,6 +272,10 @@ impl DestinationAgent {
                 None => return Err(PortError::transient(format!("the registry does not hold the image of container {} yet", image.container))),
             }
         }
+        // A placeholder's sandbox is nobody's: its replacement has its own, later.
+        if look.course.placeholder.is_none() && !self.ready_the_sandbox(look, look.pod_uid()).await? {
+            return Ok(false);
+        }
         let at = self.now();
         self.attest(look, |status| status.ready = Some(Pushed { at, images: found })).await?;
         Ok(true)
@@ -213,7 +283,9 @@ impl DestinationAgent {
 
     async fn clean_after_commit(&self, look: &Look) -> PortResult<()> {
         self.open(look)?;
-        let digests: Vec<Digest> = look.course.containers.iter().filter_map(|c| Digest::parse(&c.digest).ok()).collect();
+        self.take_addresses_back(look).await?;
+        let digests = look.course.containers.iter().map(|c| &c.digest).chain(look.volumes().map(|volumes| &volumes.digest));
+        let digests: Vec<Digest> = digests.filter_map(|digest| Digest::parse(digest).ok()).collect();
         self.parts.registry.purge_images(look.repository()?, &digests).await?;
         let at = self.now();
         self.attest(look, |status| status.cleaned = Some(At { at })).await
@@ -227,9 +299,12 @@ impl DestinationAgent {
             self.parts.images.remove(&keys::checkpoint_image(repository, container)).await?;
         }
         self.parts.registry.purge_repository(repository).await?;
-        let pod = self.parts.kubelet.pod(&look.own.spec.pod_uid).await?;
-        if !nothing_left(pod.as_ref(), &self.parts.runtime.tasks(&look.own.spec.pod_uid).await?) {
-            return Ok(false);
+        // A same-name migration has had two pods here.
+        for uid in [look.own.spec.pod_uid.as_str(), look.pod_uid()] {
+            let pod = self.parts.kubelet.pod(uid).await?;
+            if !nothing_left(pod.as_ref(), &self.parts.runtime.tasks(uid).await?) {
+                return Ok(false);
+            }
         }
         self.forget(look)?;
         let at = self.now();
@@ -250,7 +325,9 @@ impl DestinationAgent {
         }
         let arrivals = self.parts.api.arrivals().await?;
         let pods = self.parts.kubelet.pods().await?;
-        let here = |uid: &str| pods.iter().any(|pod| pod.metadata.uid.as_deref() == Some(uid)) || arrivals.iter().any(|a| a.replacement_uid == uid);
+        let here = |uid: &str| {
+            pods.iter().any(|pod| pod.metadata.uid.as_deref() == Some(uid)) || arrivals.iter().flat_map(|a| &a.pods).any(|pod| pod == uid)
+        };
         for uid in marked.iter().filter(|uid| !here(uid)) {
             if !nothing_left(None, &self.parts.runtime.tasks(uid).await?) {
                 continue;

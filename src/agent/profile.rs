@@ -13,11 +13,15 @@ use crate::{
 
 /// How often the profile is written; preflight takes one of four times this age for a dead agent's.
 const EVERY: Duration = Duration::from_secs(30);
-/// How soon a profile that could not be written is tried again.
+/// How soon a profile that could not be written, or that speaks against the node, is tried again.
 const RETRY: Duration = Duration::from_secs(2);
+/// So many profiles in a row may speak against the node before it is taken to stay so: a runtime that is being restarted is back within seconds, and
+/// nothing should be refused for half a minute because of it.
+const DOUBTED: u32 = 5;
 
 /// Keeps this node's profile until cancelled.
 pub async fn keep(probe: &dyn NodeProbe, api: &dyn AgentApi, clock: &dyn Clock, push_address: &str, stop: CancellationToken) {
+    let mut against = 0;
     loop {
         let mut status = observe(probe, clock, push_address).await;
         status.conditions = vec![Condition {
@@ -28,7 +32,9 @@ pub async fn keep(probe: &dyn NodeProbe, api: &dyn AgentApi, clock: &dyn Clock, 
             last_transition_time: Time(clock.now()),
             observed_generation: None,
         }];
+        against = if takes_pods(&status) { 0 } else { against + 1 };
         let pause = match api.write_profile(&status).await {
+            Ok(()) if (1..=DOUBTED).contains(&against) => RETRY,
             Ok(()) => EVERY,
             Err(error) => {
                 tracing::warn!(%error, "the node's profile is written again soon");
@@ -39,6 +45,10 @@ pub async fn keep(probe: &dyn NodeProbe, api: &dyn AgentApi, clock: &dyn Clock, 
             return;
         }
     }
+}
+
+fn takes_pods(status: &NodeProfileStatus) -> bool {
+    status.gate.installed && status.lanes.iter().any(|lane| lane.name == lanes::IMAGE && lane.available)
 }
 
 /// What to write into this node's NodeProfile now; conditions are the caller's. `push_address` is `host:port` of the push door.
@@ -54,23 +64,48 @@ pub async fn observe(probe: &dyn NodeProbe, clock: &dyn Clock, push_address: &st
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use async_trait::async_trait;
 
     use super::*;
-    use crate::{domain::lanes::NodeFacts, ports::SystemClock};
+    use crate::{
+        api::{Migration, MigrationSpec},
+        domain::lanes::NodeFacts,
+        ports::SystemClock,
+        testing::FakeNode,
+    };
 
-    struct Silent;
+    /// A node that nothing is known of; how often it was looked at.
+    #[derive(Default)]
+    struct Silent(AtomicUsize);
 
     #[async_trait]
     impl NodeProbe for Silent {
         async fn facts(&self) -> NodeFacts {
+            self.0.fetch_add(1, Ordering::Relaxed);
             NodeFacts::default()
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_has_just_begun_to_take_no_pod_is_looked_at_again_soon_and_not_for_ever() {
+        let (probe, api, stop) = (Silent::default(), FakeNode::new(Migration::new("m", MigrationSpec::default())), CancellationToken::new());
+        let looks = |seconds| {
+            let kept = keep(&probe, &api, &SystemClock, "", stop.clone());
+            async move {
+                let _ = tokio::time::timeout(Duration::from_secs(seconds), kept).await;
+            }
+        };
+        looks(9).await;
+        assert_eq!(probe.0.swap(0, Ordering::Relaxed), 5, "every two seconds");
+        looks(60).await;
+        assert_eq!(probe.0.load(Ordering::Relaxed), 7, "after ten seconds as seldom as ever");
+    }
+
     #[tokio::test]
     async fn a_silent_node_says_why_it_takes_no_pod() {
-        let status = observe(&Silent, &SystemClock, "10.0.0.1:5786").await;
+        let status = observe(&Silent::default(), &SystemClock, "10.0.0.1:5786").await;
         assert_eq!((status.push_address.as_str(), status.pull_address.as_str()), ("10.0.0.1:5786", PULL_ADDRESS));
         assert!(status.lanes.iter().all(|lane| !lane.available && !lane.message.is_empty()));
         assert!(!status.gate.installed && status.observed_at.is_some());

@@ -1,10 +1,13 @@
-//! The source side: fence, pause, checkpoint, push, vote; thaw or end.
+//! The source side: inspect, fence, pause, checkpoint, push, vote; thaw or end.
 //!
 //! # Guarantees
 //! Every step is written down before it is done ([`Journal`]), so each may be repeated after a crash. A pod is thawed only where
-//! [`crate::domain::verdict::may_thaw`] says so, and killed only where [`crate::domain::verdict::may_end`] does.
+//! [`crate::domain::verdict::may_thaw`] says so, and killed only where [`crate::domain::verdict::may_end`] or, before the release,
+//! [`crate::domain::verdict::may_end_first`] does.
 
+mod first;
 mod freeze;
+mod inspect;
 mod steps;
 
 use std::{
@@ -17,10 +20,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 use super::journal::{Journal, Journals};
 use crate::{
-    api::{Attestation, AttestationStatus, Migration, Role, Verdict, attestation::attestation_name},
+    api::{Attestation, AttestationStatus, Migration, Phase, Role, Verdict, attestation::attestation_name},
     domain::attest::{Deletion, SourceAction, source_next},
     markers::Markers,
-    ports::{AgentApi, Clock, Failure, Kubelet, PortError, PortResult, Pusher, Runtime},
+    ports::{AgentApi, Clock, Failure, Kubelet, PortError, PortResult, Pusher, Runtime, inside::Inside},
 };
 
 /// How soon a source that waits for its kubelet is looked at again.
@@ -34,6 +37,8 @@ pub struct SourceParts {
     pub runtime: Arc<dyn Runtime>,
     /// Its kubelet.
     pub kubelet: Arc<dyn Kubelet>,
+    /// The inside of its pods.
+    pub inside: Arc<dyn Inside>,
     /// The way to other nodes' registries.
     pub pusher: Arc<dyn Pusher>,
     /// The API server.
@@ -61,6 +66,8 @@ struct Look {
     own: Attestation,
     status: AttestationStatus,
     journal: Journal,
+    /// The journal as the disk had it.
+    stored: Option<Journal>,
 }
 
 impl SourceAgent {
@@ -76,14 +83,17 @@ impl SourceAgent {
     /// What a port said; the same step is taken again later.
     pub async fn reconcile(&self, namespace: &str, migration: &str) -> PortResult<Option<Duration>> {
         loop {
-            let Some(look) = self.look(namespace, migration).await? else { return Ok(None) };
-            let turn = self.turn(&look.journal.migration_uid);
-            let _one_at_a_time = turn.lock().await;
-            // Read again under the lock: the watchdog may have given up in between.
+            // Read and decided before the turn is taken: while an API server that is out of reach lets a call wait, the watchdog must be able to thaw.
             let Some(look) = self.look(namespace, migration).await? else { return Ok(None) };
             let action = self.decide(&look).await?;
+            let turn = self.turn(&look.journal.migration_uid);
+            let _one_at_a_time = turn.lock().await;
+            // The watchdog may have given up in between.
+            if self.stored(&look.journal.migration_uid)? != look.stored {
+                continue;
+            }
             if action == SourceAction::Wait {
-                if look.status.thawed.is_some() || look.status.ended.is_some() {
+                if is_forgotten(&look.status) {
                     // One that a crash between the last word and this left: it must never speak for a later migration of the same pod.
                     self.parts.journals.remove(&look.journal.migration_uid).map_err(|e| disk("remove the journal", &e))?;
                 }
@@ -97,7 +107,8 @@ impl SourceAgent {
                 tracing::warn!(migration, namespace, ?action, %error, "a step before the vote failed; the source is thawed");
                 self.abort(&look, &error.message).await?;
             }
-            if action == SourceAction::Kill {
+            // What the kubelet has not done yet is looked at again; what was attested comes back by watch.
+            if matches!(action, SourceAction::Kill | SourceAction::End | SourceAction::Collect | SourceAction::Keep) {
                 return Ok(Some(SOON));
             }
         }
@@ -109,7 +120,8 @@ impl SourceAgent {
         let own = self.parts.api.attestation(namespace, &attestation_name(name, Role::Source)).await?;
         let Some(own) = own.filter(|a| a.spec.migration_uid == uid && a.spec.node_name == self.parts.node) else { return Ok(None) };
         let status = own.status.clone().unwrap_or_default();
-        let journal = self.parts.journals.load(&uid).map_err(|e| disk("read the journal", &e))?.unwrap_or_else(|| Journal {
+        let stored = self.stored(&uid)?;
+        let journal = stored.clone().unwrap_or_else(|| Journal {
             migration_uid: uid,
             namespace: namespace.to_owned(),
             migration: name.to_owned(),
@@ -118,23 +130,28 @@ impl SourceAgent {
             budget_seconds: migration.spec.freeze_budget_seconds,
             ..Journal::default()
         });
-        Ok(Some(Look { migration, own, status, journal }))
+        Ok(Some(Look { migration, own, status, journal, stored }))
+    }
+
+    fn stored(&self, migration_uid: &str) -> PortResult<Option<Journal>> {
+        self.parts.journals.load(migration_uid).map_err(|e| disk("read the journal", &e))
     }
 
     async fn decide(&self, look: &Look) -> PortResult<SourceAction> {
         let namespace = look.journal.namespace.as_str();
-        let destination = self.parts.api.attestation(namespace, &attestation_name(&look.journal.migration, Role::Destination)).await?;
-        let destination = destination.filter(|a| a.spec.migration_uid == look.journal.migration_uid).and_then(|a| a.status).unwrap_or_default();
         let status = look.migration.status.clone().unwrap_or_default();
+        let role = if status.fallback.is_some() { Role::Fallback } else { Role::Destination };
+        let copy = self.parts.api.attestation(namespace, &attestation_name(&look.journal.migration, role)).await?;
+        let copy = copy.filter(|a| a.spec.migration_uid == look.journal.migration_uid).and_then(|a| a.status).unwrap_or_default();
         let budget = Duration::from_secs(look.journal.budget_seconds.into());
         // A rollback thaws whatever the kubelet says, also while it says nothing.
         let matters = match status.verdict {
-            None => look.journal.frozen_at.is_some(),
+            None => look.journal.frozen_at.is_some() && look.status.ended.is_none(),
             Some(Verdict::Commit) => look.status.ended.is_none(),
             Some(Verdict::Rollback) => false,
         };
         let deletion = if matters { self.deletion(&look.journal.pod_uid).await? } else { Deletion::NotShown };
-        Ok(source_next(&status, &look.status, &destination, &look.journal.view(), deletion, budget, self.parts.clock.now()))
+        Ok(source_next(&status, &look.status, &copy, &look.journal.view(), deletion, budget, self.parts.clock.now()))
     }
 
     async fn deletion(&self, pod_uid: &str) -> PortResult<Deletion> {
@@ -172,10 +189,16 @@ impl SourceAgent {
     }
 }
 
+/// Whether the last word is said, so that no journal is needed any more.
+fn is_forgotten(said: &AttestationStatus) -> bool {
+    let kept = said.archived.is_some() && said.cleaned.is_none();
+    said.thawed.is_some() || (said.ended.is_some() && !kept)
+}
+
 /// A frozen source is looked at often enough to keep its budget and to see its own deletion.
 fn look_again(look: &Look) -> Option<Duration> {
-    let committed = look.migration.verdict() == Some(Verdict::Commit) && look.status.ended.is_none();
-    if committed {
+    let ends = look.migration.verdict() == Some(Verdict::Commit) || look.migration.phase() == Phase::SourceDeleting;
+    if ends && look.status.ended.is_none() {
         return Some(SOON);
     }
     (look.journal.frozen_at.is_some() && look.status.thawed.is_none()).then_some(Duration::from_secs(1))

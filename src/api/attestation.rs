@@ -46,13 +46,15 @@ pub struct AttestationSpec {
     pub role: Role,
 }
 
-/// The two sides of a migration.
+/// The sides of a migration.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// The node that the pod leaves.
     Source,
     /// The node that the pod goes to.
     Destination,
+    /// The source node again, where a pod whose source was deleted goes on from the kept archive (R13).
+    Fallback,
 }
 
 impl Role {
@@ -62,6 +64,7 @@ impl Role {
         match self {
             Self::Source => "source",
             Self::Destination => "destination",
+            Self::Fallback => "fallback",
         }
     }
 }
@@ -70,16 +73,28 @@ impl Role {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
+    validation = Rule::new("!has(oldSelf.inspected) || (has(self.inspected) && self.inspected == oldSelf.inspected)").message("status.inspected is written once"),
     validation = Rule::new("!has(oldSelf.vote) || (has(self.vote) && self.vote == oldSelf.vote)").message("status.vote is written once"),
     validation = Rule::new("!has(oldSelf.abort) || (has(self.abort) && self.abort == oldSelf.abort)").message("status.abort is written once"),
     validation = Rule::new("!(has(self.vote) && has(self.abort))").message("status.vote and status.abort exclude each other (R2)"),
+    validation = Rule::new("!has(oldSelf.ended) || (has(self.ended) && self.ended == oldSelf.ended)").message("status.ended is written once"),
+    validation = Rule::new("!(has(self.ended) && has(self.thawed))").message("status.ended and status.thawed exclude each other (R13)"),
+    validation = Rule::new("!has(oldSelf.armed) || (has(self.armed) && self.armed == oldSelf.armed)").message("status.armed is written once"),
     validation = Rule::new("!has(oldSelf.restored) || (has(self.restored) && self.restored == oldSelf.restored)").message("status.restored is written once"),
     validation = Rule::new("!has(oldSelf.confirmed) || (has(self.confirmed) && self.confirmed == oldSelf.confirmed)").message("status.confirmed is written once"),
     validation = Rule::new("!has(oldSelf.neverStarted) || (has(self.neverStarted) && self.neverStarted == oldSelf.neverStarted)").message("status.neverStarted is written once"),
     validation = Rule::new("!(has(self.restored) && has(self.neverStarted))").message("status.restored and status.neverStarted exclude each other (R3, R4)"),
-    validation = Rule::new("!has(self.confirmed) || has(self.restored)").message("status.confirmed needs status.restored (R17)")
+    validation = Rule::new("!has(oldSelf.died) || (has(self.died) && self.died == oldSelf.died)").message("status.died is written once"),
+    validation = Rule::new("!has(oldSelf.coldStarted) || (has(self.coldStarted) && self.coldStarted == oldSelf.coldStarted)").message("status.coldStarted is written once"),
+    validation = Rule::new("!(has(self.died) && has(self.neverStarted))").message("status.died and status.neverStarted exclude each other (R7)"),
+    validation = Rule::new("!(has(self.coldStarted) && has(self.restored))").message("what started cold was not restored: status.coldStarted and status.restored exclude each other (R15)"),
+    validation = Rule::new("!has(self.restored) || has(oldSelf.restored) || !has(self.died)").message("what died is not restored any more: status.restored after status.died (R7)"),
+    validation = Rule::new("!has(self.confirmed) || has(self.restored) || has(self.died) || has(self.coldStarted)").message("status.confirmed needs status.restored, or a replacement that was let start cold (R17)")
 )]
 pub struct AttestationStatus {
+    /// Source: what the pod's processes hold, looked at before anything is touched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inspected: Option<Inspected>,
     /// Source: the pod is fenced and all of its containers are paused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub frozen: Option<Frozen>,
@@ -98,9 +113,15 @@ pub struct AttestationStatus {
     /// Source: the original runs again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub thawed: Option<At>,
-    /// Source: the original was ended after the confirmation, never thawed (R10).
+    /// Source: the original was ended, never thawed (R10): after the confirmation, or, where it goes first, before the release.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended: Option<At>,
+    /// Source: complete checkpoint archives that stay on this node for a person, since no copy with the memory lives (R15, R18).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Kept>,
+    /// Source, where it goes first: its checkpoint archives, complete and synced, which stay until a copy is confirmed (R14).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub archived: Option<Archived>,
 
     /// Destination: base images and registry are ready.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -108,21 +129,52 @@ pub struct AttestationStatus {
     /// Destination: the registry holds these images (HEAD-verified). The direct adapter of the readiness bus.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ready: Option<Pushed>,
+    /// Destination: the node expects this same-name replacement, which was made after the attestation; its claims are armed where there is a gate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub armed: Option<Armed>,
     /// Destination: the runtime restored these containers and the checkpoint is out of reach (R16).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restored: Option<Restored>,
     /// Destination: no restored container ever started, and none ever will (R3, R5): each was revoked, or refused before its resume point.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub never_started: Option<NeverStarted>,
-    /// Destination: after the Commit, the same containers still ran (R17).
+    /// Destination: containers of the replacement may have run, and none of it executes now or will before the migration ends (R7).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub died: Option<Died>,
+    /// Destination: a container of the replacement has run from another image than this migration's checkpoint (R15).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cold_started: Option<Remark>,
+    /// Destination: after the Commit, the same containers still ran (R17); or, where the replacement was let start cold, that it runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub confirmed: Option<At>,
-    /// Destination: checkpoint blobs and names are gone.
+    /// Destination: checkpoint blobs and names are gone. Source, where it went first: its archives are gone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cleaned: Option<At>,
     /// Destination: what went wrong; before the release it leads to a rollback, after it to a hold.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<Remark>,
+}
+
+/// Checkpoint archives on the source node.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Archived {
+    /// When they were synced, at the latest.
+    pub at: MicroTime,
+    /// Paths on the node, one a container.
+    pub paths: Vec<String>,
+}
+
+/// A replacement that a node expects.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Armed {
+    /// When.
+    pub at: MicroTime,
+    /// UID of the replacement.
+    #[serde(rename = "podUID")]
+    #[schemars(rename = "podUID")]
+    pub pod_uid: String,
 }
 
 /// A moment on the agent's clock.
@@ -141,6 +193,33 @@ pub struct Remark {
     pub at: MicroTime,
     /// What happened and what to do about it; no secrets.
     pub message: String,
+}
+
+/// What the source's agent has found in the pod's processes.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Inspected {
+    /// When.
+    pub at: MicroTime,
+    /// What keeps the pod where it is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blockers: Vec<Finding>,
+    /// What will be different after the move.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<Finding>,
+}
+
+/// One thing that was found.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Finding {
+    /// What it is about: `process[PID NAME].fd[N]`, with the node's process ID.
+    pub field: String,
+    /// What was found.
+    pub message: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub remedy: String,
 }
 
 /// The paused containers.
@@ -231,13 +310,33 @@ pub struct NeverStarted {
     pub containers: Vec<ClosedClaim>,
 }
 
+/// The replacement may have run, and is over: what it did since the release is lost.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Died {
+    /// When the last claim was closed and no task was left.
+    pub at: MicroTime,
+    /// One a container, with the state of its claim: `taken` where its one restore was let through and is over.
+    pub containers: Vec<ClosedClaim>,
+}
+
+/// Checkpoint archives that were not collected.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Kept {
+    /// When that was decided.
+    pub at: MicroTime,
+    /// Paths on the source node, one a container.
+    pub archives: Vec<String>,
+}
+
 /// How one container's claim was closed, from the durable marker on the destination's disk.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct ClosedClaim {
     /// Name in the pod's spec.
     pub name: String,
-    /// `revoked` or `failed`.
+    /// `revoked` or `failed`; in `status.died` also `taken`, or `unknown` on a node without the gate.
     pub state: String,
     /// What proves it, for `failed`: CRIU's error.
     #[serde(default, skip_serializing_if = "String::is_empty")]

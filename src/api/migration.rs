@@ -149,9 +149,9 @@ pub enum InDoubt {
     /// Keep the source frozen until a person decides.
     #[default]
     HoldFrozen,
-    /// Go on with the source; what the replacement did is lost.
+    /// Go on with the source as soon as nothing of the replacement executes; what the replacement did is lost.
     PreferSource,
-    /// Go on with the replacement.
+    /// Go on with the replacement, from its image where its memory is lost; the checkpoint is kept on the source node.
     PreferDestination,
 }
 

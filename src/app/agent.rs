@@ -23,6 +23,7 @@ use crate::{
         agent_api::KubeAgentApi,
         agent_certificate::AgentCertificate,
         containerd::Containerd,
+        inside::NodeInside,
         kubelet::{Credential, KubeletSettings, LocalKubelet, ServerTrust},
         node_probe::{HostProbe, ProbeSettings},
         registry::{AgentPusher, LocalDistribution},
@@ -41,9 +42,9 @@ use crate::{
         admin,
         tls::{Clients, FollowingTls},
     },
-    markers::Markers,
+    markers::{Markers, evidence},
     metrics::Metrics,
-    ports::{AgentApi, Images, Kubelet, Runtime, SystemClock, front::Identity},
+    ports::{AgentApi, Images, Kubelet, Runtime, SystemClock, front::Identity, inside::Inside},
     readiness::Readiness,
     shutdown::{Tasks, on_signal},
 };
@@ -100,6 +101,7 @@ struct Node {
     images: Arc<dyn Images>,
     kubelet: Arc<dyn Kubelet>,
     api: Arc<dyn AgentApi>,
+    inside: Arc<dyn Inside>,
     registry: Arc<LocalDistribution>,
 }
 
@@ -122,13 +124,14 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         images: containerd.clone(),
         kubelet: Arc::new(LocalKubelet::new(kubelet_settings(&settings))?),
         api: Arc::new(KubeAgentApi::new(calling, &settings.namespace, &settings.node)),
+        inside: Arc::new(NodeInside::new(Containerd::clone(&containerd), &settings.host_root)),
         registry: Arc::new(LocalDistribution::new(&settings.registry_socket, &settings.registry_data, containerd.clone())?),
     };
     let (identified, identity) = watch::channel(Arc::new(Identity::absent()));
     let sides = Arc::new(Sides {
         node: settings.node.clone(),
         source: SourceAgent::new(source_parts(&settings, &node, AgentPusher::new(identity.clone()))),
-        destination: DestinationAgent::new(destination_parts(&settings, &node)),
+        destination: DestinationAgent::new(destination_parts(&settings, &node, AgentPusher::new(identity.clone()))),
     });
     tasks.spawn("budgets", supervised(controller::watch_over(Arc::clone(&sides), tasks.token())));
     tasks.spawn("migrations", supervised(controller::run(client.clone(), sides, tasks.token())));
@@ -202,6 +205,7 @@ fn source_parts(settings: &Settings, node: &Node, pusher: AgentPusher) -> Source
         node: settings.node.clone(),
         runtime: Arc::clone(&node.runtime),
         kubelet: Arc::clone(&node.kubelet),
+        inside: Arc::clone(&node.inside),
         pusher: Arc::new(pusher),
         api: Arc::clone(&node.api),
         clock: Arc::new(SystemClock),
@@ -211,16 +215,20 @@ fn source_parts(settings: &Settings, node: &Node, pusher: AgentPusher) -> Source
     }
 }
 
-fn destination_parts(settings: &Settings, node: &Node) -> DestinationParts {
+fn destination_parts(settings: &Settings, node: &Node, pusher: AgentPusher) -> DestinationParts {
     DestinationParts {
         node: settings.node.clone(),
         runtime: Arc::clone(&node.runtime),
         images: Arc::clone(&node.images),
         kubelet: Arc::clone(&node.kubelet),
+        inside: Arc::clone(&node.inside),
         registry: node.registry.clone(),
+        pusher: Arc::new(pusher),
+        journals: Journals::new(settings.state.join("journals")),
         api: Arc::clone(&node.api),
         clock: Arc::new(SystemClock),
         markers: Markers::new(settings.state.join("gate")),
+        boot: evidence::this_boot(),
         host_root: settings.host_root.clone(),
         push_address: push_address(settings),
     }

@@ -22,6 +22,7 @@ use crate::{
     http::{
         admin,
         admission::{self, Admission},
+        extender::{self, Extender},
         tls::{self, Clients, FollowingTls},
     },
     metrics::Metrics,
@@ -47,6 +48,9 @@ pub struct Settings {
     pub webhook_service: String,
     /// Port of the webhooks.
     pub webhook_port: u16,
+    /// Port of the scheduler extender; none: there is no extender. A port of its own, since whoever runs kube-scheduler must reach it from outside of the
+    /// cluster's network, and needs nothing else.
+    pub extender_port: Option<u16>,
     /// Port of readiness and metrics.
     pub admin_port: u16,
     /// Name of the webhook configurations.
@@ -95,6 +99,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     };
     tasks.spawn("certificate authority", authority.run(tasks.token()));
     serve_webhooks(&settings, &client, &metrics, identity.clone(), &mut tasks)?;
+    if let Some(port) = settings.extender_port {
+        serve_extender(port, &client, &metrics, identity.clone(), &mut tasks)?;
+    }
     let bundles = WebhookConfigurations::new(client.clone(), settings.webhook_configuration.clone(), identity);
     tasks.spawn("webhook configurations", bundles.run(tasks.token()));
     tasks.spawn("admin", serve_plain((Ipv4Addr::UNSPECIFIED, settings.admin_port).into(), admin::router(readiness, metrics.clone()), tasks.token()));
@@ -127,6 +134,16 @@ fn serve_webhooks(
     let listener = bind((Ipv4Addr::UNSPECIFIED, settings.webhook_port).into())?;
     tasks.spawn("webhooks", tls::serve(listener, tls.config(), admission::router(admission), tasks.token(), GRACE));
     tasks.spawn("webhook certificate", tls.run(tasks.token()));
+    Ok(())
+}
+
+/// By every replica, with the webhooks' certificate: kube-scheduler is told its name.
+fn serve_extender(port: u16, client: &Client, metrics: &Metrics, identity: watch::Receiver<Arc<Identity>>, tasks: &mut Tasks) -> anyhow::Result<()> {
+    let extender = Extender { source: Arc::new(KubeWorld::new(client.clone())), clock: Arc::new(SystemClock), metrics: metrics.clone() };
+    let tls = FollowingTls::new(identity, Clients::Anyone)?;
+    let listener = bind((Ipv4Addr::UNSPECIFIED, port).into())?;
+    tasks.spawn("extender", tls::serve(listener, tls.config(), extender::router(extender), tasks.token(), GRACE));
+    tasks.spawn("extender certificate", tls.run(tasks.token()));
     Ok(())
 }
 

@@ -19,6 +19,9 @@ pub struct Args {
     /// Port of the webhooks (TLS)
     #[arg(long, default_value_t = 9443)]
     webhook_port: u16,
+    /// Port of the scheduler extender (TLS, with the webhooks' certificate); without it there is none
+    #[arg(long)]
+    extender_port: Option<u16>,
     /// Port of /livez, /readyz and /metrics (plain HTTP)
     #[arg(long, default_value_t = 8080)]
     admin_port: u16,
@@ -47,6 +50,7 @@ impl Args {
             pod_name: self.pod_name,
             webhook_service: self.webhook_service,
             webhook_port: self.webhook_port,
+            extender_port: self.extender_port,
             admin_port: self.admin_port,
             webhook_configuration: self.webhook_configuration,
             agent_service_account: self.agent_service_account,

@@ -5,11 +5,12 @@ use std::{process::ExitCode, time::Duration};
 use anyhow::{Context as _, bail};
 use futures::StreamExt as _;
 use kube::{
-    Api, Client, ResourceExt as _,
+    Api, ResourceExt as _,
     api::ListParams,
     runtime::{WatchStreamExt as _, watcher},
 };
 
+use super::ask_cluster;
 use crate::api::{Migration, MigrationStatus, Outcome, Phase, migration::condition};
 
 /// What to show.
@@ -34,9 +35,7 @@ impl Args {
     /// # Errors
     /// Where the API server cannot be reached or there is no such migration.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let client = Client::try_default().await.context("failed to find the API server; is KUBECONFIG set?")?;
+        ask_cluster(async |client| {
             let api: Api<Migration> = Api::namespaced(client, &self.namespace);
             match &self.migration {
                 None => list(&api).await,

@@ -16,7 +16,8 @@ use kube::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::{Attestation, Migration},
+    api::{Attestation, Migration, Verdict},
+    domain::keys,
     engine,
     metrics::Metrics,
     ports::{Clock, Cluster, Failure, PortError},
@@ -72,24 +73,39 @@ fn count(metrics: &Metrics, before: &Migration, after: &Migration) {
 // The signature is kube's.
 #[allow(clippy::needless_pass_by_value)]
 fn on_error(migration: Arc<Migration>, error: &PortError, _context: Arc<Context>) -> Action {
-    // A conflict is the ordinary course: somebody wrote first, and their write is on its way to our watch.
-    if error.kind == Failure::Conflict {
-        return Action::requeue(Duration::from_millis(50));
+    if error.kind != Failure::Conflict {
+        tracing::warn!(migration = migration.name_any(), namespace = migration.namespace(), %error, "will look again");
     }
-    tracing::warn!(migration = migration.name_any(), namespace = migration.namespace(), %error, "will look again");
-    Action::requeue(Duration::from_secs(1))
+    Action::requeue(look_again_after(error))
 }
 
-/// The active migrations whose source or replacement has this name.
+/// When a migration is looked at again after a look that failed.
+#[must_use]
+pub fn look_again_after(error: &PortError) -> Duration {
+    // A conflict is the ordinary course: somebody wrote first, and their write is on its way to our watch.
+    if error.kind == Failure::Conflict { Duration::from_millis(50) } else { Duration::from_secs(1) }
+}
+
+/// The migrations that must be looked at because a pod has changed.
 fn concerned(migrations: &Store<Migration>, pod: &Pod) -> Vec<ObjectRef<Migration>> {
-    let (name, namespace) = (pod.name_any(), pod.namespace());
-    let all = migrations.state();
-    let of_pod = all.iter().filter(|m| !m.is_done() && m.namespace() == namespace).filter(|m| {
-        let status = m.status.as_ref();
-        let source = status.and_then(|s| s.source.as_ref()).is_some_and(|s| s.name == name);
-        source || status.and_then(|s| s.replacement.as_ref()).is_some_and(|r| r.name == name)
-    });
-    of_pod.map(|m| ObjectRef::from_obj(&**m)).collect()
+    migrations.state().iter().filter(|m| concerns(m, pod)).map(|m| ObjectRef::from_obj(&**m)).collect()
+}
+
+/// Whether a change of the pod is a reason to look at the migration: it is active, and its source, replacement or placeholder has this name; or it has
+/// ended without a move, and the pod was made for it all the same.
+#[must_use]
+pub fn concerns(migration: &Migration, pod: &Pod) -> bool {
+    if migration.namespace() != pod.namespace() {
+        return false;
+    }
+    if migration.is_done() {
+        let mark = pod.annotations().get(keys::REPLACES);
+        return migration.verdict() == Some(Verdict::Rollback) && mark.is_some() && mark == migration.metadata.uid.as_ref();
+    }
+    let (name, status) = (pod.name_any(), migration.status.as_ref());
+    let source = status.and_then(|s| s.source.as_ref()).is_some_and(|s| s.name == name);
+    // A fallback has the source's name.
+    source || status.into_iter().flat_map(|s| [&s.replacement, &s.placeholder]).flatten().any(|pod| pod.name == name)
 }
 
 /// A repository that nobody can guess: `drover/` and 128 random bits (DESIGN.md 7).
@@ -104,6 +120,29 @@ fn fresh_repository() -> String {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use serde_json::json;
+
+    use crate::api::Migration;
+
+    #[test]
+    fn an_ended_migration_is_looked_at_again_for_a_pod_that_was_made_for_it_too_late() {
+        let migration = |verdict: &str| -> Migration {
+            serde_json::from_value(json!({
+                "apiVersion": "drover.dev/v1alpha1", "kind": "Migration", "metadata": {"name": "m", "namespace": "d", "uid": "one"}, "spec": {},
+                "status": {"phase": "Done", "verdict": verdict, "source": {"name": "p", "uid": "source", "nodeName": "n1"}}
+            }))
+            .unwrap()
+        };
+        let pod = |name: &str, replaces: &str| -> Pod {
+            serde_json::from_value(json!({"metadata": {"name": name, "namespace": "d", "annotations": {"drover.dev/replaces": replaces}}})).unwrap()
+        };
+        assert!(super::concerns(&migration("Rollback"), &pod("p-5f1c22", "one")));
+        assert!(!super::concerns(&migration("Rollback"), &pod("p-5f1c22", "other")));
+        assert!(!super::concerns(&migration("Rollback"), &pod("p", "other")));
+        assert!(!super::concerns(&migration("Commit"), &pod("p-5f1c22", "one")), "it is the workload by now");
+    }
+
     #[test]
     fn repositories_are_drovers_and_differ() {
         let (one, other) = (super::fresh_repository(), super::fresh_repository());

@@ -34,6 +34,8 @@ pub struct SourceJournal {
 pub enum SourceAction {
     /// Nothing to do.
     Wait,
+    /// Look at what the pod's processes hold, and say so; nothing is touched.
+    Inspect,
     /// Fence the pod and pause its containers.
     Freeze,
     /// Have the kubelet checkpoint every container.
@@ -50,17 +52,23 @@ pub enum SourceAction {
     Kill,
     /// The pod is gone: remove fence and archives, say so.
     Forget,
+    /// The pod, which goes first, is gone: say so, and where its archives are kept (R14).
+    End,
+    /// A copy of a pod that went first is confirmed: remove its archives, say so (R18).
+    Collect,
+    /// Its replacement goes on without the memory: keep the archives for a person, say so (R15).
+    Keep,
 }
 
 /// What the source agent does next.
 ///
-/// `destination` is the other side's attestation. `budget` bounds the time from the freeze to the vote: the agent gives up by itself
+/// `copy` is the attestation of the node where the copy is: the destination's, or the fallback's once there is one. `budget` bounds the time from the freeze to the vote: the agent gives up by itself
 /// when it is over, so that a manager or an API server that is away cannot keep a pod frozen for ever.
 #[must_use]
 pub fn source_next(
     status: &MigrationStatus,
     own: &AttestationStatus,
-    destination: &AttestationStatus,
+    copy: &AttestationStatus,
     journal: &SourceJournal,
     deletion: Deletion,
     budget: Duration,
@@ -69,10 +77,28 @@ pub fn source_next(
     let voted = journal.voted || own.vote.is_some();
     let aborted = journal.aborted.clone().or_else(|| own.abort.as_ref().map(|abort| abort.message.clone()));
     match status.verdict {
-        Some(Verdict::Rollback) if own.thawed.is_none() => SourceAction::Thaw,
-        Some(Verdict::Commit) if own.ended.is_none() => end_step(status, destination, deletion),
+        Some(_) if own.archived.is_some() => {
+            if own.cleaned.is_some() {
+                SourceAction::Wait
+            } else if verdict::may_collect(status, copy) {
+                SourceAction::Collect
+            } else if verdict::must_keep(status, copy) {
+                SourceAction::Keep
+            } else {
+                SourceAction::Wait
+            }
+        }
+        Some(Verdict::Rollback) if own.thawed.is_none() && verdict::may_thaw(status, voted, aborted.is_some()) => SourceAction::Thaw,
+        Some(Verdict::Commit) if own.ended.is_none() => end_step(status, copy, deletion),
         Some(_) => SourceAction::Wait,
         None if status.phase == Phase::Done => SourceAction::Wait,
+        None if own.ended.is_none() && verdict::may_end_first(status, voted, deletion != Deletion::NotShown) => {
+            if deletion == Deletion::Gone {
+                SourceAction::End
+            } else {
+                SourceAction::Kill
+            }
+        }
         None if voted => match (&own.vote, status.phase) {
             (None, Phase::Transferring) => SourceAction::Vote,
             _ => SourceAction::Wait,
@@ -115,6 +141,7 @@ fn unvoted_step(
         }
     }
     match status.phase {
+        Phase::Preflight if own.inspected.is_none() => SourceAction::Inspect,
         Phase::Freezing if own.frozen.is_none() => SourceAction::Freeze,
         Phase::Checkpointing if own.checkpointed.is_none() => SourceAction::Checkpoint,
         Phase::Transferring if own.pushed.is_none() => SourceAction::Push,
@@ -132,12 +159,16 @@ pub enum DestinationAction {
     Prepare,
     /// Ask the own registry for the images that were voted for.
     Verify,
+    /// Expect the same-name replacement, which was made just now: arm its claims and say so.
+    Arm,
     /// Look whether the runtime has restored the containers; then take the checkpoint out of reach and say so (R16).
     Restore,
     /// Make sure that the replacement never starts, or find that it has; the claims on the disk decide, not what is running (R3).
     Revoke,
     /// Look once more whether the same containers run (R17).
     Confirm,
+    /// It was decided in doubt that the replacement goes on: take the checkpoint out of reach, let it start from its image, and say when it runs.
+    StartCold,
     /// Remove the checkpoint's blobs; the tags go on naming the base images.
     CleanAfterCommit,
     /// Remove everything of the migration's repository.
@@ -148,29 +179,68 @@ pub enum DestinationAction {
 #[must_use]
 pub fn destination_next(status: &MigrationStatus, own: &AttestationStatus, source: &AttestationStatus) -> DestinationAction {
     match status.verdict {
+        // R18: until the original is seen running again the checkpoint here is the copy that a loss of its node would leave.
+        Some(Verdict::Rollback) if source.frozen.is_some() && source.thawed.is_none() && source.ended.is_none() => DestinationAction::Wait,
         Some(Verdict::Rollback) if own.cleaned.is_none() => DestinationAction::CleanAfterRollback,
+        Some(Verdict::Commit) if own.confirmed.is_none() && status.resolved.is_some() => DestinationAction::StartCold,
         Some(Verdict::Commit) if own.confirmed.is_none() => DestinationAction::Confirm,
         Some(Verdict::Commit) if own.cleaned.is_none() => DestinationAction::CleanAfterCommit,
         Some(_) => DestinationAction::Wait,
         None => match status.phase {
             Phase::Preparing if own.prepared.is_none() && own.failure.is_none() => DestinationAction::Prepare,
             Phase::AwaitingReadiness if own.ready.is_none() && own.failure.is_none() && source.vote.is_some() => DestinationAction::Verify,
-            Phase::Restoring if own.restored.is_none() && own.never_started.is_none() => {
-                if status.revocation.is_some() {
-                    DestinationAction::Revoke
-                } else {
-                    DestinationAction::Restore
-                }
-            }
+            Phase::SourceDeleting if status.placeholder.is_some() && own.armed.is_none() && is_made(status) => DestinationAction::Arm,
+            Phase::Restoring if own.never_started.is_some() || own.died.is_some() => DestinationAction::Wait,
+            // Also of one that was restored: its pod may have been deleted since, and what has died is said to have (R7).
+            Phase::Restoring if status.revocation.is_some() => DestinationAction::Revoke,
+            Phase::Restoring if own.restored.is_none() => DestinationAction::Restore,
             _ => DestinationAction::Wait,
         },
+    }
+}
+
+fn is_made(status: &MigrationStatus) -> bool {
+    status.replacement.as_ref().is_some_and(|replacement| !replacement.uid.is_empty())
+}
+
+/// One step of the source node's agent for the fallback. Each may be repeated after a crash in its middle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FallbackAction {
+    /// Nothing to do.
+    Wait,
+    /// Push the kept archives into the own registry, arm the fallback's claims.
+    Prepare,
+    /// As [`DestinationAction::Restore`].
+    Restore,
+    /// As [`DestinationAction::Confirm`].
+    Confirm,
+    /// As [`DestinationAction::CleanAfterCommit`].
+    Clean,
+}
+
+/// What the source node's agent does next for the pod that goes on from the kept archive (R13). It has a verdict from the start: Rollback.
+#[must_use]
+pub fn fallback_next(status: &MigrationStatus, own: &AttestationStatus) -> FallbackAction {
+    if status.verdict != Some(Verdict::Rollback) || status.fallback.as_ref().is_none_or(|fallback| fallback.uid.is_empty()) {
+        return FallbackAction::Wait;
+    }
+    if own.prepared.is_none() {
+        FallbackAction::Prepare
+    } else if own.restored.is_none() {
+        FallbackAction::Restore
+    } else if own.confirmed.is_none() {
+        FallbackAction::Confirm
+    } else if own.cleaned.is_none() {
+        FallbackAction::Clean
+    } else {
+        FallbackAction::Wait
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::attestation::{At, Remark};
+    use crate::api::attestation::{Archived, At, Frozen, Inspected, Prepared, Remark, Restored};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
     const BUDGET: Duration = Duration::from_mins(1);
@@ -195,6 +265,9 @@ mod tests {
     fn the_source_follows_the_phases() {
         let none = SourceJournal::default();
         let own = AttestationStatus::default();
+        assert_eq!(next(&in_phase(Phase::Preflight), &own, &none, Deletion::NotShown, 0), SourceAction::Inspect);
+        let inspected = AttestationStatus { inspected: Some(Inspected { at: at(), blockers: vec![], warnings: vec![] }), ..own.clone() };
+        assert_eq!(next(&in_phase(Phase::Preflight), &inspected, &none, Deletion::NotShown, 0), SourceAction::Wait);
         assert_eq!(next(&in_phase(Phase::Preparing), &own, &none, Deletion::NotShown, 0), SourceAction::Wait);
         assert_eq!(next(&in_phase(Phase::Freezing), &own, &none, Deletion::NotShown, 0), SourceAction::Freeze);
         assert_eq!(next(&in_phase(Phase::Checkpointing), &own, &none, Deletion::NotShown, 0), SourceAction::Checkpoint);
@@ -239,9 +312,74 @@ mod tests {
     }
 
     #[test]
+    fn a_checkpoint_is_collected_only_after_the_original_is_seen_running() {
+        let rollback = MigrationStatus { verdict: Some(Verdict::Rollback), phase: Phase::Finishing, ..Default::default() };
+        let own = AttestationStatus::default();
+        let never_frozen = AttestationStatus::default();
+        assert_eq!(destination_next(&rollback, &own, &never_frozen), DestinationAction::CleanAfterRollback);
+        let frozen = AttestationStatus { frozen: Some(Frozen { at: at(), containers: vec![] }), ..Default::default() };
+        assert_eq!(destination_next(&rollback, &own, &frozen), DestinationAction::Wait);
+        let thawed = AttestationStatus { thawed: Some(At { at: at() }), ..frozen };
+        assert_eq!(destination_next(&rollback, &own, &thawed), DestinationAction::CleanAfterRollback);
+    }
+
+    #[test]
     fn a_frozen_pod_that_is_deleted_is_thawed_before_the_vote() {
         let journal = SourceJournal { frozen_at: Some(second(0)), ..Default::default() };
         let step = next(&in_phase(Phase::Checkpointing), &AttestationStatus::default(), &journal, Deletion::Shown, 1);
         assert!(matches!(step, SourceAction::Abort(_)));
+    }
+
+    #[test]
+    fn a_source_that_goes_first_is_ended_and_its_archives_stay_until_a_copy_is_confirmed() {
+        let journal = SourceJournal { frozen_at: Some(second(0)), voted: true, aborted: None };
+        let mut status = MigrationStatus { phase: Phase::SourceDeleting, source_first: Some(true), ..Default::default() };
+        let own = AttestationStatus::default();
+        assert_eq!(next(&status, &own, &journal, Deletion::NotShown, 0), SourceAction::Wait);
+        assert_eq!(next(&status, &own, &journal, Deletion::Shown, 0), SourceAction::Kill);
+        assert_eq!(next(&status, &own, &journal, Deletion::Gone, 0), SourceAction::End);
+        let own = AttestationStatus { ended: Some(At { at: at() }), archived: Some(Archived { at: at(), paths: vec![] }), ..own };
+        assert_eq!(next(&status, &own, &journal, Deletion::Gone, 0), SourceAction::Wait);
+        for verdict in [Verdict::Commit, Verdict::Rollback] {
+            status.verdict = Some(verdict);
+            status.fallback = (verdict == Verdict::Rollback).then(Default::default);
+            let step = |copy: &AttestationStatus| source_next(&status, &own, copy, &journal, Deletion::Gone, BUDGET, second(0));
+            let restored = Some(Restored { at: at(), containers: vec![] });
+            assert_eq!(step(&AttestationStatus { restored: restored.clone(), ..Default::default() }), SourceAction::Wait);
+            assert_eq!(step(&AttestationStatus { restored, confirmed: Some(At { at: at() }), ..Default::default() }), SourceAction::Collect);
+        }
+    }
+
+    #[test]
+    fn the_fallback_begins_only_once_its_pod_is_known() {
+        let mut status = MigrationStatus {
+            verdict: Some(Verdict::Rollback),
+            fallback: Some(crate::api::migration::ReplacementStatus::default()),
+            ..Default::default()
+        };
+        let mut own = AttestationStatus::default();
+        assert_eq!(fallback_next(&status, &own), FallbackAction::Wait);
+        status.fallback.as_mut().unwrap().uid = "new".into();
+        assert_eq!(fallback_next(&status, &own), FallbackAction::Prepare);
+        own.prepared = Some(Prepared { at: at(), push_address: String::new(), pull_address: String::new() });
+        assert_eq!(fallback_next(&status, &own), FallbackAction::Restore);
+        own.restored = Some(Restored { at: at(), containers: vec![] });
+        assert_eq!(fallback_next(&status, &own), FallbackAction::Confirm);
+        own.confirmed = Some(At { at: at() });
+        assert_eq!(fallback_next(&status, &own), FallbackAction::Clean);
+        status.verdict = None;
+        assert_eq!(fallback_next(&status, &own), FallbackAction::Wait);
+    }
+
+    #[test]
+    fn a_same_name_replacement_is_expected_once_it_is_made() {
+        let pod = |uid: &str| Some(crate::api::migration::ReplacementStatus { name: "p".into(), uid: uid.into(), ..Default::default() });
+        let nothing = AttestationStatus::default();
+        let mut status = MigrationStatus { phase: Phase::SourceDeleting, placeholder: pod("holder"), replacement: pod(""), ..Default::default() };
+        assert_eq!(destination_next(&status, &nothing, &nothing), DestinationAction::Wait);
+        status.replacement = pod("new");
+        assert_eq!(destination_next(&status, &nothing, &nothing), DestinationAction::Arm);
+        status.placeholder = None;
+        assert_eq!(destination_next(&status, &nothing, &nothing), DestinationAction::Wait, "a new-name one was armed in Preparing");
     }
 }

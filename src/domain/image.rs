@@ -70,6 +70,25 @@ pub fn checkpoint_image(container: &str, layer: &Layer, architecture: &str, user
     CheckpointImage { config, manifest }
 }
 
+/// Media type of the tar with a pod's volumes: no runtime takes it for an image.
+pub const VOLUMES_MEDIA_TYPE: &str = "application/vnd.drover.volumes.v1.tar";
+/// Media type of a config that says nothing (image-spec 1.1, `application/vnd.oci.empty.v1+json`).
+const EMPTY_MEDIA_TYPE: &str = "application/vnd.oci.empty.v1+json";
+
+/// Makes the artifact of a pod's volumes (image-spec 1.1, "Guidelines for Artifact Usage").
+#[must_use]
+pub fn volumes_artifact(layer: &Layer) -> CheckpointImage {
+    let config = blob(&json!({}));
+    let manifest = blob(&json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_MEDIA_TYPE,
+        "artifactType": VOLUMES_MEDIA_TYPE,
+        "config": {"mediaType": EMPTY_MEDIA_TYPE, "digest": config.digest.as_str(), "size": config.bytes.len()},
+        "layers": [{"mediaType": VOLUMES_MEDIA_TYPE, "digest": layer.digest.as_str(), "size": layer.size}],
+    }));
+    CheckpointImage { config, manifest }
+}
+
 /// SHA-256 of bytes.
 #[must_use]
 pub fn digest_of(bytes: &[u8]) -> Digest {
@@ -128,6 +147,15 @@ mod tests {
         let config: serde_json::Value = serde_json::from_slice(&image.config.bytes).unwrap();
         assert_eq!(config["config"], json!({"User": "999:999"}));
         assert_eq!(config["architecture"], "arm64");
+    }
+
+    #[test]
+    fn volumes_are_no_image() {
+        let artifact = volumes_artifact(&layer());
+        assert_eq!(artifact.config.bytes, b"{}");
+        let manifest: serde_json::Value = serde_json::from_slice(&artifact.manifest.bytes).unwrap();
+        assert_eq!(manifest["layers"][0]["digest"], layer().digest.as_str());
+        assert!(manifest.get("annotations").is_none(), "nothing that a runtime could take for a checkpoint");
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub const LOCK: &str = "drover.dev/migration";
 pub const CLAIM: &str = "drover.dev/claim";
 /// Annotation and label on a replacement: UID of the Migration that made it.
 pub const REPLACES: &str = "drover.dev/replaces";
+/// Annotation on a pod that goes on from the kept archive on the source node: UID of the Migration that made it (R13).
+pub const FALLBACK: &str = "drover.dev/fallback";
 /// Annotation: the pod's name before its first migration; replacements are named after it.
 pub const BASE_NAME: &str = "drover.dev/base-name";
 /// Annotation: JSON object, container name → base image as `name@digest`. Input of every next hop.
@@ -27,6 +29,14 @@ pub const HOPS: &str = "drover.dev/hops";
 pub const REQUESTS: &str = "drover.dev/requests";
 /// Annotation on a Migration that was made for an annotated pod: that pod's UID, since another pod may have its name by now.
 pub const POD_UID: &str = "drover.dev/pod-uid";
+/// Annotation on a Migration in doubt: a person's decision, as `drover resolve` writes it (domain/resolution.rs).
+pub const RESOLVE: &str = "drover.dev/resolve";
+/// Taint of a cordoned node (well-known labels and taints of Kubernetes).
+pub const CORDONED: &str = "node.kubernetes.io/unschedulable";
+/// Annotation by which a ReplicaSet that has pods too many chooses (core/v1 `PodDeletionCost`): the lowest goes first among those equally ready.
+pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+/// The lowest [`DELETION_COST`], an i32.
+pub const CHEAPEST: &str = "-2147483648";
 /// Finalizer of a Migration until it has ended (R12).
 pub const FINALIZER: &str = "drover.dev/migration";
 /// Label on what Drover makes for a migration (attestations, secrets): the Migration's UID.
@@ -43,6 +53,9 @@ pub const WAITING_IMAGE: &str = "Waiting_For_Checkpoint";
 pub const PULL_ADDRESS: &str = "127.0.0.1:5785";
 /// Prefix of every repository with checkpoints.
 pub const REPOSITORY_PREFIX: &str = "drover/";
+
+/// Tag of the artifact with what is carried beside the containers (/dev/shm). No container has such a name: theirs are DNS labels.
+pub const VOLUMES_TAG: &str = "_volumes";
 
 /// The annotation value that asks for a migration, under either key; the full key wins.
 #[must_use]

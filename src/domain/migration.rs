@@ -13,8 +13,12 @@
 //! Effects are idempotent and carry UIDs. Attestations are written by the agents of their nodes alone.
 
 mod course;
+mod doubt;
+mod fallback;
 mod observed;
+mod owner;
 mod released;
+mod source_first;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -58,7 +62,7 @@ pub enum Effect {
     },
     /// Take the mark off again.
     Unlock {
-        /// UID of the source pod.
+        /// UID of the pod that carries it: the source, or what has taken its place under its name.
         uid: String,
     },
     /// Make the attestation of one side.
@@ -74,16 +78,33 @@ pub enum Effect {
     LayOutPullCredentials,
     /// Remove them again.
     RemovePullCredentials,
-    /// Make the waiting replacement.
+    /// Have the API server judge a same-name replacement without making it, so that a refusal comes while the source still runs.
+    RehearseReplacement,
+    /// Make the waiting replacement, or the placeholder of a same-name one.
     CreateReplacement,
-    /// Release: name the claim on the replacement; the webhook rewrites the images in the same request.
+    /// Keep what other pods are made from once the source is gone.
+    KeepTemplate,
+    /// Remove it again.
+    RemoveTemplate,
+    /// Make the same-name replacement, from the template.
+    CreateSameName,
+    /// Make the pod that goes on from the kept archive on the source node, from the template (R13).
+    CreateFallback,
+    /// Delete the placeholder.
+    DeletePlaceholder {
+        /// UID of the placeholder.
+        uid: String,
+        /// Remove the object at once: the node does not answer.
+        force: bool,
+    },
+    /// Release: name the claim on the replacement, or the fallback; the webhook rewrites the images in the same request.
     Claim {
-        /// UID of the replacement.
+        /// UID of that pod.
         uid: String,
     },
     /// Release where the webhook was missed: write the checkpoint images.
     RewriteImages {
-        /// UID of the replacement.
+        /// UID of that pod.
         uid: String,
     },
     /// Delete the replacement, which was never released.
@@ -93,7 +114,17 @@ pub enum Effect {
         /// Remove the object at once: the node does not answer.
         force: bool,
     },
-    /// Delete the source, whose copy is confirmed (R17).
+    /// Have the source's ReplicaSet take it first when it has a pod too many.
+    MarkSurplus {
+        /// UID of the source pod.
+        uid: String,
+    },
+    /// Give the copy the label by which the source's ReplicaSet adopts it.
+    HandOver {
+        /// UID of the replacement.
+        uid: String,
+    },
+    /// Delete the source: its copy is confirmed (R17), or it goes first (R13).
     DeleteSource {
         /// UID of the source pod.
         uid: String,
@@ -121,11 +152,11 @@ pub fn advance(migration: &Migration, observed: &Observed, now: Timestamp) -> St
         Phase::Checkpointing => course.checkpointing(status),
         Phase::Transferring => course.transferring(status),
         Phase::AwaitingReadiness => course.awaiting_readiness(status),
-        // Same-name pods are refused by preflight until that flow is built; a status that says so was written by a newer manager.
-        Phase::SourceDeleting => Step::wait(),
+        Phase::SourceDeleting => course.source_deleting(status),
         Phase::Restoring => course.restoring(status),
         Phase::Finishing => match status.verdict {
             Some(Verdict::Commit) => course.finish_commit(status),
+            Some(Verdict::Rollback) if status.fallback.is_some() => course.finish_fallback(status),
             Some(Verdict::Rollback) => course.finish_rollback(status),
             None => Step::wait(),
         },
@@ -133,7 +164,7 @@ pub fn advance(migration: &Migration, observed: &Observed, now: Timestamp) -> St
     }
 }
 
-/// The step after an effect that failed for good: before the release a rollback that says why, after it a hold.
+/// The step after an effect that failed for good: before the release a rollback or the fallback, with the reason; after it a hold.
 #[must_use]
 pub fn effect_failed(migration: &Migration, observed: &Observed, message: &str, now: Timestamp) -> Step {
     let status = migration.status.clone().unwrap_or_default();
@@ -142,6 +173,16 @@ pub fn effect_failed(migration: &Migration, observed: &Observed, message: &str, 
         course.roll_back(status, message)
     } else if status.phase == Phase::Restoring {
         course.hold(status, "EffectFailed", message)
+    } else if status.phase == Phase::SourceDeleting {
+        if verdict::may_fall_back(&status, observed.source_status(), observed.source_is_gone(&status)) {
+            course.fall_back(status, message)
+        } else {
+            // The delete was refused: its source may be thawed no more (R13), and nothing else may run before it is gone.
+            let message = format!("the source cannot be deleted: {message}; the migration goes on by itself as soon as it can{}", course.archives());
+            course.held(status, "EffectFailed", message)
+        }
+    } else if status.fallback.is_some() && status.phase == Phase::Finishing {
+        course.fallback_failed(status, message)
     } else {
         Step::wait()
     }

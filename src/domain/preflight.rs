@@ -3,14 +3,14 @@
 mod node;
 mod spec;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 use kube::ResourceExt as _;
 
-pub use node::{NodeView, PROFILE_LIFETIME, capable_nodes, node_blockers};
+pub use node::{NodeView, PROFILE_LIFETIME, capable_nodes, destination_blockers, node_blockers};
 pub use spec::{base_image, blockers};
 
-use super::keys;
-use crate::api::Migration;
+use super::{keys, owner};
+use crate::api::{Migration, attestation::Finding};
 
 /// One reason why a pod cannot be moved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +33,18 @@ impl Blocker {
     #[must_use]
     pub fn join(blockers: &[Self]) -> String {
         blockers.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    }
+}
+
+impl From<Finding> for Blocker {
+    fn from(Finding { field, message, remedy }: Finding) -> Self {
+        Self { field, message, remedy }
+    }
+}
+
+impl From<Blocker> for Finding {
+    fn from(Blocker { field, message, remedy }: Blocker) -> Self {
+        Self { field, message, remedy }
     }
 }
 
@@ -71,21 +83,72 @@ pub fn examine(migration: &Migration, pod: &Pod, facts: &Facts) -> Vec<Blocker> 
     }
     let source_node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
     found.extend(node_blockers(&source_node, &migration.spec.destination, facts));
+    if let Some(node) = facts.nodes.iter().find(|node| node.name == source_node).filter(|node| node.profile.is_some() && !node.is_gated()) {
+        found.extend(gate_blockers(node, pod));
+    }
     found
+}
+
+/// R9: without the gate a probe's kill starts a second copy in place, so no budget is small enough.
+fn gate_blockers(node: &NodeView, pod: &Pod) -> Vec<Blocker> {
+    let blocker = |(container, kind, _): (&Container, &str, &Probe)| {
+        let why = node.profile.as_ref().map(|profile| profile.gate.message.clone()).unwrap_or_default();
+        Blocker::new(
+            format!("spec.containers[{}].{kind}", container.name),
+            format!("the kubelet of node {} would start the container again while it is frozen, since the node has no gate: {why}", node.name),
+            "run drover node setup --apply there and restart its containerd, or use an exec probe",
+        )
+    };
+    network_probes(pod).map(blocker).collect()
+}
+
+/// Probes over the network that make the kubelet kill a container: container, field, probe. An exec probe counts as unknown while its container is paused
+/// (MEASURED.md 1), and a startup probe that has succeeded is not asked again.
+fn network_probes(pod: &Pod) -> impl Iterator<Item = (&Container, &'static str, &Probe)> {
+    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
+    let kinds = move |container: &'_ Container| {
+        let has_started = statuses.iter().any(|status| status.name == container.name && status.started == Some(true));
+        [("livenessProbe", false), ("startupProbe", has_started)]
+    };
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let probes = containers.flat_map(move |container| {
+        kinds(container).into_iter().filter(|(_, is_over)| !is_over).filter_map(move |(kind, _)| {
+            let probe = if kind == "livenessProbe" { container.liveness_probe.as_ref() } else { container.startup_probe.as_ref() };
+            Some((container, kind, probe?))
+        })
+    });
+    probes.filter(|(_, _, probe)| probe.http_get.is_some() || probe.tcp_socket.is_some() || probe.grpc.is_some())
 }
 
 /// Every blocker in the pod, given how long the migration may keep it frozen.
 #[must_use]
 pub fn pod_blockers(migration: &Migration, pod: &Pod) -> Vec<Blocker> {
     let mut found = blockers(pod);
+    found.extend(owner_blocker(migration, pod));
     found.extend(budget_blockers(migration, pod));
     found
+}
+
+/// A pod keeps its name if, and only if, its controller knows it by that.
+fn owner_blocker(migration: &Migration, pod: &Pod) -> Option<Blocker> {
+    let owner = owner::controller(&pod.metadata)?;
+    let whose = format!("the pod belongs to {} {}", owner.kind, owner.name);
+    match (owner::kind(owner)?, migration.spec.keep_name) {
+        (owner::Kind::ReplicaSet, true) => {
+            let message = format!("{whose}, which would start another pod as soon as the source goes");
+            Some(Blocker::new("spec.keepName", message, "leave it out: the pod's name means nothing to its owner"))
+        }
+        (owner::Kind::StatefulSet, false) => {
+            Some(Blocker::new("spec.keepName", format!("{whose}, which knows its pods by their names"), "set it to true"))
+        }
+        (owner::Kind::ReplicaSet, false) | (owner::Kind::StatefulSet, true) => None,
+    }
 }
 
 /// What a Migration asks for that is not built yet: the webhook refuses it too, but may have been down.
 #[must_use]
 pub fn migration_blockers(migration: &Migration) -> Vec<Blocker> {
-    use crate::api::migration::{InDoubt, Lane};
+    use crate::api::migration::Lane;
     let spec = &migration.spec;
     let mut found = vec![];
     let mut unsupported = |field: &str, asked: bool, remedy: &str| {
@@ -95,9 +158,7 @@ pub fn migration_blockers(migration: &Migration) -> Vec<Blocker> {
     };
     unsupported("spec.deployment", spec.deployment.is_some(), "name one pod in spec.podName");
     unsupported("spec.selector", spec.selector.is_some(), "name one pod in spec.podName");
-    unsupported("spec.keepName", spec.keep_name, "leave it out: the replacement gets a name of its own");
     unsupported("spec.lane", spec.lane == Lane::Runtime, "use auto or image");
-    unsupported("spec.inDoubt", spec.in_doubt != InDoubt::HoldFrozen, "leave it out: the migration is held until a person decides");
     unsupported("spec.containers", !spec.containers.is_empty(), "leave it out: all containers are restored");
     let elsewhere = spec.destination_namespace.as_ref().is_some_and(|ns| Some(ns) != migration.metadata.namespace.as_ref());
     unsupported("spec.destinationNamespace", elsewhere, "leave it out: the replacement is made in the pod's own namespace");
@@ -108,18 +169,51 @@ pub fn migration_blockers(migration: &Migration) -> Vec<Blocker> {
 fn budget_blockers(migration: &Migration, pod: &Pod) -> Vec<Blocker> {
     let freeze = migration.spec.freeze_budget_seconds;
     let mut found = vec![];
-    for container in pod.spec.iter().flat_map(|spec| &spec.containers) {
-        for (kind, probe) in [("livenessProbe", &container.liveness_probe), ("startupProbe", &container.startup_probe)] {
-            let Some(probe) = probe.as_ref().filter(|p| p.http_get.is_some() || p.tcp_socket.is_some() || p.grpc.is_some()) else { continue };
-            let patience = i64::from(probe.failure_threshold.unwrap_or(3)) * i64::from(probe.period_seconds.unwrap_or(10));
-            if patience < i64::from(freeze) {
-                found.push(Blocker::new(
-                    format!("spec.containers[{}].{kind}", container.name),
-                    format!("the kubelet kills the frozen container after {patience} s, the freeze may take {freeze} s (spec.freezeBudgetSeconds)"),
-                    "make a Migration with a smaller freezeBudgetSeconds, raise failureThreshold × periodSeconds, or use an exec probe",
-                ));
-            }
+    for (container, kind, probe) in network_probes(pod) {
+        let patience = patience_while_frozen(probe);
+        if patience < i64::from(freeze) {
+            found.push(Blocker::new(
+                format!("spec.containers[{}].{kind}", container.name),
+                format!("the kubelet may kill the frozen container after {patience} s, the freeze may take {freeze} s (spec.freezeBudgetSeconds)"),
+                "make a Migration with a smaller freezeBudgetSeconds, raise failureThreshold × periodSeconds, or use an exec probe",
+            ));
         }
     }
     found
+}
+
+/// Seconds after the freeze at which the kubelet may kill the container: the first probe may fail right then, at its timeout, and each further one a period
+/// later.
+fn patience_while_frozen(probe: &Probe) -> i64 {
+    let (threshold, period) = (probe.failure_threshold.unwrap_or(3), probe.period_seconds.unwrap_or(10));
+    i64::from(threshold - 1) * i64::from(period) + i64::from(probe.timeout_seconds.unwrap_or(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::MigrationSpec;
+
+    fn blockers_of(probes: &serde_json::Value, started: bool) -> Vec<String> {
+        let mut container = serde_json::json!({"name": "c", "image": "i"});
+        json_patch::merge(&mut container, probes);
+        let pod = serde_json::json!({
+            "spec": {"containers": [container]},
+            "status": {"containerStatuses": [{"name": "c", "image": "i", "imageID": "", "ready": true, "restartCount": 0, "started": started}]}
+        });
+        let migration = Migration::new("m", MigrationSpec { freeze_budget_seconds: 60, ..Default::default() });
+        budget_blockers(&migration, &serde_json::from_value(pod).unwrap()).into_iter().map(|blocker| blocker.field).collect()
+    }
+
+    #[test]
+    fn a_probe_over_the_network_must_outlast_the_freeze() {
+        let http =
+            |threshold: i32| serde_json::json!({"httpGet": {"port": 80}, "failureThreshold": threshold, "periodSeconds": 10, "timeoutSeconds": 1});
+        let none: Vec<String> = vec![];
+        assert_eq!(blockers_of(&serde_json::json!({"livenessProbe": http(6)}), true), ["spec.containers[c].livenessProbe"], "51 s");
+        assert_eq!(blockers_of(&serde_json::json!({"livenessProbe": http(7)}), true), none, "61 s");
+        assert_eq!(blockers_of(&serde_json::json!({"livenessProbe": {"exec": {"command": ["true"]}}}), true), none);
+        assert_eq!(blockers_of(&serde_json::json!({"startupProbe": http(1)}), false), ["spec.containers[c].startupProbe"]);
+        assert_eq!(blockers_of(&serde_json::json!({"startupProbe": http(1)}), true), none, "it has succeeded");
+    }
 }

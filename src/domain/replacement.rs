@@ -1,9 +1,10 @@
-//! From the source pod to the waiting replacement.
+//! From the source pod to the pods that take its place: the waiting replacement, or the placeholder of a same-name one; after the source is gone, from
+//! its template, the same-name replacement and the fallback.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::core::v1::{NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec},
+    api::core::v1::{Affinity, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Toleration},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::ResourceExt as _;
@@ -12,7 +13,8 @@ use super::{ids, keys, preflight::base_image};
 use crate::api::Migration;
 
 /// Annotations that speak of one migration only, or that the API server's other clients own; they are not carried over.
-const NOT_CARRIED: [&str; 7] = [
+const NOT_CARRIED: [&str; 8] = [
+    keys::FALLBACK,
     keys::REQUESTS,
     keys::LOCK,
     keys::CLAIM,
@@ -29,25 +31,86 @@ const NOT_CARRIED: [&str; 7] = [
 /// programs remember it.
 #[must_use]
 pub fn build(source: &Pod, migration: &Migration, nodes: &[String]) -> Pod {
-    let uid = migration.metadata.uid.clone().unwrap_or_default();
-    let base_name = keys::base_name(source);
-    let mut annotations: BTreeMap<String, String> = source.annotations().clone();
-    annotations.retain(|key, _| !NOT_CARRIED.contains(&key.as_str()));
-    annotations.insert(keys::REPLACES.into(), uid.clone());
-    annotations.insert(keys::BASE_NAME.into(), base_name.clone());
+    let name = keys::replacement_name(&keys::base_name(source), &uid_of(migration));
+    let mut pod = waiting(source, name, migration);
+    // Its ReplicaSet, which has the source, must not count it yet.
+    let owner = migration.status.as_ref().and_then(|status| status.source.as_ref()?.owner.as_ref());
+    for key in owner.iter().flat_map(|owner| owner.tied_by.keys()) {
+        pod.labels_mut().remove(key);
+    }
+    if let Some(spec) = &mut pod.spec {
+        keep_host_name(spec, &source.name_any());
+        bind(spec, nodes);
+    }
+    pod
+}
+
+/// What of a source outlives its deletion: everything that another pod in its place is made from.
+///
+/// The base images, which only the source's status tells, stand in its annotations.
+#[must_use]
+pub fn template(source: &Pod) -> Pod {
+    let mut annotations = carried(source);
+    annotations.insert(keys::ORIGINAL_IMAGES.into(), original_images(source));
+    let spec = source.spec.clone().map(|spec| PodSpec { node_name: None, scheduling_gates: None, ..spec });
+    Pod { metadata: metadata(source, source.name_any(), annotations), spec, status: None }
+}
+
+/// The same-name replacement, bound to the node that its placeholder was placed on. It carries the source's lock on, since whoever asks for another
+/// migration asks by the name (R11).
+#[must_use]
+pub fn same_name(template: &Pod, migration: &Migration, node: &str) -> Pod {
+    let mut pod = waiting(template, template.name_any(), migration);
+    pod.annotations_mut().insert(keys::LOCK.into(), uid_of(migration));
+    if let Some(spec) = &mut pod.spec {
+        bind(spec, &[node.to_owned()]);
+    }
+    pod
+}
+
+/// The pod that goes on from the kept archive, on the node where it was, which may be cordoned by now.
+#[must_use]
+pub fn fallback(template: &Pod, migration: &Migration, node: &str) -> Pod {
+    let mut annotations = carried(template);
+    annotations.insert(keys::FALLBACK.into(), uid_of(migration));
+    annotations.insert(keys::LOCK.into(), uid_of(migration));
+    let mut spec = waiting_spec(template.spec.clone().unwrap_or_default());
+    bind(&mut spec, &[node.to_owned()]);
+    let tolerations = spec.tolerations.get_or_insert_default();
+    if !tolerations.iter().any(|t| t.key.as_deref() == Some(keys::CORDONED)) {
+        let (key, effect) = (Some(keys::CORDONED.to_owned()), Some("NoSchedule".to_owned()));
+        tolerations.push(Toleration { key, operator: Some("Exists".into()), effect, ..Toleration::default() });
+    }
+    Pod { metadata: metadata(template, template.name_any(), annotations), spec: Some(spec), status: None }
+}
+
+fn waiting(source: &Pod, name: String, migration: &Migration) -> Pod {
+    let mut annotations = carried(source);
+    annotations.insert(keys::REPLACES.into(), uid_of(migration));
+    annotations.insert(keys::BASE_NAME.into(), keys::base_name(source));
     annotations.insert(keys::HOPS.into(), (keys::hops(source) + 1).to_string());
     annotations.insert(keys::ORIGINAL_IMAGES.into(), original_images(source));
-    Pod {
-        metadata: ObjectMeta {
-            name: Some(keys::replacement_name(&base_name, &uid)),
-            namespace: source.namespace(),
-            labels: source.metadata.labels.clone(),
-            annotations: Some(annotations),
-            ..ObjectMeta::default()
-        },
-        spec: source.spec.clone().map(|spec| waiting_spec(spec, &source.name_any(), nodes)),
-        status: None,
+    Pod { metadata: metadata(source, name, annotations), spec: source.spec.clone().map(waiting_spec), status: None }
+}
+
+fn metadata(source: &Pod, name: String, annotations: BTreeMap<String, String>) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name),
+        namespace: source.namespace(),
+        labels: source.metadata.labels.clone(),
+        annotations: Some(annotations),
+        ..ObjectMeta::default()
     }
+}
+
+fn carried(source: &Pod) -> BTreeMap<String, String> {
+    let mut annotations = source.annotations().clone();
+    annotations.retain(|key, _| !NOT_CARRIED.contains(&key.as_str()));
+    annotations
+}
+
+fn uid_of(migration: &Migration) -> String {
+    migration.metadata.uid.clone().unwrap_or_default()
 }
 
 /// JSON object, container name → base image `name@digest`.
@@ -57,12 +120,9 @@ fn original_images(source: &Pod) -> String {
     serde_json::to_string(&images).unwrap_or_default()
 }
 
-fn waiting_spec(mut spec: PodSpec, source_name: &str, nodes: &[String]) -> PodSpec {
+fn waiting_spec(mut spec: PodSpec) -> PodSpec {
     spec.node_name = None;
     spec.scheduling_gates = None;
-    if spec.hostname.is_none() && ids::is_dns_subdomain(source_name) && !source_name.contains('.') && source_name.len() <= 63 {
-        spec.hostname = Some(source_name.to_owned());
-    }
     for container in &mut spec.containers {
         container.image = Some(keys::WAITING_IMAGE.into());
         // With Never the kubelet would pull neither the checkpoint nor, after a crash, the base image.
@@ -70,13 +130,20 @@ fn waiting_spec(mut spec: PodSpec, source_name: &str, nodes: &[String]) -> PodSp
             container.image_pull_policy = Some("IfNotPresent".into());
         }
     }
-    let mut affinity = spec.affinity.unwrap_or_default();
-    let mut node_affinity = affinity.node_affinity.unwrap_or_default();
-    node_affinity.required_during_scheduling_ignored_during_execution =
-        Some(bound_to(node_affinity.required_during_scheduling_ignored_during_execution.as_ref(), nodes));
-    affinity.node_affinity = Some(NodeAffinity { ..node_affinity });
-    spec.affinity = Some(affinity);
     spec
+}
+
+fn keep_host_name(spec: &mut PodSpec, source_name: &str) {
+    if spec.hostname.is_none() && ids::is_dns_subdomain(source_name) && !source_name.contains('.') && source_name.len() <= 63 {
+        spec.hostname = Some(source_name.to_owned());
+    }
+}
+
+fn bind(spec: &mut PodSpec, nodes: &[String]) {
+    let affinity: &mut Affinity = spec.affinity.get_or_insert_default();
+    let node_affinity: &mut NodeAffinity = affinity.node_affinity.get_or_insert_default();
+    let required = &mut node_affinity.required_during_scheduling_ignored_during_execution;
+    *required = Some(bound_to(required.as_ref(), nodes));
 }
 
 /// The pod's own required terms, each once for every node: terms are ORed, and `metadata.name` takes one value only.
@@ -168,5 +235,27 @@ mod tests {
         let bound = bound_to(Some(&own), &["n2".into(), "n3".into()]);
         assert_eq!(bound.node_selector_terms.len(), 2);
         assert!(bound.node_selector_terms.iter().all(|t| t.match_expressions.as_ref().is_some_and(|e| e[0].key == "disk")));
+    }
+
+    #[test]
+    fn what_comes_after_the_source_is_made_from_its_template() {
+        let kept = template(&source());
+        assert!(kept.status.is_none() && !kept.annotations().contains_key(keys::LOCK));
+        let moved = same_name(&kept, &migration(), "n2");
+        assert_eq!((moved.name_any(), keys::hops(&moved)), ("redis".to_owned(), 1));
+        assert_eq!(moved.annotations().get(keys::LOCK), migration().metadata.uid.as_ref());
+        assert_eq!(moved.annotations()[keys::ORIGINAL_IMAGES], build(&source(), &migration(), &[]).annotations()[keys::ORIGINAL_IMAGES]);
+        assert_eq!(moved.spec.unwrap().containers[0].image.as_deref(), Some(keys::WAITING_IMAGE));
+    }
+
+    #[test]
+    fn the_fallback_stays_where_the_pod_was() {
+        let pod = fallback(&template(&source()), &migration(), "n1");
+        assert_eq!((pod.name_any(), keys::hops(&pod)), ("redis".to_owned(), 0), "it has not moved");
+        assert!(!pod.annotations().contains_key(keys::REPLACES) && pod.annotations().contains_key(keys::FALLBACK));
+        let spec = pod.spec.unwrap();
+        assert_eq!(spec.tolerations.unwrap()[0].key.as_deref(), Some(keys::CORDONED));
+        let terms = spec.affinity.unwrap().node_affinity.unwrap().required_during_scheduling_ignored_during_execution.unwrap().node_selector_terms;
+        assert_eq!((terms.len(), terms[0].match_fields.as_ref().unwrap()[0].values.clone()), (1, Some(vec!["n1".to_owned()])));
     }
 }

@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::{ids::is_dns_subdomain, keys};
+use super::{ids::is_dns_subdomain, keys, owner};
 use crate::api::{Migration, MigrationSpec, migration::Destination};
 
 /// So much of the pod's name stands in the Migration's, whose limit is 52.
@@ -26,6 +26,7 @@ pub struct Request {
     uid: String,
     value: String,
     taken_up: u64,
+    keep_name: bool,
     keys: Vec<(&'static str, String)>,
 }
 
@@ -40,6 +41,7 @@ pub fn request(pod: &ObjectMeta) -> Option<Request> {
     }
     let keys = [keys::MIGRATE_TO, keys::MIGRATE_TO_BARE].into_iter().filter_map(|key| Some((key, annotations.get(key)?.clone()))).collect();
     Some(Request {
+        keep_name: owner::keeps_its_name(pod),
         namespace: pod.namespace.clone()?,
         pod: pod.name.clone()?,
         uid: pod.uid.clone()?,
@@ -50,11 +52,11 @@ pub fn request(pod: &ObjectMeta) -> Option<Request> {
     })
 }
 
-/// The Migration of a pod to where an annotation's value says.
+/// The Migration of a pod to where an annotation's value says. The pod keeps its name where its controller knows it by that.
 ///
 /// # Errors
 /// Where no node can have that name.
-pub fn migration_to(value: &str, name: &str, pod: &str) -> Result<Migration, String> {
+pub fn migration_to(value: &str, name: &str, pod: &str, keep_name: bool) -> Result<Migration, String> {
     let node_name = match value {
         keys::AUTO => None,
         node if is_dns_subdomain(node) => Some(node.to_owned()),
@@ -62,6 +64,7 @@ pub fn migration_to(value: &str, name: &str, pod: &str) -> Result<Migration, Str
     };
     let spec = MigrationSpec {
         pod_name: Some(pod.to_owned()),
+        keep_name,
         destination: Destination { node_name, ..Destination::default() },
         deadline_seconds: crate::api::migration::default_deadline(),
         freeze_budget_seconds: crate::api::migration::default_freeze_budget(),
@@ -100,7 +103,7 @@ impl Request {
     /// # Errors
     /// What is wrong with the value.
     pub fn migration(&self) -> Result<Migration, String> {
-        let mut migration = migration_to(&self.value, &self.migration_name(), &self.pod)?;
+        let mut migration = migration_to(&self.value, &self.migration_name(), &self.pod, self.keep_name)?;
         migration.metadata.namespace = Some(self.namespace.clone());
         migration.metadata.annotations = Some(BTreeMap::from([(keys::POD_UID.to_owned(), self.uid.clone())]));
         Ok(migration)

@@ -46,6 +46,8 @@ pub enum Finding {
     Restored(Vec<ContainerId>),
     /// Something that this migration cannot end well with.
     Wrong(String),
+    /// A container runs that was not restored from this migration's checkpoint (R15).
+    Cold(String),
 }
 
 /// What runc's error begins with when a restore did not end well (containerd's shim, `OCI runtime restore failed`).
@@ -66,9 +68,9 @@ pub fn judge(checkpoints: &[ContainerCheckpoint], tasks: &[Task]) -> Finding {
                 (TaskState::Running, Some(image)) if *image == checkpoint.image => {
                     restored.push(ContainerId { name: task.container.clone(), container_id: task.id.clone() });
                 }
-                (TaskState::Running, Some(image)) => return Finding::Wrong(format!("container {} was restored from {image}", checkpoint.name)),
+                (TaskState::Running, Some(image)) => return Finding::Cold(format!("container {} was restored from {image}", checkpoint.name)),
                 (TaskState::Running, None) => {
-                    return Finding::Wrong(format!("container {} runs but was not restored from a checkpoint", checkpoint.name));
+                    return Finding::Cold(format!("container {} runs but was not restored from a checkpoint", checkpoint.name));
                 }
                 // Without a task it has not been started yet, or has ended: the kubelet's word tells which.
                 (TaskState::Created | TaskState::Paused | TaskState::Stopped, _) => return Finding::NotYet,
@@ -148,6 +150,41 @@ pub fn refused(container: &str, tasks: &[Task], log: &str, pod: Option<&Pod>) ->
     let statuses = pod.and_then(|p| p.status.as_ref()).and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
     let told = pod.is_none() || statuses.iter().any(|status| status.name == container && says_restore_failed(status));
     told.then_some(error)
+}
+
+/// R7: whether the one restore that a container's claim let through is over for good: no living task of the pod, and either it has been `seen_to_end` (the node
+/// has booted since, which nothing outlives, or its cgroup was seen empty), or nothing of the pod is left, or the kubelet says that this very container (`id`, the runtime's) has ended. While the claim is `taken`
+/// the gate lets no other start. A runtime that merely has no task proves nothing: one may be on its way between the gate and the task's start.
+#[must_use]
+pub fn is_over(container: &str, id: &str, seen_to_end: bool, tasks: &[Task], pod: Option<&Pod>) -> bool {
+    if tasks.iter().any(is_alive) {
+        return false;
+    }
+    let statuses = pod.and_then(|p| p.status.as_ref()).and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
+    seen_to_end || nothing_left(pod, tasks) || statuses.iter().any(|status| status.name == container && says_ended(status, id))
+}
+
+/// I8: whether no container awaits its restore: each of the runtime's that was made from a checkpoint runs, or is one of `over`, or has ended by the
+/// kubelet's word. One that was made and not started yet would be restored as soon as the gate lets it through, wherever its image's tag leads by then.
+#[must_use]
+pub fn none_awaits_its_restore(checkpoints: &[ContainerCheckpoint], over: &[String], tasks: &[Task], pod: Option<&Pod>) -> bool {
+    let statuses = pod.and_then(|p| p.status.as_ref()).and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
+    let is_copy = |task: &&Task| checkpoints.iter().any(|c| task.restored_from.as_ref() == Some(&c.image));
+    tasks.iter().filter(is_copy).all(|task| is_alive(task) || over.contains(&task.id) || statuses.iter().any(|status| says_ended(status, &task.id)))
+}
+
+fn says_ended(status: &ContainerStatus, id: &str) -> bool {
+    let ended = |state: Option<&k8s_openapi::api::core::v1::ContainerState>| {
+        let of = state.and_then(|s| s.terminated.as_ref()).and_then(|t| t.container_id.as_deref());
+        of.and_then(|of| of.split_once("://")).is_some_and(|(_, of)| of == id)
+    };
+    !id.is_empty() && (ended(status.state.as_ref()) || ended(status.last_state.as_ref()))
+}
+
+/// Whether every container that was to be restored has a running task, whatever it was made from.
+#[must_use]
+pub fn all_run(checkpoints: &[ContainerCheckpoint], tasks: &[Task]) -> bool {
+    !checkpoints.is_empty() && checkpoints.iter().all(|c| tasks.iter().any(|t| t.container == c.name && t.state == TaskState::Running))
 }
 
 fn is_alive(task: &Task) -> bool {

@@ -8,11 +8,11 @@ use crate::api::{AttestationStatus, MigrationStatus, Outcome, Phase, Verdict, at
 ///
 /// I1: not while the replacement may run. Without a verdict that is so only before the source agent has voted, and then only after it has
 /// recorded that it never will (R2). After the vote, Rollback alone allows it; the manager writes Rollback only while nothing was released, or with
-/// proof that the replacement never started (I4).
+/// proof that the replacement never started (I4). R13: a rollback that names a fallback thaws nothing, its source was deleted.
 #[must_use]
 pub fn may_thaw(status: &MigrationStatus, voted: bool, aborted: bool) -> bool {
     match status.verdict {
-        Some(Verdict::Rollback) => true,
+        Some(Verdict::Rollback) => status.fallback.is_none(),
         Some(Verdict::Commit) => false,
         None => aborted && !voted,
     }
@@ -39,6 +39,58 @@ pub fn may_vote(containers: &[ContainerId], before: &BTreeMap<String, u64>, now:
 #[must_use]
 pub fn may_end(status: &MigrationStatus, destination: &AttestationStatus, deletion_shown: bool) -> bool {
     status.verdict == Some(Verdict::Commit) && destination.confirmed.is_some() && deletion_shown
+}
+
+/// May the source be ended before the release?
+///
+/// R13: only past the recorded point of no return, once this agent has voted (its archives are complete and synced by then, R14), and when the
+/// source's own kubelet shows its deletion (R10).
+#[must_use]
+pub fn may_end_first(status: &MigrationStatus, voted: bool, deletion_shown: bool) -> bool {
+    status.is_source_first() && status.phase == Phase::SourceDeleting && status.verdict.is_none() && voted && deletion_shown
+}
+
+/// May the source's archives be collected, where it went first?
+///
+/// R14, R18: only when a copy with the memory is confirmed: `copy` is what the node of that copy attests, the destination's or the fallback's. What was
+/// let start without the memory, by a decision, is no such copy: see [`must_keep`].
+#[must_use]
+pub fn may_collect(status: &MigrationStatus, copy: &AttestationStatus) -> bool {
+    let cold = status.verdict == Some(Verdict::Commit) && status.resolved.is_some();
+    status.verdict.is_some() && !cold && copy.restored.is_some() && copy.confirmed.is_some()
+}
+
+/// Must the archives of a source that went first be kept for a person? R15: the replacement was let start without the memory, and runs.
+#[must_use]
+pub fn must_keep(status: &MigrationStatus, copy: &AttestationStatus) -> bool {
+    status.verdict == Some(Verdict::Commit) && status.resolved.is_some() && copy.confirmed.is_some()
+}
+
+/// Is the source over, so that something else may run in its place (R8)? `gone`: the API server has no pod of its UID. Absence there is no proof (R6): the
+/// source's own node must have said that nothing of it is left.
+#[must_use]
+pub fn is_over(source: &AttestationStatus, gone: bool) -> bool {
+    gone && source.ended.is_some() && source.archived.is_some()
+}
+
+/// May the replacement of a source that goes first be released? R8: the source is over. A same-name replacement was made only then, so that its node
+/// must have said that it expects this very pod.
+#[must_use]
+pub fn may_release_after_source(status: &MigrationStatus, source: &AttestationStatus, gone: bool, destination: &AttestationStatus) -> bool {
+    let replacement = status.replacement.as_ref().map(|r| r.uid.as_str()).filter(|uid| !uid.is_empty());
+    let armed = destination.armed.as_ref().map(|armed| armed.pod_uid.as_str());
+    status.phase == Phase::SourceDeleting
+        && may_release(status, source, destination)
+        && is_over(source, gone)
+        && replacement.is_some()
+        && (status.placeholder.is_none() || armed == replacement)
+}
+
+/// May the migration fall back onto the source node, without proof about the replacement? Only before the release (R1), and when the source is over: until
+/// then it may still be running out, frozen (R13).
+#[must_use]
+pub fn may_fall_back(status: &MigrationStatus, source: &AttestationStatus, gone: bool) -> bool {
+    status.verdict.is_none() && status.is_source_first() && status.phase == Phase::SourceDeleting && is_over(source, gone)
 }
 
 /// May the replacement be released?
@@ -73,9 +125,12 @@ pub fn may_roll_back_released(status: &MigrationStatus, destination: &Attestatio
 }
 
 /// The outcome of a migration whose verdict has been carried out.
+///
+/// I5, R7: a commit that was decided in doubt is never `Migrated`, since nobody attests that the running container was restored.
 #[must_use]
-pub fn outcome(verdict: Verdict) -> Outcome {
+pub fn outcome(verdict: Verdict, resolved: bool) -> Outcome {
     match verdict {
+        Verdict::Commit if resolved => Outcome::ColdStarted,
         Verdict::Commit => Outcome::Migrated,
         Verdict::Rollback => Outcome::RolledBack,
     }
@@ -88,7 +143,7 @@ fn same_images(left: &[crate::api::attestation::PushedImage], right: &[crate::ap
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::attestation::{At, ClosedClaim, NeverStarted, Pushed, PushedImage, Remark, Vote};
+    use crate::api::attestation::{Archived, Armed, At, ClosedClaim, NeverStarted, Pushed, PushedImage, Remark, Vote};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
     fn at() -> MicroTime {
@@ -171,5 +226,68 @@ mod tests {
         {
             assert_eq!(may_roll_back(&MigrationStatus { phase, ..Default::default() }), allowed, "{phase}");
         }
+    }
+
+    fn deleting() -> MigrationStatus {
+        let replacement = Some(crate::api::migration::ReplacementStatus { name: "p".into(), uid: "new".into(), ..Default::default() });
+        MigrationStatus {
+            phase: Phase::SourceDeleting,
+            source_first: Some(true),
+            placeholder: replacement.clone(),
+            replacement,
+            ..Default::default()
+        }
+    }
+
+    fn ended() -> AttestationStatus {
+        AttestationStatus { ended: Some(At { at: at() }), archived: Some(Archived { at: at(), paths: vec![] }), ..voted("sha256:a") }
+    }
+
+    #[test]
+    fn a_source_that_goes_first_is_ended_only_past_the_point_of_no_return() {
+        assert!(may_end_first(&deleting(), true, true));
+        assert!(!may_end_first(&deleting(), false, true), "no vote, no archive");
+        assert!(!may_end_first(&deleting(), true, false), "a kill before the deletion restarts it in place");
+        assert!(!may_end_first(&MigrationStatus { phase: Phase::AwaitingReadiness, ..deleting() }, true, true));
+        assert!(!may_end_first(&MigrationStatus { source_first: None, ..deleting() }, true, true));
+    }
+
+    #[test]
+    fn a_same_name_release_needs_the_source_over_and_its_own_replacement_expected() {
+        let armed = |uid: &str| AttestationStatus { armed: Some(Armed { at: at(), pod_uid: uid.into() }), ..ready("sha256:a") };
+        assert!(may_release_after_source(&deleting(), &ended(), true, &armed("new")));
+        assert!(!may_release_after_source(&deleting(), &ended(), false, &armed("new")), "the object is there");
+        assert!(!may_release_after_source(&deleting(), &voted("sha256:a"), true, &armed("new")), "its node has not said so");
+        assert!(!may_release_after_source(&deleting(), &ended(), true, &armed("placeholder")));
+        assert!(!may_release_after_source(&deleting(), &ended(), true, &ready("sha256:a")));
+        let new_name = MigrationStatus { placeholder: None, ..deleting() };
+        assert!(may_release_after_source(&new_name, &ended(), true, &ready("sha256:a")), "armed in Preparing");
+    }
+
+    #[test]
+    fn a_fallback_needs_the_source_over_and_thaws_nothing() {
+        assert!(may_fall_back(&deleting(), &ended(), true));
+        assert!(!may_fall_back(&deleting(), &ended(), false));
+        assert!(!may_fall_back(&deleting(), &voted("sha256:a"), true));
+        assert!(!may_fall_back(&MigrationStatus { phase: Phase::Restoring, ..deleting() }, &ended(), true), "after the release it needs proof");
+        let fallen =
+            MigrationStatus { verdict: Some(Verdict::Rollback), fallback: Some(crate::api::migration::ReplacementStatus::default()), ..deleting() };
+        assert!(!may_thaw(&fallen, true, true));
+        let restored = AttestationStatus {
+            restored: Some(crate::api::attestation::Restored { at: at(), containers: vec![] }),
+            confirmed: Some(At { at: at() }),
+            ..Default::default()
+        };
+        assert!(may_collect(&fallen, &restored));
+        assert!(!may_collect(&fallen, &AttestationStatus { restored: None, ..restored.clone() }), "started without the memory");
+        assert!(!may_collect(&deleting(), &restored), "no verdict");
+        let by_hand = crate::api::migration::Resolved {
+            at: at(),
+            prefer: crate::api::migration::Side::Destination,
+            by: crate::api::migration::Decider::Person,
+            message: String::new(),
+        };
+        let cold = MigrationStatus { verdict: Some(Verdict::Commit), resolved: Some(by_hand), fallback: None, ..fallen };
+        assert!(!may_collect(&cold, &restored) && must_keep(&cold, &restored), "its memory is in the archive alone");
     }
 }

@@ -49,10 +49,17 @@ impl Clock for FakeCluster {
 #[async_trait]
 impl Cluster for FakeCluster {
     async fn pod(&self, _namespace: &str, name: &str) -> PortResult<Option<Pod>> {
+        // As kube does.
+        if name.is_empty() {
+            return Err(PortError::transient("a non-empty name is required"));
+        }
         Ok(self.source.clone().filter(|pod| pod.metadata.name.as_deref() == Some(name)))
     }
     async fn attestation(&self, _namespace: &str, name: &str) -> PortResult<Option<Attestation>> {
         Ok(self.attestations.iter().find(|a| a.metadata.name.as_deref() == Some(name)).cloned())
+    }
+    async fn replica_set_selector(&self, _namespace: &str, _name: &str, _uid: &str) -> PortResult<std::collections::BTreeMap<String, String>> {
+        Ok(std::collections::BTreeMap::default())
     }
     async fn nodes(&self) -> PortResult<Vec<NodeView>> {
         Ok(self.nodes.clone())
@@ -62,6 +69,9 @@ impl Cluster for FakeCluster {
     }
     async fn has_pull_credentials(&self, _migration_uid: &str) -> PortResult<bool> {
         Ok(false)
+    }
+    async fn template(&self, _migration: &Migration) -> PortResult<Option<Pod>> {
+        Ok(None)
     }
     async fn write_status(&self, migration: &Migration, status: &MigrationStatus) -> PortResult<Migration> {
         self.call("write_status", format!("write {}", status.phase))?;
@@ -104,6 +114,16 @@ fn preparing() -> Migration {
     )
 }
 
+/// What the source's agent says when it has looked at the processes.
+fn inspected() -> Attestation {
+    serde_json::from_value(json!({
+        "apiVersion": "drover.dev/v1alpha1", "kind": "Attestation", "metadata": {"name": "m-source"},
+        "spec": {"migration": "m", "migrationUID": UID, "nodeName": "n1", "podUID": "source-uid", "role": "Source"},
+        "status": {"inspected": {"at": "2026-11-23T06:00:00.000000Z", "warnings": [{"field": "f", "message": "m"}]}}
+    }))
+    .unwrap()
+}
+
 async fn look(migration: Migration, cluster: &FakeCluster) -> PortResult<Vec<MigrationStatus>> {
     let written = Mutex::new(vec![]);
     let note = |_: &Migration, after: &Migration| written.lock().unwrap_or_else(PoisonError::into_inner).extend(after.status.clone());
@@ -120,9 +140,23 @@ async fn what_is_decided_is_written_before_it_is_done() {
     assert_eq!(cluster.trace(), ["perform AddFinalizer"], "nothing comes before the finalizer (R12)");
 
     let cluster = FakeCluster { source: source(), ..Default::default() };
+    look(migration(MigrationStatus::default()), &cluster).await.unwrap();
+    assert_eq!(cluster.trace(), ["write Preflight", "tell Preflight", "perform CreateAttestation"], "the processes are looked at");
+
+    let cluster = FakeCluster { source: source(), attestations: vec![inspected()], ..Default::default() };
     let written = look(migration(MigrationStatus::default()), &cluster).await.unwrap();
-    assert_eq!(cluster.trace(), ["write Preflight", "tell Preflight", "write Done", "tell Failed", "perform Unlock"], "no node can take it");
+    let done = ["write Preflight", "tell Preflight", "write Done", "tell PreflightWarning", "tell Failed", "perform Unlock"];
+    assert_eq!(cluster.trace(), done, "no node can take it");
     assert_eq!(written.last().and_then(|status| status.outcome), Some(Outcome::Failed));
+}
+
+#[tokio::test]
+async fn a_migration_that_was_refused_goes_also_when_its_pod_is_gone() {
+    let cluster = FakeCluster::default();
+    let mut refused = migration(serde_json::from_value(json!({"phase": "Done", "outcome": "Failed"})).unwrap());
+    refused.spec.pod_name = Some("p".into());
+    look(refused, &cluster).await.unwrap();
+    assert_eq!(cluster.trace(), ["perform RemoveFinalizer"]);
 }
 
 #[tokio::test]
@@ -146,7 +180,8 @@ async fn an_effect_that_fails_for_good_rolls_back() {
 
 #[tokio::test]
 async fn a_failure_to_tell_is_none_of_the_migrations() {
-    let cluster = FakeCluster { source: source(), failing: Some(("tell", Failure::Permanent)), ..Default::default() };
+    let failing = Some(("tell", Failure::Permanent));
+    let cluster = FakeCluster { source: source(), attestations: vec![inspected()], failing, ..Default::default() };
     assert_eq!(look(migration(MigrationStatus::default()), &cluster).await.unwrap().len(), 2);
 }
 

@@ -15,6 +15,8 @@ use crate::markers::write_durably;
 
 /// The folder of containerd's tasks below its root; the root's own name is the installation's choice.
 const TASKS: &str = "io.containerd.runtime.v2.task";
+/// CRIU's log, as runc names it.
+const LOG: &str = "restore.log";
 /// Folder of Drover's below the runtime's root, for logs that cannot be linked beside their claim.
 const LOGS: &str = "drover-restore-logs";
 
@@ -25,6 +27,20 @@ pub struct Evidence {
     pub id: String,
     /// CRIU's log on this node; none where it could not be kept.
     pub log: Option<PathBuf>,
+    /// The boot of the node in which it was; none where that could not be told.
+    #[serde(default)]
+    pub boot: Option<String>,
+}
+
+/// This boot of the node: the kernel's boot ID, and when its first process was started (in clock ticks), since nodes that are namespaces of one
+/// machine share the former. None where /proc does not say it.
+#[must_use]
+pub fn this_boot() -> Option<String> {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let first = fs::read_to_string("/proc/1/stat").ok()?;
+    // proc(5): starttime is field 22; the name before it, in parentheses, may hold spaces.
+    let started = first.rsplit_once(')')?.1.split_whitespace().nth(19)?.to_owned();
+    Some(format!("{} {started}", id.trim()))
 }
 
 /// Writes the evidence of one restore; a log that cannot be kept is no error, since then nothing can be proved from it.
@@ -33,7 +49,7 @@ pub struct Evidence {
 /// Where the file cannot be written.
 pub fn note(path: &Path, id: &str, bundle: Option<&Path>) -> io::Result<()> {
     let log = bundle.and_then(|bundle| keep_log(path, bundle));
-    let evidence = Evidence { id: id.to_owned(), log };
+    let evidence = Evidence { id: id.to_owned(), log, boot: this_boot() };
     write_durably(path, &serde_json::to_vec(&evidence).map_err(io::Error::other)?)
 }
 
@@ -49,10 +65,20 @@ pub fn read(path: &Path) -> io::Result<Option<Evidence>> {
     }
 }
 
+/// Whether the container of this bundle is being restored: CRIU has opened its log by the time that hooks run, and a container that is made anew has none.
+#[must_use]
+pub fn is_restore(bundle: &Path) -> bool {
+    work_of(bundle).join(LOG).exists()
+}
+
+/// containerd's bundle names the working folder by a link; a runtime without one works in the bundle itself.
+fn work_of(bundle: &Path) -> PathBuf {
+    fs::canonicalize(bundle.join("work")).unwrap_or_else(|_| bundle.to_owned())
+}
+
 fn keep_log(evidence: &Path, bundle: &Path) -> Option<PathBuf> {
-    // containerd's bundle names the working folder by a link; a runtime without one works in the bundle itself.
-    let work = fs::canonicalize(bundle.join("work")).unwrap_or_else(|_| bundle.to_owned());
-    let log = work.join("restore.log");
+    let work = work_of(bundle);
+    let log = work.join(LOG);
     let beside = evidence.with_extension("restore-log");
     let _ = fs::remove_file(&beside);
     if fs::hard_link(&log, &beside).is_ok() {
@@ -93,7 +119,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("c.evidence");
         note(&path, "id", None).unwrap();
-        assert_eq!(read(&path).unwrap(), Some(Evidence { id: "id".into(), log: None }));
+        assert_eq!(read(&path).unwrap(), Some(Evidence { id: "id".into(), log: None, boot: this_boot() }));
         assert_eq!(read(&root.path().join("d.evidence")).unwrap(), None);
     }
 }

@@ -5,9 +5,13 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 
 use super::PortResult;
-use crate::domain::{
-    admission::{Needs, World},
-    agent_certificate::Requested,
+use crate::{
+    api::Migration,
+    domain::{
+        admission::{Needs, World},
+        agent_certificate::Requested,
+        preflight::NodeView,
+    },
 };
 
 /// What admission decisions depend on, read from the API server. Reads only: a dry run is no different.
@@ -17,6 +21,15 @@ pub trait WorldSource: Send + Sync {
     async fn world(&self, namespace: &str, needs: &Needs) -> PortResult<World>;
     /// A pod, or none.
     async fn pod(&self, namespace: &str, name: &str) -> PortResult<Option<Pod>>;
+}
+
+/// What the scheduler extender asks of the API server. Reads only.
+#[async_trait]
+pub trait PlacementSource: Send + Sync {
+    /// The Migrations of a namespace, or of all where none is given; ended ones too.
+    async fn migrations(&self, namespace: Option<&str>) -> PortResult<Vec<Migration>>;
+    /// Every node with its profile.
+    async fn nodes(&self) -> PortResult<Vec<NodeView>>;
 }
 
 /// Drover's certificate authority, as the controller of agents' certificates sees it.

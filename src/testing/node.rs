@@ -4,14 +4,14 @@
 //! the world that only it could have met.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
-use futures::FutureExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::MicroTime};
 
@@ -53,12 +53,16 @@ pub(crate) struct State {
     pub(crate) tasks: Vec<Task>,
     /// Container ID → CPU time.
     pub(crate) cpu_nanos: BTreeMap<String, u64>,
+    /// IDs of tasks without a process, whatever the runtime shows.
+    pub(crate) emptied: BTreeSet<String>,
     /// What the kubelet lists.
     pub(crate) pods: Vec<Pod>,
     /// Where the kubelet puts archives.
     pub(crate) checkpoints: PathBuf,
     /// The one migration.
     pub(crate) migration: Option<Migration>,
+    /// The inside of the pod.
+    pub(crate) inside: super::inside::Inside,
     attestations: BTreeMap<String, Attestation>,
     /// `repository:tag` → image.
     pub(crate) registry: BTreeMap<String, PushedImage>,
@@ -79,9 +83,11 @@ impl FakeNode {
             now: second(100),
             tasks: vec![],
             cpu_nanos: BTreeMap::new(),
+            emptied: BTreeSet::new(),
             pods: vec![],
             checkpoints: PathBuf::from("/nonexistent"),
             migration: Some(migration),
+            inside: super::inside::Inside::default(),
             attestations: BTreeMap::new(),
             registry: BTreeMap::new(),
             failing: BTreeMap::new(),
@@ -148,7 +154,7 @@ impl FakeNode {
     }
 
     /// Does one call's deed, unless it fails or the process dies before it.
-    async fn call<T>(&self, name: &'static str, deed: impl FnOnce(&mut State) -> PortResult<T> + Send) -> PortResult<T> {
+    pub(super) async fn call<T>(&self, name: &'static str, deed: impl FnOnce(&mut State) -> PortResult<T> + Send) -> PortResult<T> {
         let (result, dies) = {
             let mut state = self.state();
             let dies = state.calls_until_death == Some(0);
@@ -203,6 +209,14 @@ impl Runtime for FakeNode {
     async fn kill(&self, id: &str) -> PortResult<()> {
         self.set_state("kill", id, TaskState::Stopped).await
     }
+    async fn remove_ended(&self, id: &str) -> PortResult<bool> {
+        self.call("remove_ended", |state| {
+            let ended = state.emptied.contains(id);
+            state.tasks.iter_mut().filter(|task| ended && task.id == id).for_each(|task| task.state = TaskState::Stopped);
+            Ok(ended)
+        })
+        .await
+    }
     async fn cpu_nanos(&self, id: &str) -> PortResult<u64> {
         self.call("cpu_nanos", |state| Ok(state.cpu_nanos.get(id).copied().unwrap_or_default())).await
     }
@@ -216,6 +230,13 @@ impl Kubelet for FakeNode {
             let path = state.checkpoints.join(format!("checkpoint-{pod}_{namespace}-{container}-2026-11-23T06:20:00Z.tar"));
             std::fs::write(&path, container).map_err(|e| PortError::permanent(e.to_string()))?;
             Ok(path)
+        })
+        .await
+    }
+    async fn sync(&self, archive: &Path) -> PortResult<()> {
+        self.call("sync", |state| {
+            state.trace.push(format!("sync {}", std::fs::read_to_string(archive).map_err(|e| PortError::permanent(e.to_string()))?));
+            Ok(())
         })
         .await
     }
@@ -234,6 +255,10 @@ impl Pusher for FakeNode {
             Ok(image)
         })
         .await
+    }
+
+    async fn push_volumes(&self, volumes: &[(String, PathBuf)], target: &PushTarget) -> PortResult<PushedImage> {
+        self.call("push_volumes", |state| Ok(super::inside::push_volumes(state, volumes, target))).await
     }
 }
 
@@ -266,6 +291,9 @@ impl Images for FakeNode {
 impl LocalRegistry for FakeNode {
     async fn image(&self, repository: &str, tag: &str) -> PortResult<Option<PushedImage>> {
         self.call("image", |state| Ok(state.registry.get(&format!("{repository}:{tag}")).cloned())).await
+    }
+    async fn layer(&self, _repository: &str, manifest: &Digest) -> PortResult<(Digest, BlobStream)> {
+        self.call("layer", |_| Ok((manifest.clone(), futures::stream::empty().boxed()))).await
     }
     async fn adopt_base(&self, _repository: &str, _base: &ImageManifest) -> PortResult<()> {
         self.call("adopt_base", |state| {
@@ -345,6 +373,7 @@ impl AgentApi for FakeNode {
 /// Which words stand in an attestation.
 fn said(status: &AttestationStatus) -> Vec<&'static str> {
     [
+        ("inspected", status.inspected.is_some()),
         ("frozen", status.frozen.is_some()),
         ("checkpointed", status.checkpointed.is_some()),
         ("pushed", status.pushed.is_some()),
@@ -352,10 +381,14 @@ fn said(status: &AttestationStatus) -> Vec<&'static str> {
         ("abort", status.abort.is_some()),
         ("thawed", status.thawed.is_some()),
         ("ended", status.ended.is_some()),
+        ("kept", status.kept.is_some()),
+        ("armed", status.armed.is_some()),
         ("prepared", status.prepared.is_some()),
         ("ready", status.ready.is_some()),
         ("restored", status.restored.is_some()),
         ("never started", status.never_started.is_some()),
+        ("died", status.died.is_some()),
+        ("cold started", status.cold_started.is_some()),
         ("confirmed", status.confirmed.is_some()),
         ("cleaned", status.cleaned.is_some()),
         ("failure", status.failure.is_some()),

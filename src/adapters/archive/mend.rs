@@ -1,5 +1,7 @@
 //! The entries that are changed, each by a small pure function.
 
+mod timers;
+
 use crate::ports::Mending;
 
 /// One entry that is rewritten: the new content may have any length, the rest of the archive does not move within itself.
@@ -18,9 +20,15 @@ type Change<'a> = dyn Fn(&[u8]) -> Result<Vec<u8>, String> + 'a;
 /// A config.dump is some hundred bytes. The cap keeps a hostile one out of the memory of an agent that serves the whole node.
 const CONFIG_DUMP_CAP: u64 = 1 << 20;
 
-/// Everything that is mended today. A change in `checkpoint/files.img` (timerfd) becomes one more line here.
+/// About 100 bytes an open file.
+const FILES_CAP: u64 = 64 << 20;
+
+/// Everything that is mended.
 pub(super) fn menders(mending: &Mending) -> Vec<Mender<'_>> {
-    vec![Mender { entry: "config.dump", cap: CONFIG_DUMP_CAP, change: Box::new(|content| rewrite_base_image(content, &mending.base_image)) }]
+    vec![
+        Mender { entry: "config.dump", cap: CONFIG_DUMP_CAP, change: Box::new(|content| rewrite_base_image(content, &mending.base_image)) },
+        Mender { entry: "checkpoint/files.img", cap: FILES_CAP, change: Box::new(timers::rearm) },
+    ]
 }
 
 /// Makes `rootfsImageRef` the canonical base image: containerd writes whichever name its store lists first for the image, which may be one that the

@@ -26,6 +26,15 @@ pub(super) fn cpu_nanos(root: &Path, cgroups_path: &str) -> io::Result<u64> {
     micros.map(|micros| micros.saturating_mul(1000)).ok_or_else(|| io::Error::other("cpu.stat has no usage_usec"))
 }
 
+/// Whether the cgroup is there and nothing is in it or below it, whichever PID namespace it is of: the pids controller counts also what is being forked or
+/// has not been reaped (kernel documentation, "Process Number Controller"). An error of kind `NotFound` where it is not there, or where nothing counts.
+pub(super) fn is_empty(root: &Path, cgroups_path: &str) -> io::Result<bool> {
+    let folder = folder(cgroups_path);
+    let found = [root.join("pids"), root.to_owned()].into_iter().map(|root| root.join(&folder).join("pids.current"));
+    let counted = found.into_iter().find(|path| path.exists()).ok_or(io::ErrorKind::NotFound)?;
+    Ok(std::fs::read_to_string(counted)?.trim() == "0")
+}
+
 /// The folder of a cgroup: a path as it is (cgroupfs driver), or `slice:prefix:name` (systemd driver), where each dash of the slice is a level.
 fn folder(cgroups_path: &str) -> PathBuf {
     let mut parts = cgroups_path.splitn(3, ':');
@@ -60,5 +69,16 @@ mod tests {
         std::fs::write(root.path().join("b/cpu.stat"), "usage_usec 5\nuser_usec 1\n").unwrap();
         assert_eq!(cpu_nanos(root.path(), "/b").unwrap(), 5000);
         assert!(cpu_nanos(root.path(), "/c").is_err());
+    }
+
+    #[test]
+    fn a_cgroup_that_is_not_there_is_not_empty() {
+        let root = tempfile::tempdir().unwrap();
+        for (folder, count) in [("pids/a", "0\n"), ("pids/b", "2\n"), ("c", "0\n")] {
+            std::fs::create_dir_all(root.path().join(folder)).unwrap();
+            std::fs::write(root.path().join(folder).join("pids.current"), count).unwrap();
+        }
+        assert!(is_empty(root.path(), "/a").unwrap() && !is_empty(root.path(), "/b").unwrap() && is_empty(root.path(), "/c").unwrap());
+        assert_eq!(is_empty(root.path(), "/d").unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

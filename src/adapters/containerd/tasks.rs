@@ -1,12 +1,12 @@
 //! Tasks: freeze, thaw, kill, and what is known of them.
 
-use std::time::Duration;
+use std::{io, path::Path, time::Duration};
 
 use async_trait::async_trait;
 use containerd_client::{
     services::v1::{
-        Container, GetContainerRequest, GetRequest, KillRequest, ListContainersRequest, MetricsRequest, PauseTaskRequest, ResumeTaskRequest,
-        containers_client::ContainersClient, tasks_client::TasksClient,
+        Container, DeleteTaskRequest, GetContainerRequest, GetRequest, KillRequest, ListContainersRequest, MetricsRequest, PauseTaskRequest,
+        ResumeTaskRequest, containers_client::ContainersClient, tasks_client::TasksClient,
     },
     types::v1::Status as ProcessStatus,
 };
@@ -18,17 +18,17 @@ use crate::{
     ports::{Failure, PortError, PortResult, Runtime, Task, TaskState},
 };
 
-const POD_UID: &str = "io.kubernetes.pod.uid";
+pub(super) const POD_UID: &str = "io.kubernetes.pod.uid";
 const CONTAINER_NAME: &str = "io.kubernetes.container.name";
 /// containerd's CRI plugin labels what it makes: `sandbox` or `container`.
-const KIND: &str = "io.cri-containerd.kind";
+pub(super) const KIND: &str = "io.cri-containerd.kind";
 const SIGKILL: u32 = 9;
 
 /// Between two looks at a task that is being paused. Not a guess at how long it takes, only how often it is asked.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 impl Containerd {
-    fn tasks_client(&self) -> TasksClient<Channel> {
+    pub(super) fn tasks_client(&self) -> TasksClient<Channel> {
         TasksClient::new(self.channel.clone()).max_decoding_message_size(LARGEST_ANSWER)
     }
 
@@ -46,8 +46,8 @@ impl Containerd {
         }
     }
 
-    /// CPU time from the files of the container's cgroup, whose path its OCI spec names.
-    async fn cpu_nanos_of_cgroup(&self, id: &str) -> PortResult<u64> {
+    /// Asks the files of the container's cgroup, whose path its OCI spec names; they are read below the host's /sys/fs/cgroup.
+    async fn of_cgroup<T: Send + 'static>(&self, id: &str, ask: fn(&Path, &str) -> io::Result<T>) -> PortResult<io::Result<T>> {
         let get = GetContainerRequest { id: id.to_owned() };
         let answer = ContainersClient::new(self.channel.clone()).max_decoding_message_size(LARGEST_ANSWER).get(task_request(get)).await;
         let spec = answer.map_err(|status| failure(&format!("find container {id}"), &status))?.into_inner().container.and_then(|found| found.spec);
@@ -56,13 +56,12 @@ impl Containerd {
         let path = spec.pointer("/linux/cgroupsPath").and_then(serde_json::Value::as_str);
         let path = path.ok_or_else(|| PortError::permanent(format!("the OCI spec of container {id} names no cgroup")))?.to_owned();
         let root = self.cgroups.clone();
-        let read = tokio::task::spawn_blocking(move || cgroup::cpu_nanos(&root, &path)).await;
-        read.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(|error| {
-            PortError::transient(format!(
-                "its cgroup below {} cannot be read: {error}; is the host's /sys/fs/cgroup mounted into the agent?",
-                self.cgroups.display()
-            ))
-        })
+        Ok(tokio::task::spawn_blocking(move || ask(&root, &path)).await.unwrap_or_else(|error| Err(io::Error::other(error))))
+    }
+
+    fn unreadable(&self, error: &io::Error) -> PortError {
+        let root = self.cgroups.display();
+        PortError::transient(format!("its cgroup below {root} cannot be read: {error}; is the host's /sys/fs/cgroup mounted into the agent?"))
     }
 
     /// Waits until the freezer has taken every process. `PAUSING` counts as paused in [`TaskState`], so it is told apart here.
@@ -151,14 +150,36 @@ impl Runtime for Containerd {
         }
     }
 
+    async fn remove_ended(&self, id: &str) -> PortResult<bool> {
+        if self.state(id).await? != TaskState::Created {
+            return Ok(false);
+        }
+        match self.of_cgroup(id, cgroup::is_empty).await {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false)) => return Ok(false),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Ok(Err(error)) => return Err(self.unreadable(&error)),
+            Err(error) if error.kind == Failure::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        // runc refuses where it knows of a process after all.
+        let delete = DeleteTaskRequest { container_id: id.to_owned() };
+        match self.tasks_client().delete(task_request(delete)).await {
+            Ok(_) => Ok(true),
+            Err(status) if status.code() == Code::NotFound => Ok(true),
+            Err(status) => Err(failure(&format!("remove the ended task {id}"), &status)),
+        }
+    }
+
     async fn cpu_nanos(&self, id: &str) -> PortResult<u64> {
         let doing = format!("read the CPU time of task {id}");
         let filter = MetricsRequest { filters: vec![format!("id=={id}")] };
         let answer = self.tasks_client().metrics(task_request(filter)).await.map_err(|status| failure(&doing, &status))?.into_inner();
-        match answer.metrics.into_iter().find(|metric| metric.id == id).and_then(|metric| metric.data) {
-            Some(metric) => metrics::cpu_nanos(&metric).map_err(|problem| PortError::permanent(format!("could not {doing}: {problem}"))),
-            None => self.cpu_nanos_of_cgroup(id).await.map_err(|error| error.context(&doing)),
+        if let Some(metric) = answer.metrics.into_iter().find(|metric| metric.id == id).and_then(|metric| metric.data) {
+            return metrics::cpu_nanos(&metric).map_err(|problem| PortError::permanent(format!("could not {doing}: {problem}")));
         }
+        let read = self.of_cgroup(id, cgroup::cpu_nanos).await;
+        read.and_then(|read| read.map_err(|error| self.unreadable(&error))).map_err(|error| error.context(&doing))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::Stream;
+use futures::{Stream, TryStreamExt as _};
 use reqwest::{
     Body, Client, Method, RequestBuilder, Response, StatusCode, Url,
     header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, LOCATION},
@@ -69,6 +69,16 @@ impl Distribution {
         match answer.status() {
             StatusCode::OK => Ok(answer.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok())),
             StatusCode::NOT_FOUND => Ok(None),
+            _ => Err(refused(answer, &doing).await),
+        }
+    }
+
+    /// A blob's bytes, not yet compared with its digest.
+    pub(super) async fn blob(&self, repository: &str, digest: &Digest) -> PortResult<impl Stream<Item = std::io::Result<Bytes>> + Send + 'static> {
+        let doing = format!("read blob {digest}");
+        let answer = self.send(self.http.get(self.url(repository, "blobs", digest.as_str())?), &doing).await?;
+        match answer.status() {
+            StatusCode::OK => Ok(answer.bytes_stream().map_err(std::io::Error::other)),
             _ => Err(refused(answer, &doing).await),
         }
     }

@@ -89,6 +89,11 @@ impl Disk {
         gone(fs::remove_dir_all(folder.join("_manifests/revisions/sha256").join(hex(digest))))
     }
 
+    /// Removes uploads that were never ended: the agent that pushed was killed. What came of them is the memory of a process too.
+    pub(super) fn remove_uploads(&self, repository: &str) -> io::Result<()> {
+        gone(fs::remove_dir_all(self.repository(repository)?.join("_uploads")))
+    }
+
     /// Removes a repository's folder: links, tags and broken uploads.
     pub(super) fn remove_repository(&self, repository: &str) -> io::Result<()> {
         gone(fs::remove_dir_all(self.repository(repository)?))

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     api::attestation::PushedImage,
     domain::ids::Digest,
-    ports::{Failure, ImageManifest, Images, LocalRegistry, PortError, PortResult},
+    ports::{BlobStream, Failure, ImageManifest, Images, LocalRegistry, PortError, PortResult},
 };
 
 /// The registry container next to the agent.
@@ -93,6 +93,15 @@ impl LocalRegistry for LocalDistribution {
         Ok(Some(PushedImage { container: tag.to_owned(), digest: manifest.digest().to_string(), bytes }))
     }
 
+    async fn layer(&self, repository: &str, manifest: &Digest) -> PortResult<(Digest, BlobStream)> {
+        let found = self.registry.manifest(repository, manifest.as_str()).await?;
+        let found = found.filter(|found| found.digest() == *manifest);
+        let found = found.ok_or_else(|| PortError::transient(format!("the registry does not hold manifest {manifest} any more")))?;
+        let [_, (layer, _)] = blobs(&found.bytes)?.try_into().map_err(|_| PortError::permanent("the artifact has not one layer"))?;
+        let stream = self.registry.blob(repository, &layer).await?;
+        Ok((layer, Box::pin(stream)))
+    }
+
     async fn adopt_base(&self, repository: &str, base: &ImageManifest) -> PortResult<()> {
         let _held = self.content.lock().await;
         for (digest, size) in &base.blobs {
@@ -127,7 +136,9 @@ impl LocalRegistry for LocalDistribution {
             self.registry.delete(repository, "manifests", image).await?;
             self.remove(repository, "manifests", image.clone(), &elsewhere).await?;
         }
-        Ok(())
+        // Nobody pushes checkpoints into this repository any more.
+        let name = repository.to_owned();
+        self.on_disk(move |disk| disk.remove_uploads(&name)).await
     }
 
     /// Content first, the links last, so that a crash leaves what still names the rest. In between the registry is told, since it answers HEAD from its

@@ -1,6 +1,11 @@
 //! Pushing a checkpoint to the destination's agent by mTLS.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use backon::{ExponentialBuilder, Retryable as _};
@@ -9,11 +14,15 @@ use tokio::sync::watch;
 
 use super::client::{Distribution, Manifest};
 use crate::{
-    adapters::archive::Archive,
+    adapters::{
+        archive::Archive,
+        volumes::{self, Volume},
+    },
     api::attestation::PushedImage,
     domain::{
         ids::{is_dns_subdomain, is_repository, node_server_name},
         image::{self, Layer},
+        keys,
     },
     ports::{Failure, Mending, PortError, PortResult, PushTarget, Pusher, front},
 };
@@ -86,6 +95,17 @@ impl AgentPusher {
         registry.put_manifest(repository, container, &manifest).await?;
         Ok(PushedImage { container: container.to_owned(), digest: made.manifest.digest.to_string(), bytes: size })
     }
+
+    async fn push_volumes_once(&self, registry: &Distribution, volumes: &[Volume], layer: &Layer, repository: &str) -> PortResult<PushedImage> {
+        let chunks = volumes::stream(volumes.to_vec());
+        let stream = futures::stream::unfold(chunks, |mut chunks| async move { Some((chunks.recv().await?, chunks)) });
+        registry.put_blob(repository, &layer.digest, layer.size, reqwest::Body::wrap_stream(stream)).await?;
+        let made = image::volumes_artifact(layer);
+        registry.ensure_blob(repository, &made.config).await?;
+        let manifest = Manifest { media_type: image::MANIFEST_MEDIA_TYPE.to_owned(), bytes: made.manifest.bytes };
+        registry.put_manifest(repository, keys::VOLUMES_TAG, &manifest).await?;
+        Ok(PushedImage { container: keys::VOLUMES_TAG.to_owned(), digest: made.manifest.digest.to_string(), bytes: layer.size })
+    }
 }
 
 #[async_trait]
@@ -103,6 +123,21 @@ impl Pusher for AgentPusher {
             .notify(|error, pause| tracing::warn!(%error, ?pause, container, "the push failed; the whole layer is sent again"))
             .await
             .map_err(|error| error.context(&format!("push of container {container} to node {}", target.node)))
+    }
+
+    async fn push_volumes(&self, volumes: &[(String, PathBuf)], target: &PushTarget) -> PortResult<PushedImage> {
+        let volumes: Vec<Volume> = volumes.iter().map(|(name, folder)| Volume { name: name.clone(), folder: folder.clone() }).collect();
+        let measured = volumes.clone();
+        let layer = tokio::task::spawn_blocking(move || volumes::measure(&measured)).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        let layer = layer.map_err(|error| PortError::transient(format!("the pod's volumes could not be read: {error}")))?;
+        let registry = self.registry_of(target).await?;
+        let policy = ExponentialBuilder::default().with_min_delay(self.first_pause).with_max_times(ATTEMPTS - 1);
+        (|| self.push_volumes_once(&registry, &volumes, &layer, &target.repository))
+            .retry(policy)
+            .when(|error| error.kind == Failure::Transient)
+            .notify(|error, pause| tracing::warn!(%error, ?pause, "the push failed; all volumes are sent again"))
+            .await
+            .map_err(|error| error.context(&format!("push of the pod's volumes to node {}", target.node)))
     }
 }
 

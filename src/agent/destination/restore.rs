@@ -2,24 +2,25 @@
 
 use super::{DestinationAgent, Look};
 use crate::{
-    api::attestation::{At, Restored},
-    domain::tasks::{Finding, judge, trouble, unconfirmed},
+    api::attestation::{At, Remark, Restored},
+    domain::tasks::{Finding, all_run, judge, none_awaits_its_restore, trouble, unconfirmed},
     ports::{PortError, PortResult, Task},
 };
 
 impl DestinationAgent {
     /// Attests `restored` once every container was restored and the checkpoint is out of reach (R16); false where they do not run yet.
     pub(super) async fn restore(&self, look: &Look) -> PortResult<bool> {
-        let tasks = self.parts.runtime.tasks(&look.own.spec.pod_uid).await?;
+        let tasks = self.parts.runtime.tasks(look.pod_uid()).await?;
         let containers = match self.judge(look, &tasks).await? {
             Finding::NotYet => return Ok(false),
             Finding::Wrong(message) => {
                 self.attest_failure(look, &message).await?;
                 return Ok(false);
             }
+            Finding::Cold(message) => return self.attest_cold(look, &message).await,
             Finding::Restored(containers) => containers,
         };
-        if !self.all_taken(look)? {
+        if look.gated() && !self.all_taken(look)? {
             let message = "a container runs without having been let through by the gate: is drover-gate installed on this node?";
             self.attest_failure(look, message).await?;
             return Ok(false);
@@ -27,10 +28,11 @@ impl DestinationAgent {
         let at = self.now();
         self.take_out_of_reach(look).await?;
         // Between restore and re-pointing a crash still rewinds (MEASURED.md 4): only the very containers of the first look count.
-        let again = self.parts.runtime.tasks(&look.own.spec.pod_uid).await?;
+        let again = self.parts.runtime.tasks(look.pod_uid()).await?;
         if self.judge(look, &again).await? != Finding::Restored(containers.clone()) {
             return Err(PortError::transient("a restored container ended before its checkpoint was out of reach"));
         }
+        self.mend_restored(look, &containers).await;
         self.attest(look, |status| {
             status.restored = Some(Restored { at, containers });
             // A try that the kubelet has made good since.
@@ -40,12 +42,57 @@ impl DestinationAgent {
         Ok(true)
     }
 
+    /// R15: it runs without the memory. What came of it is for the manager to decide; the restore is not tried again.
+    async fn attest_cold(&self, look: &Look, message: &str) -> PortResult<bool> {
+        if look.status.cold_started.is_some() {
+            return Ok(false);
+        }
+        let remark = Remark { at: self.now(), message: message.to_owned() };
+        self.attest(look, |status| {
+            status.failure = Some(remark.clone());
+            status.cold_started = Some(remark);
+        })
+        .await?;
+        Ok(true)
+    }
+
+    /// It was decided that the replacement goes on without the memory: the checkpoint goes out of reach (R16), then the claims, and it counts as
+    /// confirmed once every container runs. False as long as one does not.
+    pub(super) async fn start_cold(&self, look: &Look) -> PortResult<bool> {
+        let pod = look.pod_uid();
+        // Without the gate nothing but the tag keeps the checkpoint from being restored again.
+        if !look.gated() || !self.claims(look)?.is_empty() {
+            let over = self.taken_ids(look)?;
+            self.take_out_of_reach(look).await?;
+            // One that the kubelet has made from the checkpoint and not started yet is refused by the claims, and then made anew.
+            let (tasks, listed) = (self.parts.runtime.tasks(pod).await?, self.parts.kubelet.pod(pod).await?);
+            if look.gated() && !none_awaits_its_restore(&look.course.containers, &over, &tasks, listed.as_ref()) {
+                return Ok(false);
+            }
+            // Not gone yet: what the runtime is making from the checkpoint at this moment is shown by nobody, and the gate refuses its restore.
+            self.let_start(look)?;
+        }
+        if !all_run(&look.course.containers, &self.parts.runtime.tasks(pod).await?) {
+            return Ok(false);
+        }
+        self.forget(look)?;
+        let at = self.now();
+        self.attest(look, |status| {
+            status.confirmed = Some(At { at: at.clone() });
+            if status.restored.is_none() && status.died.is_none() {
+                status.cold_started.get_or_insert_with(|| Remark { at, message: "let start from its image".to_owned() });
+            }
+        })
+        .await?;
+        Ok(true)
+    }
+
     async fn judge(&self, look: &Look, tasks: &[Task]) -> PortResult<Finding> {
         let finding = judge(&look.course.containers, tasks);
-        if matches!(finding, Finding::Wrong(_)) {
+        if matches!(finding, Finding::Wrong(_) | Finding::Cold(_)) {
             return Ok(finding);
         }
-        let pod = self.parts.kubelet.pod(&look.own.spec.pod_uid).await?;
+        let pod = self.parts.kubelet.pod(look.pod_uid()).await?;
         Ok(match pod.as_ref().and_then(trouble) {
             Some(message) => Finding::Wrong(message),
             None => finding,
@@ -68,8 +115,8 @@ impl DestinationAgent {
     /// R17: after the Commit the same containers still run, and their pod is not being deleted.
     pub(super) async fn confirm(&self, look: &Look) -> PortResult<()> {
         let restored = look.status.restored.as_ref().ok_or_else(|| PortError::permanent("nothing was attested as restored"))?;
-        let tasks = self.parts.runtime.tasks(&look.own.spec.pod_uid).await?;
-        let pod = self.parts.kubelet.pod(&look.own.spec.pod_uid).await?;
+        let tasks = self.parts.runtime.tasks(look.pod_uid()).await?;
+        let pod = self.parts.kubelet.pod(look.pod_uid()).await?;
         let trouble = unconfirmed(&look.course.containers, &restored.containers, &tasks, pod.as_ref());
         if let Some(message) = trouble {
             self.attest_failure(look, &message).await?;

@@ -7,17 +7,17 @@ use std::{fs, io, path::PathBuf};
 
 use super::{DestinationAgent, Look};
 use crate::{
-    api::attestation::{ClosedClaim, NeverStarted},
-    domain::tasks::refused,
+    api::attestation::{ClosedClaim, Died, NeverStarted},
+    domain::tasks::{is_over, nothing_left, refused},
     markers::{Claim, evidence},
     ports::{PortError, PortResult},
 };
 
 impl DestinationAgent {
-    /// Lets each container be restored once, by the gate.
-    pub(super) fn arm(&self, look: &Look) -> PortResult<()> {
-        for (container, _) in look.bases() {
-            self.parts.markers.arm(&look.own.spec.pod_uid, container, look.uid()).map_err(|e| disk("write a claim", &e))?;
+    /// Lets each container be restored once, by the gate. Where there is none, nobody would take the claims.
+    pub(super) fn arm(&self, look: &Look, pod_uid: &str) -> PortResult<()> {
+        for (container, _) in look.bases().filter(|_| look.gated()) {
+            self.parts.markers.arm(pod_uid, container, look.uid()).map_err(|e| disk("write a claim", &e))?;
         }
         Ok(())
     }
@@ -28,22 +28,30 @@ impl DestinationAgent {
         Ok(look.course.containers.iter().all(|c| claims.contains(&(c.name.clone(), Claim::Taken))))
     }
 
-    fn claims(&self, look: &Look) -> PortResult<Vec<(String, Claim)>> {
-        self.parts.markers.claims(&look.own.spec.pod_uid).map_err(|e| disk("read the claims", &e))
+    pub(super) fn claims(&self, look: &Look) -> PortResult<Vec<(String, Claim)>> {
+        self.parts.markers.claims(look.pod_uid()).map_err(|e| disk("read the claims", &e))
     }
 
     /// Closes every claim, or goes on looking for the restore where one was taken and nothing proves that it failed.
+    ///
+    /// Without the gate there are no claims, and what can be seen (R6) proves at best that nothing runs any more: a late restore is still looked for.
     pub(super) async fn revoke(&self, look: &Look) -> PortResult<bool> {
-        let mut failed = vec![];
-        for (container, claim) in self.claims(look)?.into_iter().filter(|(_, claim)| *claim == Claim::Taken) {
-            let Some(proof) = self.proof_of_failure(look, &container).await? else {
-                tracing::debug!(container, ?claim, "taken, and nothing proves that its restore failed");
-                return self.restore(look).await;
-            };
-            failed.push((container, proof));
+        if !look.gated() {
+            return if self.restored_after_all(look).await? { Ok(true) } else { self.look_for_absence(look).await };
+        }
+        let ended = self.remove_ended(look).await?;
+        let (mut failed, mut unproved) = (vec![], vec![]);
+        for (container, _) in self.claims(look)?.into_iter().filter(|(_, claim)| *claim == Claim::Taken) {
+            match self.proof_of_failure(look, &container).await? {
+                Some(proof) => failed.push((container, proof)),
+                None => unproved.push(container),
+            }
+        }
+        if !unproved.is_empty() {
+            return if self.restored_after_all(look).await? { Ok(true) } else { self.look_for_the_end(look, &unproved, &failed, &ended).await };
         }
         // Only now that no container can be running: half a pod would be worse than a late one.
-        let pod = look.own.spec.pod_uid.as_str();
+        let pod = look.pod_uid();
         let mut closed = vec![];
         for checkpoint in &look.course.containers {
             let name = checkpoint.name.clone();
@@ -73,13 +81,90 @@ impl DestinationAgent {
         Ok(true)
     }
 
+    /// What was taken, or may run without asking anybody, may have been restored after all.
+    async fn restored_after_all(&self, look: &Look) -> PortResult<bool> {
+        Ok(look.status.restored.is_none() && look.status.cold_started.is_none() && self.restore(look).await?)
+    }
+
+    /// R6, R7: without the gate only the absence of everything says that nothing of the replacement executes or will: its kubelet, which had it before the
+    /// release, does not list it any more (so that it was deleted), and the runtime has no container of it. Whether it ever ran nobody knows.
+    async fn look_for_absence(&self, look: &Look) -> PortResult<bool> {
+        let listed = self.parts.kubelet.pod(look.pod_uid()).await?;
+        if !nothing_left(listed.as_ref(), &self.parts.runtime.tasks(look.pod_uid()).await?) {
+            return Ok(false);
+        }
+        let unknown = |name: &String| ClosedClaim { name: name.clone(), state: "unknown".into(), proof: String::new() };
+        let containers = look.course.containers.iter().map(|c| unknown(&c.name)).collect();
+        let at = self.now();
+        self.attest(look, |status| status.died = Some(Died { at, containers })).await?;
+        Ok(true)
+    }
+
+    /// Removes the tasks of taken restores that a runtime goes on showing as made although everything of them has ended; their IDs.
+    ///
+    /// A containerd that ends in mid-restore takes `runc restore` with it; CRIU may still finish, and nobody knows of the process then: not the shim, so that
+    /// its end is never told, and not the kubelet, which tries in vain to stop a container in state "unknown" (seen with 2.3.4 on the lab). runc puts CRIU
+    /// into the container's cgroup before the gate is asked, and what CRIU restores as well: once that is empty, nothing of it executes.
+    async fn remove_ended(&self, look: &Look) -> PortResult<Vec<String>> {
+        let mut ended = vec![];
+        for id in self.taken_ids(look)? {
+            if self.parts.runtime.remove_ended(&id).await? {
+                ended.push(id);
+            }
+        }
+        Ok(ended)
+    }
+
+    /// R7: attests that the replacement may have run and is over, once nothing of it can execute any more: its taken restores are over, everything else
+    /// is revoked. False as long as that is not so.
+    async fn look_for_the_end(&self, look: &Look, taken: &[String], failed: &[(String, String)], ended: &[String]) -> PortResult<bool> {
+        let pod = look.pod_uid();
+        for container in taken {
+            let path = self.parts.markers.evidence_path(pod, container).map_err(|e| disk("name the evidence", &e))?;
+            let Some(evidence) = evidence::read(&path).map_err(|e| disk("read the evidence", &e))? else { return Ok(false) };
+            let tasks = self.parts.runtime.tasks(pod).await?;
+            let listed = self.parts.kubelet.pod(pod).await?;
+            if !is_over(container, &evidence.id, self.booted_since(&evidence) || ended.contains(&evidence.id), &tasks, listed.as_ref()) {
+                return Ok(false);
+            }
+        }
+        self.close(look)?;
+        let claims = self.claims(look)?;
+        // One may have been taken between the look and the closing.
+        let known = |container: &String| taken.contains(container) || failed.iter().any(|(name, _)| name == container);
+        if claims.iter().any(|(container, claim)| *claim == Claim::Taken && !known(container)) {
+            return Ok(false);
+        }
+        let containers = claims.into_iter().map(|(name, claim)| ClosedClaim { name, state: claim.as_str().into(), proof: String::new() }).collect();
+        let at = self.now();
+        self.attest(look, |status| status.died = Some(Died { at, containers })).await?;
+        Ok(true)
+    }
+
+    /// The runtime's IDs of the containers that the gate has let through, as their evidence names them.
+    pub(super) fn taken_ids(&self, look: &Look) -> PortResult<Vec<String>> {
+        let mut ids = vec![];
+        for checkpoint in &look.course.containers {
+            let path = self.parts.markers.evidence_path(look.pod_uid(), &checkpoint.name).map_err(|e| disk("name the evidence", &e))?;
+            ids.extend(evidence::read(&path).map_err(|e| disk("read the evidence", &e))?.map(|evidence| evidence.id));
+        }
+        Ok(ids)
+    }
+
+    /// Whether the node has booted since a restore was let through; where a boot cannot be told, it has not.
+    fn booted_since(&self, evidence: &evidence::Evidence) -> bool {
+        evidence.boot.is_some() && self.parts.boot.is_some() && evidence.boot != self.parts.boot
+    }
+
     /// CRIU's error, where all signs agree that the one restore of a container was refused before its resume point: the runtime has no living
     /// task of it, the kubelet has runc's error, and CRIU's log was kept, has an error, and lacks the line of the resume point.
     async fn proof_of_failure(&self, look: &Look, container: &str) -> PortResult<Option<String>> {
-        let pod = look.own.spec.pod_uid.as_str();
+        let pod = look.pod_uid();
         let tasks = self.parts.runtime.tasks(pod).await?;
         let path = self.parts.markers.evidence_path(pod, container).map_err(|e| disk("name the evidence", &e))?;
-        let Some(log) = evidence::read(&path).map_err(|e| disk("read the evidence", &e))?.and_then(|evidence| evidence.log) else { return Ok(None) };
+        // A log that a power failure has cut proves nothing, although it may have an error line.
+        let evidence = evidence::read(&path).map_err(|e| disk("read the evidence", &e))?.filter(|evidence| !self.booted_since(evidence));
+        let Some(log) = evidence.and_then(|evidence| evidence.log) else { return Ok(None) };
         let Some(text) = self.read_on_host(&log)? else { return Ok(None) };
         let found = self.parts.kubelet.pod(pod).await?;
         Ok(refused(container, &tasks, &text, found.as_ref()))
@@ -97,27 +182,35 @@ impl DestinationAgent {
 
     /// The proof is on the disk before the claim says `failed`, so that a restarted agent can name it.
     fn keep_proof(&self, look: &Look, container: &str, proof: &str) -> PortResult<()> {
-        let path = self.parts.markers.evidence_path(&look.own.spec.pod_uid, container).map_err(|e| disk("name the evidence", &e))?;
+        let path = self.parts.markers.evidence_path(look.pod_uid(), container).map_err(|e| disk("name the evidence", &e))?;
         crate::markers::write_durably(&path.with_extension("proof"), proof.as_bytes()).map_err(|e| disk("write the proof", &e))
     }
 
     fn kept_proof(&self, look: &Look, container: &str) -> PortResult<String> {
-        let path = self.parts.markers.evidence_path(&look.own.spec.pod_uid, container).map_err(|e| disk("name the evidence", &e))?;
+        let path = self.parts.markers.evidence_path(look.pod_uid(), container).map_err(|e| disk("name the evidence", &e))?;
         fs::read_to_string(path.with_extension("proof")).map_err(|e| disk("read the proof", &e))
     }
 
     /// R17 holds: ordinary creates of the pod pass again (I8), and nothing is left of its claims.
     pub(super) fn open(&self, look: &Look) -> PortResult<()> {
-        let pod = look.own.spec.pod_uid.as_str();
+        let pod = look.pod_uid();
         for checkpoint in &look.course.containers {
             self.parts.markers.advance(pod, &checkpoint.name, Claim::Taken, Claim::Open).map_err(|e| disk("open a claim", &e))?;
         }
         self.forget(look)
     }
 
+    /// Ordinary creates of the pod pass, whatever its claims were: it goes on without the checkpoint (R15).
+    pub(super) fn let_start(&self, look: &Look) -> PortResult<()> {
+        for (container, claim) in self.claims(look)? {
+            self.parts.markers.advance(look.pod_uid(), &container, claim, Claim::Open).map_err(|e| disk("open a claim", &e))?;
+        }
+        Ok(())
+    }
+
     /// Closes what still waits, for good: the migration is rolled back.
     pub(super) fn close(&self, look: &Look) -> PortResult<()> {
-        let pod = look.own.spec.pod_uid.as_str();
+        let pod = look.pod_uid();
         for (container, _) in look.bases() {
             self.parts.markers.advance(pod, container, Claim::Waiting, Claim::Revoked).map_err(|e| disk("close a claim", &e))?;
         }
@@ -126,7 +219,7 @@ impl DestinationAgent {
 
     /// Removes claims and evidence of a pod.
     pub(super) fn forget(&self, look: &Look) -> PortResult<()> {
-        let pod = look.own.spec.pod_uid.as_str();
+        let pod = look.pod_uid();
         for (container, _) in look.bases() {
             let path = self.parts.markers.evidence_path(pod, container).map_err(|e| disk("name the evidence", &e))?;
             if let Ok(Some(log)) = evidence::read(&path).map(|found| found.and_then(|evidence| evidence.log)) {

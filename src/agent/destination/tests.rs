@@ -1,5 +1,9 @@
 //! The destination's course with every port faked.
 
+mod doubt;
+mod fallback;
+mod mend;
+
 use serde_json::json;
 
 use super::*;
@@ -7,7 +11,7 @@ use crate::{
     api::{
         Phase, Verdict,
         attestation::{ContainerId, Vote},
-        migration::ContainerCheckpoint,
+        migration::{ContainerCheckpoint, PhaseTiming},
     },
     markers::Claim,
     ports::{Task, TaskState},
@@ -67,12 +71,16 @@ impl Course {
             runtime: port(),
             images: port(),
             kubelet: port(),
+            inside: port(),
             registry: port(),
+            pusher: port(),
+            journals: Journals::new(disk.path().join("journals")),
             api: port(),
             clock: port(),
             markers: Markers::new(disk.path()),
             host_root: disk.path().join("host"),
             push_address: "10.0.0.2:5786".into(),
+            boot: crate::markers::evidence::this_boot(),
         });
         Self { node, disk, agent }
     }
@@ -201,7 +209,7 @@ async fn restored_is_said_only_when_the_checkpoint_is_out_of_reach() {
     let course = Course::restored();
     course.look().unwrap();
     let checkpoint = keys::checkpoint_image(&repository(), "app");
-    assert_eq!(course.trace(), ["repoint app".into(), format!("remove {checkpoint}"), "attest restored".into()]);
+    assert_eq!(course.trace(), ["repoint app".into(), format!("remove {checkpoint}"), "own_stdio new".into(), "attest restored".into()]);
     assert_eq!(course.said().restored.map(|r| r.containers), Some(vec![ContainerId { name: "app".into(), container_id: "new".into() }]));
 
     for call in ["repoint", "remove"] {
@@ -210,6 +218,16 @@ async fn restored_is_said_only_when_the_checkpoint_is_out_of_reach() {
         assert!(course.look().is_err());
         assert!(course.said().restored.is_none(), "{call}");
     }
+}
+
+#[tokio::test]
+async fn what_does_not_come_about_is_asked_for_less_often() {
+    let course = Course::released(Phase::Restoring);
+    let began = vec![PhaseTiming { phase: Phase::Restoring, started_at: at(100), millis: None }];
+    course.node.manager_writes(|status| status.phases = began);
+    assert_eq!(course.look().unwrap(), Some(SOON));
+    course.node.state().now = second(161);
+    assert_eq!(course.look().unwrap(), Some(SELDOM), "a held migration may stay so for days");
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use super::{Look, SourceAgent, disk};
 use crate::{
     agent::journal::Journal,
-    api::attestation::{At, ContainerId, Frozen, Remark},
+    api::attestation::{At, ContainerId, Frozen, Kept, Remark},
     ports::{PortError, PortResult, Task, TaskState},
 };
 
@@ -16,6 +16,10 @@ impl SourceAgent {
             return Err(PortError::permanent("no container of the pod runs"));
         }
         journal.containers = running.iter().map(container_id).collect();
+        if journal.frozen_at.is_none() {
+            // Older ones of a pod of this name. What is found from here on was dumped for this migration, also where a crash kept it out of the journal.
+            self.remove_archives(&journal)?;
+        }
         let at = *journal.frozen_at.get_or_insert_with(|| self.parts.clock.now());
         self.save(&journal)?;
         self.parts.markers.fence(&journal.pod_uid, &journal.migration_uid).map_err(|e| disk("fence the pod", &e))?;
@@ -30,15 +34,17 @@ impl SourceAgent {
         self.attest(look, |status| status.frozen = Some(frozen)).await
     }
 
-    /// Writes down that there will be no vote, and says so.
+    /// Writes down that there will be no vote, thaws, and says so.
     pub(super) async fn abort(&self, look: &Look, reason: &str) -> PortResult<()> {
         // The step that failed may have written the journal further than `look` knows.
-        let mut journal = self.journal_now(&look.journal)?.unwrap_or_else(|| look.journal.clone());
+        let mut journal = self.stored(&look.journal.migration_uid)?.unwrap_or_else(|| look.journal.clone());
         if journal.vote.is_some() {
             return Err(PortError::permanent("a vote cannot be taken back; the verdict is awaited"));
         }
         journal.aborted.get_or_insert_with(|| reason.to_owned());
         self.save(&journal)?;
+        // Before it is said: an API server that is out of reach must not keep the pod frozen for the length of a call.
+        self.thaw_locally(&journal).await?;
         let remark = Remark { at: self.now(), message: reason.to_owned() };
         self.attest(look, |status| {
             status.abort.get_or_insert(remark);
@@ -48,14 +54,20 @@ impl SourceAgent {
 
     /// Resumes the pod, takes the fence away, removes the archives, says so, and forgets the migration.
     pub(super) async fn thaw(&self, look: &Look) -> PortResult<()> {
-        self.thaw_locally(&look.journal).await?;
+        let archives = self.thaw_locally(&look.journal).await?;
         let at = self.now();
-        self.attest(look, |status| status.thawed = Some(At { at })).await?;
+        self.attest(look, |status| {
+            status.thawed = Some(At { at: at.clone() });
+            if !archives.is_empty() {
+                status.kept = Some(Kept { at, archives });
+            }
+        })
+        .await?;
         self.parts.journals.remove(&look.journal.migration_uid).map_err(|e| disk("remove the journal", &e))
     }
 
-    /// What of a thaw needs no API server.
-    pub(super) async fn thaw_locally(&self, journal: &Journal) -> PortResult<()> {
+    /// What of a thaw needs no API server. The archives go, unless a container with the memory lives no more: then they are kept, and named (R18).
+    pub(super) async fn thaw_locally(&self, journal: &Journal) -> PortResult<Vec<String>> {
         let fence = self.parts.markers.fenced_by(&journal.pod_uid).map_err(|e| disk("read the fence", &e))?;
         // R11: a pod that another migration has fenced is frozen by that one, even where the containers are the same.
         if fence.as_ref().is_none_or(|owner| *owner == journal.migration_uid) {
@@ -67,7 +79,9 @@ impl SourceAgent {
             }
             self.parts.markers.unfence(&journal.pod_uid, &journal.migration_uid).map_err(|e| disk("remove the fence", &e))?;
         }
-        self.remove_archives(journal)
+        let live = self.live_tasks(&journal.pod_uid).await?;
+        let memory_lives = journal.containers.iter().all(|c| live.iter().any(|task| task.id == c.container_id));
+        if memory_lives { self.remove_archives(journal).map(|()| vec![]) } else { self.keep_archives(journal) }
     }
 
     /// Gives up, without asking anybody, on pods that have been frozen longer than their budget (R2). Called every second, also
@@ -87,7 +101,9 @@ impl SourceAgent {
         let turn = self.turn(&listed.migration_uid);
         // A step in progress has its own limit, which is the same budget.
         let Ok(_one_at_a_time) = turn.try_lock() else { return Ok(()) };
-        let Some(mut journal) = self.journal_now(listed)?.filter(|journal| journal.is_overdue(self.parts.clock.now())) else { return Ok(()) };
+        let Some(mut journal) = self.stored(&listed.migration_uid)?.filter(|journal| journal.is_overdue(self.parts.clock.now())) else {
+            return Ok(());
+        };
         tracing::warn!(migration = journal.migration, namespace = journal.namespace, "frozen longer than its budget; thawing");
         let reason = format!("frozen for more than {} s without a vote (spec.freezeBudgetSeconds)", journal.budget_seconds);
         journal.aborted.get_or_insert(reason);
@@ -117,8 +133,8 @@ impl SourceAgent {
         let turn = self.turn(&listed.migration_uid);
         let Ok(_one_at_a_time) = turn.try_lock() else { return Ok(()) };
         // A vote may have been written since the list was read.
-        let Some(journal) = self.journal_now(listed)? else { return Ok(()) };
-        if journal.vote.is_some() {
+        let Some(journal) = self.stored(&listed.migration_uid)? else { return Ok(()) };
+        if journal.vote.is_some() && self.is_frozen(&journal).await? {
             tracing::error!(
                 migration = journal.migration,
                 namespace = journal.namespace,
@@ -132,13 +148,19 @@ impl SourceAgent {
         self.parts.journals.remove(&journal.migration_uid).map_err(|e| disk("remove the journal", &e))
     }
 
-    fn journals(&self) -> PortResult<Vec<Journal>> {
-        self.parts.journals.all().map_err(|e| disk("list the journals", &e))
+    /// Whether a migration still keeps a pod frozen: its fence stands, or what it has paused is paused. One whose agent died between the thaw and the end
+    /// of its journal does not.
+    async fn is_frozen(&self, journal: &Journal) -> PortResult<bool> {
+        let fence = self.parts.markers.fenced_by(&journal.pod_uid).map_err(|e| disk("read the fence", &e))?;
+        let paused = |task: &Task| task.state == TaskState::Paused && journal.containers.contains(&container_id(task));
+        Ok(match fence {
+            Some(owner) => owner == journal.migration_uid,
+            None => self.live_tasks(&journal.pod_uid).await?.iter().any(paused),
+        })
     }
 
-    /// The journal as it stands now; the caller holds its turn.
-    fn journal_now(&self, listed: &Journal) -> PortResult<Option<Journal>> {
-        self.parts.journals.load(&listed.migration_uid).map_err(|e| disk("read the journal", &e))
+    fn journals(&self) -> PortResult<Vec<Journal>> {
+        self.parts.journals.all().map_err(|e| disk("list the journals", &e))
     }
 
     /// Containers of the pod that have a living task.

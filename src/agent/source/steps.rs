@@ -1,19 +1,23 @@
 //! The steps between freeze and verdict, and the end of a source whose copy lives.
 
-use std::{collections::BTreeMap, fs, io, time::Duration};
+use std::{collections::BTreeMap, fs, io, path::PathBuf, time::Duration};
 
 use super::{Look, SourceAgent, disk};
 use crate::{
     agent::journal::Journal,
-    api::attestation::{At, Pushed, PushedImage, Vote},
+    api::attestation::{At, Kept, Pushed, PushedImage, Vote},
     domain::{attest::SourceAction, tasks::all_paused, verdict},
     ports::{Mending, PortError, PortResult, PushTarget},
 };
+
+/// Why a pod is not moved with its source gone first.
+pub(super) const SHARED_MEMORY_IS_NOT_KEPT: &str = "the pod has files in /dev/shm, which are not kept on the source node yet, and its source would be deleted before the restore; leave spec.keepName out, and have the gate on both nodes";
 
 impl SourceAgent {
     pub(super) async fn perform(&self, look: &Look, action: &SourceAction) -> PortResult<()> {
         match action {
             SourceAction::Wait => Ok(()),
+            SourceAction::Inspect => self.inspect(look).await,
             SourceAction::Freeze => self.within_budget(look, "the freeze", self.freeze(look)).await,
             SourceAction::Checkpoint => self.within_budget(look, "the checkpoint", self.checkpoint(look)).await,
             SourceAction::Push => self.within_budget(look, &transfer_to(look), self.push(look)).await,
@@ -22,6 +26,9 @@ impl SourceAgent {
             SourceAction::Thaw => self.thaw(look).await,
             SourceAction::Kill => self.kill(look).await,
             SourceAction::Forget => self.forget(look).await,
+            SourceAction::End => self.end(look).await,
+            SourceAction::Collect => self.collect(look, false).await,
+            SourceAction::Keep => self.collect(look, true).await,
         }
     }
 
@@ -54,6 +61,8 @@ impl SourceAgent {
     }
 
     async fn dump(&self, journal: &mut Journal) -> PortResult<()> {
+        // Taken again after a crash, the archives of the first time may be the last to have the memory: that is seen before they go.
+        self.all_paused(journal).await?;
         self.remove_archives(journal)?;
         journal.archives.clear();
         journal.cpu_nanos.clear();
@@ -73,7 +82,10 @@ impl SourceAgent {
     async fn push(&self, look: &Look) -> PortResult<()> {
         let mut journal = look.journal.clone();
         if journal.pushed.is_none() {
-            journal.pushed = Some(Pushed { at: self.now(), images: self.push_all(look).await? });
+            let first = look.migration.status.as_ref().is_some_and(crate::api::MigrationStatus::is_source_first);
+            let synced = async { if first { self.sync_archives(&look.journal).await } else { Ok(()) } };
+            let (images, ()) = tokio::try_join!(self.push_all(look), synced)?;
+            journal.pushed = Some(Pushed { at: self.now(), images });
             self.save(&journal)?;
         }
         self.attest(look, |status| status.pushed = journal.pushed).await
@@ -92,6 +104,16 @@ impl SourceAgent {
             let mending = Mending { base_image: container.image.clone() };
             let pushed = self.parts.pusher.push(archive, &container.name, &mending, &target).await;
             images.push(pushed.map_err(|e| e.context(&format!("the push of container {} to node {} failed", container.name, target.node)))?);
+        }
+        // Everything of the pod is paused, so nothing in them changes any more.
+        let volumes = self.parts.inside.volumes(&look.journal.pod_uid).await?;
+        if !volumes.is_empty() {
+            if look.migration.status.as_ref().is_some_and(crate::api::MigrationStatus::is_source_first) {
+                // The fallback would have to restore it without them.
+                return Err(PortError::permanent(SHARED_MEMORY_IS_NOT_KEPT));
+            }
+            let pushed = self.parts.pusher.push_volumes(&volumes, &target).await;
+            images.push(pushed.map_err(|e| e.context(&format!("the push of the pod's volumes to node {} failed", target.node)))?);
         }
         Ok(images)
     }
@@ -124,7 +146,7 @@ impl SourceAgent {
         }
     }
 
-    async fn kill(&self, look: &Look) -> PortResult<()> {
+    pub(super) async fn kill(&self, look: &Look) -> PortResult<()> {
         for task in self.live_tasks(&look.journal.pod_uid).await? {
             self.parts.runtime.kill(&task.id).await.map_err(|e| e.context("failed to end the source"))?;
         }
@@ -139,26 +161,61 @@ impl SourceAgent {
             return Err(PortError::transient("the source's containers have not ended yet"));
         }
         self.parts.markers.unfence(&journal.pod_uid, &journal.migration_uid).map_err(|e| disk("remove the fence", &e))?;
-        self.remove_archives(journal)?;
+        // R15: no copy has the memory; the checkpoint stays for a person.
+        let cold = look.migration.status.as_ref().is_some_and(|status| status.resolved.is_some());
+        let archives = if cold { self.keep_archives(journal)? } else { self.remove_archives(journal).map(|()| vec![])? };
         let at = self.now();
-        self.attest(look, |status| status.ended = Some(At { at })).await?;
+        self.attest(look, |status| {
+            status.ended = Some(At { at: at.clone() });
+            if !archives.is_empty() {
+                status.kept = Some(Kept { at, archives });
+            }
+        })
+        .await?;
         self.parts.journals.remove(&journal.migration_uid).map_err(|e| disk("remove the journal", &e))
     }
 
     /// Removes the archives that the kubelet has written for this migration, also those that a crashed agent never heard of.
     pub(super) fn remove_archives(&self, journal: &Journal) -> PortResult<()> {
-        let entries = match fs::read_dir(&self.parts.checkpoint_folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            other => other.map_err(|e| disk("list the archives", &e))?,
-        };
-        for entry in entries {
-            let entry = entry.map_err(|e| disk("list the archives", &e))?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if journal.containers.iter().any(|c| is_archive_of(&name, &journal.pod, &journal.namespace, &c.name)) {
-                fs::remove_file(entry.path()).map_err(|e| disk("remove an archive", &e))?;
+        for container in &journal.containers {
+            for archive in self.archives_of(journal, &container.name)? {
+                fs::remove_file(archive).map_err(|e| disk("remove an archive", &e))?;
             }
         }
         Ok(())
+    }
+
+    /// The kubelet's archives of a container of this pod, oldest first.
+    fn archives_of(&self, journal: &Journal, container: &str) -> PortResult<Vec<PathBuf>> {
+        let entries = match fs::read_dir(&self.parts.checkpoint_folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+            other => other.map_err(|e| disk("list the archives", &e))?,
+        };
+        let mut found = vec![];
+        for entry in entries {
+            let entry = entry.map_err(|e| disk("list the archives", &e))?;
+            if is_archive_of(&entry.file_name().to_string_lossy(), &journal.pod, &journal.namespace, container) {
+                found.push(entry.path());
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Gives the archives names under which no later migration of a pod of this name removes them, and returns their paths. Where a crash fell
+    /// in its middle, or after it, the same paths come out. One that no journal names counts too: the agent died before it heard of it.
+    pub(super) fn keep_archives(&self, journal: &Journal) -> PortResult<Vec<String>> {
+        let mut kept = vec![];
+        for container in &journal.containers {
+            let to = self.parts.checkpoint_folder.join(format!("kept-{}-{}.tar", journal.migration_uid, container.name));
+            if let Some(newest) = self.archives_of(journal, &container.name)?.last() {
+                fs::rename(newest, &to).map_err(|e| disk("keep an archive", &e))?;
+            }
+            if to.exists() {
+                kept.push(to.display().to_string());
+            }
+        }
+        Ok(kept)
     }
 }
 

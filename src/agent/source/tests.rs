@@ -1,5 +1,9 @@
 //! The source's course with every port faked: its steps, its failures, and a death at every single call.
 
+mod first;
+mod inside;
+mod kept;
+
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -55,6 +59,7 @@ impl Course {
             node: "n1".into(),
             runtime: node(),
             kubelet: node(),
+            inside: node(),
             pusher: node(),
             api: node(),
             clock: node(),
@@ -179,6 +184,20 @@ async fn a_failed_step_before_the_vote_thaws() {
 }
 
 #[tokio::test]
+async fn a_failed_step_thaws_also_while_nothing_can_be_said() {
+    let course = Course::frozen();
+    course.manager();
+    course.node.fail("checkpoint", Failure::Permanent);
+    course.node.fail("attest", Failure::Transient);
+    assert!(course.look().is_err());
+    assert!(course.all_in(TaskState::Running), "it need not wait for the API server");
+    course.node.mend("attest");
+    course.go_on();
+    assert!(course.said().abort.is_some_and(|abort| abort.message.contains("checkpoint was made to fail")));
+    course.assert_thawed();
+}
+
+#[tokio::test]
 async fn a_death_at_any_call_before_the_vote_changes_nothing_in_the_end() {
     for after_the_deed in [false, true] {
         for call in 0.. {
@@ -271,6 +290,24 @@ async fn the_watchdog_thaws_without_the_api_server() {
     course.look().unwrap();
     assert!(course.said().abort.is_some_and(|abort| abort.message.contains("freezeBudgetSeconds")), "said once the API server is back");
     course.assert_thawed();
+}
+
+#[tokio::test]
+async fn the_watchdog_waits_for_no_call_that_the_api_server_does_not_answer() {
+    for call in 0.. {
+        let course = Course::frozen();
+        let agent = course.agent();
+        course.node.die_at(call, false);
+        let mut unanswered = Box::pin(agent.reconcile("d", "m"));
+        let answered = futures::poll!(unanswered.as_mut()).is_ready();
+        if course.node.survived() {
+            assert!(answered && call > 2, "a look has more calls than {call}");
+            break;
+        }
+        course.node.state().now = second(101 + BUDGET);
+        settled(agent.watch_budgets()).unwrap().unwrap();
+        assert!(course.all_in(TaskState::Running), "call {call} of a look keeps the pod frozen");
+    }
 }
 
 #[tokio::test]

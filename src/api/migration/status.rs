@@ -1,11 +1,14 @@
 //! What a `Migration` reports.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Outcome, Phase, Verdict};
+use crate::api::attestation::ContainerId;
 
 /// What has happened so far.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -13,9 +16,22 @@ use super::{Outcome, Phase, Verdict};
 #[x_kube(
     validation = Rule::new("!has(oldSelf.verdict) || (has(self.verdict) && self.verdict == oldSelf.verdict)").message("status.verdict is written once"),
     validation = Rule::new("!has(oldSelf.outcome) || (has(self.outcome) && self.outcome == oldSelf.outcome)").message("status.outcome is written once"),
+    validation = Rule::new("!has(oldSelf.neverStarted) || (has(self.neverStarted) && self.neverStarted == oldSelf.neverStarted)").message("status.neverStarted is written once"),
     validation = Rule::new(PHASE_MONOTONE).message("status.phase never goes back"),
     validation = Rule::new("!has(self.phase) || self.phase != 'Restoring' || !has(self.verdict)").message("no release once a verdict stands"),
-    validation = Rule::new("!(has(self.verdict) && self.verdict == 'Rollback' && !has(oldSelf.verdict) && has(oldSelf.phase) && (oldSelf.phase in ['SourceDeleting', 'Finishing', 'Done'] || (oldSelf.phase == 'Restoring' && !has(self.neverStarted))))").message("no rollback after the release without proof that the replacement never started (status.neverStarted)")
+    validation = Rule::new("!(has(self.verdict) && self.verdict == 'Rollback' && !has(oldSelf.verdict) && has(oldSelf.phase) && (oldSelf.phase in ['Finishing', 'Done'] || (oldSelf.phase == 'Restoring' && !has(self.neverStarted) && !(has(self.resolved) && self.resolved.prefer == 'Source'))))").message("no rollback after the release without proof that the replacement never started (status.neverStarted), or a decision for the source (status.resolved)"),
+    validation = Rule::new("!has(oldSelf.resolved) || (has(self.resolved) && self.resolved == oldSelf.resolved)").message("status.resolved is written once"),
+    validation = Rule::new("!has(self.outcome) || self.outcome == 'Failed' || (has(self.verdict) && (self.outcome == 'RolledBack') == (self.verdict == 'Rollback'))").message("status.outcome follows the verdict (I5)"),
+    validation = Rule::new("!(has(self.outcome) && has(self.resolved) && self.outcome == 'Migrated')").message("what was decided in doubt is never Migrated (R7)"),
+    validation = Rule::new(COMMIT_AFTER_RELEASE).optional_old_self(true).message("no commit of what was not released: status.verdict is Commit only from phase Restoring"),
+    validation = Rule::new("!has(self.verdict) || self.verdict != 'Commit' || !has(self.neverStarted)").message("no commit of a replacement that never started (status.neverStarted)"),
+    validation = Rule::new("!has(self.outcome) || self.phase == 'Done'").message("status.outcome is written with phase Done"),
+    validation = Rule::new("!has(oldSelf.sourceFirst) || (has(self.sourceFirst) && self.sourceFirst == oldSelf.sourceFirst)").message("status.sourceFirst is written once"),
+    validation = Rule::new("!has(self.phase) || self.phase != 'SourceDeleting' || (has(self.sourceFirst) && self.sourceFirst)").message("the source is deleted before the release only where status.sourceFirst says so (R13)"),
+    validation = Rule::new("!has(self.phase) || self.phase != 'Restoring' || !has(self.sourceFirst) || !self.sourceFirst || (has(oldSelf.phase) && oldSelf.phase in ['SourceDeleting', 'Restoring'])").message("status.sourceFirst: no release before the source is deleted (R8)"),
+    validation = Rule::new("!has(self.fallback) || (has(self.verdict) && self.verdict == 'Rollback')").message("status.fallback is for a rollback (R13)"),
+    validation = Rule::new("!has(oldSelf.fallback) || has(self.fallback)").message("status.fallback stays"),
+    validation = Rule::new("!(has(self.verdict) && self.verdict == 'Rollback' && !has(oldSelf.verdict) && has(oldSelf.phase) && has(self.sourceFirst) && self.sourceFirst && oldSelf.phase in ['SourceDeleting', 'Restoring'] && !has(self.fallback))").message("a source that was deleted is not thawed: such a rollback needs status.fallback (R13)")
 )]
 pub struct MigrationStatus {
     /// Where the migration is.
@@ -30,12 +46,21 @@ pub struct MigrationStatus {
     /// When the destination proved that the replacement never started. Without it nothing is rolled back after the release (R4, R21).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub never_started: Option<MicroTime>,
+    /// How a doubt was decided for which there is no proof (R7); absent where there was none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resolved: Option<Resolved>,
     /// How it ended; absent until it has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
     /// What happened last, and what a person should do about it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
+    /// Every reason for which the preflight has refused it, each with its field and remedy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blockers: Vec<String>,
+    /// What will be different for the pod after the move, as its source node has seen it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// `Held`, `Frozen` and `Complete` in the API conventions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
@@ -49,6 +74,15 @@ pub struct MigrationStatus {
     /// The pod that takes over.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replacement: Option<ReplacementStatus>,
+    /// Whether the source is deleted before the replacement may start: a same-name pod, or a node without the gate (R8, R13). Fixed before the freeze.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_first: Option<bool>,
+    /// The pod that holds the place of a same-name replacement on the destination until the source is gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub placeholder: Option<ReplacementStatus>,
+    /// The pod on the source node that goes on from the archive kept there, since the migration failed after its source was deleted (R13).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<ReplacementStatus>,
     /// Each container's checkpoint.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub containers: Vec<ContainerCheckpoint>,
@@ -63,9 +97,52 @@ pub struct MigrationStatus {
     pub observed_generation: Option<i64>,
 }
 
+/// Also of a first status, which has no old one: without `optionalOldSelf` the API server would not ask it.
+const COMMIT_AFTER_RELEASE: &str = "!has(self.verdict) || self.verdict != 'Commit' || (oldSelf.hasValue() && ((has(oldSelf.value().verdict) && oldSelf.value().verdict == 'Commit') || (has(oldSelf.value().phase) && oldSelf.value().phase == 'Restoring')))";
+
+impl MigrationStatus {
+    /// Whether the source is deleted before the replacement may start.
+    #[must_use]
+    pub fn is_source_first(&self) -> bool {
+        self.source_first == Some(true)
+    }
+}
+
 /// CEL has no order on enums, so the rule spells the course out. By maps: the API server estimates the cost of `indexOf` on a list as
 /// unbounded and then refuses the CRD.
 const PHASE_MONOTONE: &str = "!has(oldSelf.phase) || {'Pending':0,'Preflight':1,'Preparing':2,'Freezing':3,'Checkpointing':4,'Transferring':5,'AwaitingReadiness':6,'SourceDeleting':7,'Restoring':8,'Finishing':9,'Done':10}[self.phase] >= {'Pending':0,'Preflight':1,'Preparing':2,'Freezing':3,'Checkpointing':4,'Transferring':5,'AwaitingReadiness':6,'SourceDeleting':7,'Restoring':8,'Finishing':9,'Done':10}[oldSelf.phase]";
+
+/// A decision in doubt: by `spec.inDoubt`, or by a person.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Resolved {
+    /// When.
+    pub at: MicroTime,
+    /// Which copy goes on.
+    pub prefer: Side,
+    /// Who decided.
+    pub by: Decider,
+    /// What was known, and what is lost by it.
+    pub message: String,
+}
+
+/// One of the two copies.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The frozen source.
+    Source,
+    /// The replacement.
+    Destination,
+}
+
+/// Who decides a doubt.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decider {
+    /// `spec.inDoubt`.
+    Policy,
+    /// A person, by `drover resolve`.
+    Person,
+}
 
 /// The pod that is moved, as it was when the migration began.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
@@ -77,9 +154,34 @@ pub struct SourceStatus {
     pub uid: String,
     /// Node that it runs on.
     pub node_name: String,
+    /// Its own addresses, which it leaves behind; none where it uses its node's.
+    #[serde(default, rename = "podIPs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(rename = "podIPs")]
+    pub pod_ips: Vec<String>,
     /// Its containers when preflight looked; the same must be there at the freeze.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub containers: Vec<RunningContainer>,
+    /// The node had no gate when the order was fixed (`status.sourceFirst`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub without_gate: bool,
+    /// The controller that it belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<OwnerStatus>,
+}
+
+/// The controller of a pod.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct OwnerStatus {
+    /// Its kind.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Labels by which a ReplicaSet sees the pod; the replacement gets them when the copy is confirmed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tied_by: BTreeMap<String, String>,
 }
 
 /// One running container of a pod.
@@ -96,6 +198,14 @@ pub struct RunningContainer {
     pub image: String,
 }
 
+impl RunningContainer {
+    /// Its name and ID.
+    #[must_use]
+    pub fn id(&self) -> ContainerId {
+        ContainerId { name: self.name.clone(), container_id: self.container_id.clone() }
+    }
+}
+
 /// The node that the pod is moved to.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
@@ -108,9 +218,12 @@ pub struct DestinationStatus {
     /// `host:port` at which that node's agent takes pushes (mTLS).
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub push_address: String,
+    /// The node had no gate when the order was fixed (`status.sourceFirst`): nothing there can prove that a container never started (R6).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub without_gate: bool,
 }
 
-/// The pod that takes over.
+/// A pod that Drover makes for the migration: the one that takes over, the one that holds its place, or the one that it falls back to.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct ReplacementStatus {

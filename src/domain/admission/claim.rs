@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
 use crate::{
-    api::{Migration, Phase},
+    api::{Migration, MigrationStatus, Phase, Verdict},
     domain::{keys, preflight::Blocker},
 };
 
@@ -28,17 +28,19 @@ pub fn release(pod: &Pod, uid: &str, migrations: &[Migration]) -> Result<BTreeMa
     };
     let name = migration.name_any();
     let mut reasons = Vec::new();
-    if migration.phase() != Phase::Restoring {
-        reasons.push(refuse(format!("Migration {name} is in phase {}, and only Restoring releases a replacement", migration.phase())));
-    }
-    if let Some(verdict) = migration.verdict() {
-        reasons.push(refuse(format!("Migration {name} has its verdict already ({verdict:?})")));
-    }
     let status = migration.status.clone().unwrap_or_default();
-    let claimed = status.replacement.as_ref().map(|r| r.uid.as_str()).unwrap_or_default();
     let own = pod.uid().unwrap_or_default();
-    if claimed.is_empty() || claimed != own {
-        reasons.push(refuse(format!("Migration {name} has the replacement {claimed:?}, and this pod is {own:?}")));
+    if !is_fallback(&status, &own) {
+        if migration.phase() != Phase::Restoring {
+            reasons.push(refuse(format!("Migration {name} is in phase {}, and only Restoring releases a replacement", migration.phase())));
+        }
+        if let Some(verdict) = migration.verdict() {
+            reasons.push(refuse(format!("Migration {name} has its verdict already ({verdict:?})")));
+        }
+        let claimed = status.replacement.as_ref().map(|r| r.uid.as_str()).unwrap_or_default();
+        if claimed.is_empty() || claimed != own {
+            reasons.push(refuse(format!("Migration {name} has the replacement {claimed:?}, and this pod is {own:?}")));
+        }
     }
     if pod.metadata.deletion_timestamp.is_some() {
         reasons.push(refuse("the pod is being deleted".to_owned()));
@@ -58,6 +60,12 @@ pub fn release(pod: &Pod, uid: &str, migrations: &[Migration]) -> Result<BTreeMa
         }
     }
     if reasons.is_empty() { Ok(status.containers.into_iter().map(|c| (c.name, c.image)).collect()) } else { Err(reasons) }
+}
+
+/// Whether a pod is the one that goes on from the kept archive, by a verdict that stands (R13).
+fn is_fallback(status: &MigrationStatus, uid: &str) -> bool {
+    let named = status.fallback.as_ref().is_some_and(|fallback| !uid.is_empty() && fallback.uid == uid);
+    named && status.phase == Phase::Finishing && status.verdict == Some(Verdict::Rollback)
 }
 
 fn container_names(pod: &Pod) -> impl Iterator<Item = &str> {

@@ -10,7 +10,7 @@ use super::World;
 use crate::{
     api::{Migration, MigrationPolicy},
     domain::{
-        keys,
+        keys, owner,
         preflight::{self, Blocker},
         request::migration_to,
     },
@@ -65,7 +65,7 @@ pub fn reasons(pod: &Pod, request: &Request, world: &World) -> Vec<Blocker> {
             "ask the cluster's administrator to select this pod or namespace in one",
         ));
     }
-    match migration_to(&request.value, "", &pod.name_any()) {
+    match migration_to(&request.value, "", &pod.name_any(), owner::keeps_its_name(&pod.metadata)) {
         // What the user wrote is an annotation, not the Migration that comes of it.
         Ok(migration) => reasons.extend(
             preflight::examine(&migration, pod, &world.facts)
@@ -80,14 +80,14 @@ pub fn reasons(pod: &Pod, request: &Request, world: &World) -> Vec<Blocker> {
     reasons
 }
 
-/// The Migration that has not ended and owns this pod, as source or as replacement. One that only checks touches nothing.
+/// The Migration that has not ended and owns this pod, as source or as one that it has made. One that only checks touches nothing.
 fn active_migration<'a>(pod: &Pod, migrations: &'a [Migration]) -> Option<&'a Migration> {
     let (name, uid) = (pod.name_any(), pod.uid().unwrap_or_default());
     migrations.iter().filter(|m| !m.is_done() && !m.spec.check_only && m.namespace() == pod.namespace()).find(|m| {
         let source = m.status.as_ref().and_then(|s| s.source.as_ref());
         let is_source = source.map_or(m.spec.pod_name.as_ref() == Some(&name), |s| s.uid == uid);
-        let is_replacement = m.status.as_ref().and_then(|s| s.replacement.as_ref()).is_some_and(|r| r.uid == uid && !uid.is_empty());
-        is_source || is_replacement
+        let made = m.status.iter().flat_map(|s| [&s.replacement, &s.placeholder, &s.fallback]).flatten();
+        is_source || made.into_iter().any(|pod| pod.uid == uid && !uid.is_empty())
     })
 }
 

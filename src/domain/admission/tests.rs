@@ -33,6 +33,7 @@ fn node(name: &str, ready: &str, cordoned: bool, profile: Option<(&str, bool)>) 
             "apiVersion": "drover.dev/v1alpha1", "kind": "NodeProfile", "metadata": {"name": name}, "spec": {},
             "status": {
                 "observedAt": observed, "gate": {"installed": true},
+                "freeBytes": 1u64 << 30,
                 "lanes": [{"name": "image", "available": available, "message": if available { "" } else { "install criu" }}]
             }
         }))
@@ -193,7 +194,7 @@ fn a_new_pod_is_stripped_and_never_refused() {
 
 #[test]
 fn drovers_own_annotations_are_the_managers() {
-    for key in ["claim", "migration", "replaces", "original-images", "base-name", "hops", "requests"] {
+    for key in ["claim", "migration", "replaces", "fallback", "original-images", "base-name", "hops", "requests"] {
         let key = format!("drover.dev/{key}");
         let (with, without) = (json!({&key: "1"}), json!({}));
         for (old, new) in [(&without, &with), (&with, &without), (&with, &json!({&key: "2"}))] {
@@ -228,6 +229,31 @@ fn a_claim_that_holds_releases_the_pod() {
     released.spec.as_mut().expect("a spec").containers[0].image = Some("127.0.0.1:5785/drover/00ff:main".to_owned());
     let again = decide(Change::Update { old: &pod(&json!({})), new: &released }, &manager(), &world);
     assert_eq!(again, Decision::allow(), "a second invocation changes nothing");
+}
+
+#[test]
+fn the_fallback_is_claimed_only_by_its_verdict() {
+    let fallen = |change: fn(&mut Value)| {
+        let mut status = restoring("uid-failed");
+        status["phase"] = json!("Finishing");
+        status["verdict"] = json!("Rollback");
+        status["fallback"] = json!({"name": "web", "uid": "uid-web"});
+        change(&mut status);
+        let mut world = world();
+        world.migrations = vec![migration(&json!({"podName": "web"}), &status)];
+        text(&update_with(&json!({}), &json!({"drover.dev/claim": "uid-mig"}), &manager(), &world))
+    };
+    assert!(fallen(|_| {}).starts_with("allow [{"));
+    let without: [fn(&mut Value); 4] = [
+        |status| status["verdict"] = json!("Commit"),
+        |status| status["phase"] = json!("Done"),
+        |status| status["fallback"]["uid"] = json!("uid-other"),
+        |status| status["fallback"]["uid"] = json!(""),
+    ];
+    for change in without {
+        let said = fallen(change);
+        assert!(said.contains("cannot be claimed"), "{said}");
+    }
 }
 
 #[test]
@@ -276,13 +302,13 @@ fn nothing_is_looked_up_for_ordinary_pods() {
 #[test]
 fn migrations_are_validated_with_every_reason() {
     let bad = migration(
-        &json!({"podName": "web", "destination": {"nodeName": "N2"}, "destinationNamespace": "other", "keepName": true, "lane": "runtime", "inDoubt": "PreferSource", "containers": ["main", "nope"]}),
+        &json!({"podName": "web", "destination": {"nodeName": "N2"}, "destinationNamespace": "other", "lane": "runtime", "inDoubt": "PreferSource", "containers": ["main", "nope"]}),
         &Value::Null,
     );
     let fields = |reasons: Vec<Blocker>| reasons.into_iter().map(|r| r.field).collect::<Vec<_>>();
     assert_eq!(
         fields(validate_migration(&bad, Some(&pod(&json!({}))))),
-        ["spec.keepName", "spec.lane", "spec.inDoubt", "spec.containers", "spec.destinationNamespace", "spec.destination.nodeName"]
+        ["spec.lane", "spec.containers", "spec.destinationNamespace", "spec.destination.nodeName"]
     );
     let many = migration(&json!({"deployment": "web"}), &Value::Null);
     assert_eq!(fields(validate_migration(&many, None)), ["spec.deployment"]);

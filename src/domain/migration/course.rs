@@ -8,15 +8,32 @@ use kube::ResourceExt as _;
 use super::{
     Effect, Observed, Step,
     observed::{self, pod_is_gone},
+    owner::owner_blocker,
     status::StatusExt as _,
 };
 use crate::{
     api::{
         Migration, MigrationStatus, Outcome, Phase, Role, Verdict,
+        attestation::Inspected,
         migration::{ContainerCheckpoint, DestinationStatus, ReplacementStatus, condition},
     },
-    domain::{keys, preflight::Blocker, verdict},
+    domain::{keys, owner, preflight::Blocker, verdict},
 };
+
+/// How long the source node's agent may take to look at the pod's processes: it answers within a second where it runs, and reads for 10 s at most.
+const INSPECTION_PATIENCE: Duration = Duration::from_secs(20);
+/// The same where the migration is refused anyway.
+const INSPECTION_PATIENCE_OF_A_REFUSAL: Duration = Duration::from_secs(4);
+
+/// How far the look at the pod's processes has come.
+enum Inspection<'a> {
+    /// This is to be done until it is there.
+    Awaited(Box<Step>),
+    /// It will not come.
+    Missing(Blocker),
+    /// It is there.
+    Done(&'a Inspected),
+}
 
 /// One look at one migration.
 pub(super) struct Course<'a> {
@@ -68,11 +85,12 @@ impl Course<'_> {
         if self.observed.source.as_ref().is_some_and(|pod| pod.metadata.deletion_timestamp.is_some()) {
             return Some(format!("the source pod {} is being deleted", source.name));
         }
-        let replacement = status.replacement.as_ref().filter(|r| !r.uid.is_empty())?;
-        if pod_is_gone(self.observed.replacement.as_ref(), &replacement.uid) {
+        let (pod, replacement) = self.observed.waiting(status);
+        let replacement = replacement.filter(|r| !r.uid.is_empty())?;
+        if pod_is_gone(pod, &replacement.uid) {
             return Some(format!("the waiting replacement {} is gone", replacement.name));
         }
-        if self.observed.replacement.as_ref().is_some_and(|pod| pod.metadata.deletion_timestamp.is_some()) {
+        if pod.is_some_and(|pod| pod.metadata.deletion_timestamp.is_some()) {
             return Some(format!("the waiting replacement {} is being deleted", replacement.name));
         }
         if self.observed.destination_ready == Some(false) {
@@ -114,19 +132,36 @@ impl Course<'_> {
         if observed::is_starting(pod) && !self.is_overdue() {
             return Step::told(status, "waiting for the pod to run");
         }
-        status.source = Some(observed::source_status(pod));
+        let mut source = observed::source_status(pod);
+        if let Some(owner) = &mut source.owner {
+            owner.tied_by = owner::tie(pod.labels(), &self.observed.owner_selector);
+        }
+        status.source = Some(source);
         status.observed_generation = self.migration.metadata.generation;
         status.enter(Phase::Preflight, self.now);
         Step::write(status)
     }
 
     pub(super) fn preflight(&self, mut status: MigrationStatus) -> Step {
-        let blockers = &self.observed.blockers;
+        let mut blockers = self.observed.blockers.clone();
+        blockers.extend(owner_blocker(&status));
+        match self.inspection(&status, blockers.is_empty()) {
+            Inspection::Awaited(step) => return *step,
+            Inspection::Missing(blocker) => blockers.push(blocker),
+            Inspection::Done(inspected) => {
+                blockers.extend(inspected.blockers.iter().cloned().map(Blocker::from));
+                status.warnings = inspected.warnings.iter().cloned().map(|warning| Blocker::from(warning).to_string()).collect();
+            }
+        }
         if !blockers.is_empty() {
-            return self.refuse(status, &Blocker::join(blockers));
+            status.blockers = blockers.iter().map(ToString::to_string).collect();
+            return self.refuse(status, &Blocker::join(&blockers));
         }
         if self.migration.spec.check_only {
             "preflight found no blocker; nothing was touched".clone_into(&mut status.message);
+            if !status.warnings.is_empty() {
+                status.message = format!("{}; after a move: {}", status.message, status.warnings.join("; "));
+            }
             status.complete_check(self.now);
             return Step::write(status);
         }
@@ -138,46 +173,74 @@ impl Course<'_> {
             node_name: self.migration.spec.destination.node_name.clone().unwrap_or_default(),
             repository: self.observed.fresh_repository.clone(),
             push_address: String::new(),
+            without_gate: false,
         });
-        status.replacement = Some(ReplacementStatus { name: self.observed.replacement_name.clone(), ..Default::default() });
+        let waiting = ReplacementStatus { name: self.observed.replacement_name.clone(), ..Default::default() };
+        if self.migration.spec.keep_name {
+            status.placeholder = Some(waiting);
+            status.replacement = Some(ReplacementStatus { name: source.name, ..Default::default() });
+        } else {
+            status.replacement = Some(waiting);
+        }
         status.enter(Phase::Preparing, self.now);
         Step::write(status)
     }
 
-    pub(super) fn preparing(&self, mut status: MigrationStatus) -> Step {
-        let (Some(source), Some(mut destination), Some(mut replacement)) =
-            (status.source.clone(), status.destination.clone(), status.replacement.clone())
-        else {
-            return Step::wait();
+    /// What the source node's agent has found in the running processes. Everything that is in the way is told at once, so the spec's blockers wait for
+    /// it too, though not as long.
+    fn inspection(&self, status: &MigrationStatus, is_all_else_well: bool) -> Inspection<'_> {
+        let Some(source) = status.source.as_ref().filter(|source| !source.node_name.is_empty()) else {
+            return Inspection::Missing(Blocker::new("spec.nodeName", "the pod is on no node", "wait until it runs"));
         };
+        if let Some(inspected) = &self.observed.source_status().inspected {
+            return Inspection::Done(inspected);
+        }
+        let patience = if is_all_else_well { INSPECTION_PATIENCE } else { INSPECTION_PATIENCE_OF_A_REFUSAL };
+        if status.time_in(Phase::Preflight, self.now) > patience {
+            let node = &source.node_name;
+            let message = format!("the agent of node {node} has not looked at the running processes within {} s", patience.as_secs());
+            return Inspection::Missing(Blocker::new("processes", message, "is its drover-agent pod ready? see its log"));
+        }
+        Inspection::Awaited(Box::new(if self.observed.source_attestation.is_none() {
+            Step::perform(vec![attestation(Role::Source, &source.node_name, &source.uid)])
+        } else {
+            Step::wait()
+        }))
+    }
+
+    pub(super) fn preparing(&self, mut status: MigrationStatus) -> Step {
+        let (Some(source), Some(mut destination)) = (status.source.clone(), status.destination.clone()) else { return Step::wait() };
+        let (pod, waiting) = self.observed.waiting(&status);
+        let (pod, Some(mut waiting)) = (pod.cloned(), waiting.cloned()) else { return Step::wait() };
         if self.observed.source_attestation.is_none() {
             return Step::perform(vec![attestation(Role::Source, &source.node_name, &source.uid)]);
         }
-        let Some(pod) = &self.observed.replacement else {
-            return Step::perform(vec![Effect::CreateReplacement]);
-        };
-        if !self.observed.is_our_replacement(pod, self.migration) {
-            return self.roll_back(status, &format!("a pod {} exists already and is not this migration's replacement", replacement.name));
+        let Some(pod) = pod else { return Step::perform(self.create_waiting()) };
+        if !self.observed.is_our_replacement(&pod, self.migration) {
+            return self.roll_back(status, &format!("a pod {} exists already and is not this migration's replacement", waiting.name));
         }
-        let node = observed::node_of(pod);
-        if replacement.uid.is_empty() || (destination.node_name.is_empty() && node.is_some()) {
-            replacement.uid = pod.metadata.uid.clone().unwrap_or_default();
+        let node = observed::node_of(&pod);
+        if waiting.uid.is_empty() || (destination.node_name.is_empty() && node.is_some()) {
+            waiting.uid = pod.metadata.uid.clone().unwrap_or_default();
             destination.node_name = node.map_or(destination.node_name, str::to_owned);
-            status.replacement = Some(replacement);
+            *(if status.placeholder.is_some() { &mut status.placeholder } else { &mut status.replacement }) = Some(waiting);
             status.destination = Some(destination);
             return Step::write(status);
         }
         let Some(node) = node else {
-            return Step::told(status, &observed::scheduling_message(pod));
+            return Step::told(status, &observed::scheduling_message(&pod));
         };
         if node == source.node_name || node != destination.node_name {
             return self.roll_back(status, &format!("the replacement was placed on node {node}, where it must not run"));
         }
+        if let Some(step) = self.fix_order(&status) {
+            return step;
+        }
         if self.observed.destination_attestation.is_none() {
-            return Step::perform(vec![Effect::LayOutPullCredentials, attestation(Role::Destination, node, &replacement.uid)]);
+            return Step::perform(vec![Effect::LayOutPullCredentials, attestation(Role::Destination, node, &waiting.uid)]);
         }
         match &self.observed.destination_status().prepared {
-            Some(prepared) if observed::sandbox_ready(pod) => {
+            Some(prepared) if observed::sandbox_ready(&pod) => {
                 destination.push_address.clone_from(&prepared.push_address);
                 status.destination = Some(destination);
                 status.message.clear();
@@ -217,6 +280,7 @@ impl Course<'_> {
         status.containers = vote
             .images
             .iter()
+            .filter(|image| image.container != keys::VOLUMES_TAG)
             .map(|image| ContainerCheckpoint {
                 name: image.container.clone(),
                 digest: image.digest.clone(),
@@ -232,11 +296,11 @@ impl Course<'_> {
         if !verdict::may_release(&status, self.observed.source_status(), self.observed.destination_status()) {
             return Step::wait();
         }
-        status.enter(Phase::Restoring, self.now);
+        status.enter(if status.is_source_first() { Phase::SourceDeleting } else { Phase::Restoring }, self.now);
         Step::write(status)
     }
 }
 
-fn attestation(role: Role, node: &str, pod_uid: &str) -> Effect {
+pub(super) fn attestation(role: Role, node: &str, pod_uid: &str) -> Effect {
     Effect::CreateAttestation { role, node: node.to_owned(), pod_uid: pod_uid.to_owned() }
 }

@@ -1,17 +1,17 @@
 //! What the manager has read when it decides.
 
-use std::sync::LazyLock;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
 use crate::{
     api::{
-        Attestation, AttestationStatus, Migration,
-        migration::{ContainerCheckpoint, RunningContainer, SourceStatus},
+        Attestation, AttestationStatus, Migration, MigrationStatus,
+        migration::{ContainerCheckpoint, OwnerStatus, ReplacementStatus, RunningContainer, SourceStatus},
     },
     domain::{
-        keys,
+        keys, owner,
         preflight::{Blocker, base_image},
     },
 };
@@ -27,6 +27,16 @@ pub struct Observed {
     pub source_attestation: Option<Attestation>,
     /// The destination node's attestation.
     pub destination_attestation: Option<Attestation>,
+    /// The source node's attestation about the fallback.
+    pub fallback_attestation: Option<Attestation>,
+    /// The pod of the placeholder's name, whatever its UID.
+    pub placeholder: Option<Pod>,
+    /// What is kept of the source for the time after its deletion.
+    pub template: Option<Pod>,
+    /// Whether the source node's runtime runs the gate.
+    pub source_gated: bool,
+    /// Whether the destination node's runtime runs the gate.
+    pub destination_gated: bool,
     /// What preflight found; looked for in that phase only.
     pub blockers: Vec<Blocker>,
     /// Whether the destination node is Ready; none where it is not known yet.
@@ -35,6 +45,8 @@ pub struct Observed {
     pub fresh_repository: String,
     /// The replacement's name.
     pub replacement_name: String,
+    /// The labels that the source's ReplicaSet selects by; looked for before the preflight only.
+    pub owner_selector: BTreeMap<String, String>,
     /// The laid-out pull credentials are still there.
     pub pull_credentials_left: bool,
 }
@@ -55,6 +67,26 @@ impl Observed {
         self.destination_attestation.as_ref().and_then(|a| a.status.as_ref()).unwrap_or(&NOTHING)
     }
 
+    /// What the source node's agent has said about the fallback.
+    #[must_use]
+    pub fn fallback_status(&self) -> &AttestationStatus {
+        self.fallback_attestation.as_ref().and_then(|a| a.status.as_ref()).unwrap_or(&NOTHING)
+    }
+
+    /// Whether the API server has no pod of the source's UID.
+    #[must_use]
+    pub fn source_is_gone(&self, status: &MigrationStatus) -> bool {
+        status.source.as_ref().is_some_and(|source| pod_is_gone(self.source.as_ref(), &source.uid))
+    }
+
+    /// The pod that waits on the destination before the source is touched: the placeholder of a same-name replacement, else the replacement.
+    pub(super) fn waiting<'a>(&'a self, status: &'a MigrationStatus) -> (Option<&'a Pod>, Option<&'a ReplacementStatus>) {
+        match &status.placeholder {
+            Some(placeholder) => (self.placeholder.as_ref(), Some(placeholder)),
+            None => (self.replacement.as_ref(), status.replacement.as_ref()),
+        }
+    }
+
     /// Whether the source pod carries this migration's lock.
     #[must_use]
     pub fn locked_by(&self, migration: &Migration) -> bool {
@@ -68,6 +100,12 @@ impl Observed {
         let mark = pod.annotations().get(keys::REPLACES);
         mark.is_some() && mark == migration.metadata.uid.as_ref()
     }
+}
+
+/// Whether a pod is the fallback that this migration made.
+pub(super) fn is_our_fallback(pod: &Pod, migration: &Migration) -> bool {
+    let mark = pod.annotations().get(keys::FALLBACK);
+    mark.is_some() && mark == migration.metadata.uid.as_ref()
 }
 
 pub(super) fn has_finalizer(migration: &Migration) -> bool {
@@ -110,6 +148,11 @@ pub(super) fn is_starting(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none() && phase == "Pending"
 }
 
+/// The kubelet's word that the pod may be given work.
+pub(super) fn is_ready(pod: &Pod) -> bool {
+    condition(pod, "Ready").is_some_and(|c| c.status == "True")
+}
+
 /// What the scheduler says of a pod that it has not placed.
 pub(super) fn scheduling_message(pod: &Pod) -> String {
     let said = condition(pod, "PodScheduled").and_then(|c| c.message.clone()).unwrap_or_default();
@@ -120,6 +163,15 @@ fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a k8s_openapi::api::core:
     pod.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == kind)
 }
 
+/// The addresses of a pod that are not its node's.
+fn own_addresses(pod: &Pod) -> Vec<String> {
+    if pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true)) {
+        return vec![];
+    }
+    let addresses = pod.status.as_ref().and_then(|status| status.pod_ips.as_deref()).unwrap_or_default();
+    addresses.iter().map(|address| address.ip.clone()).collect()
+}
+
 /// The source as it is recorded when the migration begins.
 pub(super) fn source_status(pod: &Pod) -> SourceStatus {
     let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
@@ -127,6 +179,7 @@ pub(super) fn source_status(pod: &Pod) -> SourceStatus {
         name: pod.name_any(),
         uid: pod.metadata.uid.clone().unwrap_or_default(),
         node_name: node_of(pod).unwrap_or_default().to_owned(),
+        pod_ips: own_addresses(pod),
         containers: statuses
             .iter()
             .map(|status| RunningContainer {
@@ -135,5 +188,12 @@ pub(super) fn source_status(pod: &Pod) -> SourceStatus {
                 image: base_image(pod, &status.name).unwrap_or_default(),
             })
             .collect(),
+        without_gate: false,
+        owner: owner::controller(&pod.metadata).map(|owner| OwnerStatus {
+            kind: owner.kind.clone(),
+            name: owner.name.clone(),
+            uid: owner.uid.clone(),
+            tied_by: BTreeMap::new(),
+        }),
     }
 }

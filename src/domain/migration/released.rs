@@ -3,17 +3,18 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::MicroTime};
 
 use super::{
     Effect, Step,
     course::Course,
     observed::{self, pod_is_gone},
+    source_first::name_fallback,
     status::{self, StatusExt as _},
 };
 use crate::{
     api::{
-        MigrationStatus, Outcome, Phase, Verdict,
+        MigrationStatus, Phase, Verdict,
         attestation::Remark,
         migration::{ReplacementStatus, RestoredContainer, condition},
     },
@@ -28,6 +29,14 @@ const REVOCATION_PATIENCE: Duration = Duration::from_secs(30);
 const CLEAN_PATIENCE: Duration = Duration::from_secs(45);
 /// After this time the waiting replacement, which was never released, is removed by force: its node does not answer.
 const FORCE_AFTER: Duration = Duration::from_secs(20);
+/// How long the end of a committed or rolled back migration may take before a person is told which node it waits for.
+pub(super) const END_PATIENCE: Duration = Duration::from_mins(2);
+/// Begins what follows the reason of a rollback while it waits.
+const WAITING: &str = "; waiting for the agent of node";
+/// Why a migration is held whose replacement has ended.
+const DIED: &str = "the replacement may have run, and nothing of it runs any more; what it did since the release is lost";
+/// Why a migration is held whose replacement began without the memory.
+const COLD: &str = "the replacement has started from another image than the checkpoint, without the memory";
 /// What a migrated pod's status says (I5).
 const MIGRATED: &str = "the destination's runtime restored the pod from this migration's checkpoint, and it was seen running after the commit";
 
@@ -35,7 +44,8 @@ impl Course<'_> {
     pub(super) fn restoring(&self, mut status: MigrationStatus) -> Step {
         let Some(mut replacement) = status.replacement.clone() else { return Step::wait() };
         let destination = self.observed.destination_status();
-        if let Some(restored) = &destination.restored {
+        // R4: a copy that is being deleted is not committed to; that it has ended will be attested.
+        if let Some(restored) = destination.restored.as_ref().filter(|_| status.resolved.is_none() && self.replacement_is_there(&replacement)) {
             replacement.containers =
                 restored.containers.iter().map(|c| RestoredContainer { name: c.name.clone(), container_id: c.container_id.clone() }).collect();
             status.replacement = Some(replacement);
@@ -48,6 +58,9 @@ impl Course<'_> {
         }
         if verdict::may_roll_back_released(&status, destination) {
             return self.roll_back_released(status);
+        }
+        if let Some(step) = self.decided_in_doubt(&status, &replacement) {
+            return step;
         }
         if let Some(reason) = self.doubt(&status, &replacement) {
             return self.resolve_doubt(status, &reason);
@@ -87,12 +100,15 @@ impl Course<'_> {
     /// Doubt is resolved by revocation, not by looking (R3): first the destination's agent is asked to close the claims. Where it cannot say that
     /// the replacement never started, the source stays frozen and a person is told why.
     fn resolve_doubt(&self, mut status: MigrationStatus, reason: &str) -> Step {
+        let destination = self.observed.destination_status();
         match &status.revocation {
             None => {
                 status.revocation = Some(Remark { at: MicroTime(self.now), message: reason.to_owned() });
                 status.message = format!("after the release: {reason}; the destination is asked whether the replacement ever started");
                 Step::write(status)
             }
+            Some(_) if destination.died.is_some() => self.hold(status, "Died", DIED),
+            Some(_) if destination.cold_started.is_some() => self.hold(status, "ColdStarted", COLD),
             Some(asked) if millis_since(asked.at.0, self.now) > REVOCATION_PATIENCE => self.hold(status, "InDoubt", reason),
             Some(_) => Step { after: Some(Duration::from_secs(1)), ..Step::default() },
         }
@@ -109,22 +125,9 @@ impl Course<'_> {
         status.message = format!("rolled back after the release, the replacement never started: {}; {reason}", claims.collect::<Vec<_>>().join(", "));
         status.verdict = Some(Verdict::Rollback);
         status.never_started = Some(proof.at.clone());
+        name_fallback(&mut status);
         status.clear_condition(condition::HELD, "RolledBack", self.now);
         status.enter(Phase::Finishing, self.now);
-        Step::write(status)
-    }
-
-    /// After the release nothing is undone without proof: the source stays frozen, and a person is told why.
-    pub(super) fn hold(&self, mut status: MigrationStatus, reason: &'static str, message: &str) -> Step {
-        let message = format!(
-            "held after the release, the source stays frozen: {message}. Look at the replacement with kubectl describe pod and at the destination node; \
-             the migration goes on by itself as soon as the destination's agent attests that the containers were restored, or that they never started"
-        );
-        if status.condition_is(condition::HELD, reason, &message) {
-            return Step::wait();
-        }
-        status.set_condition(condition::HELD, true, reason, &message, self.now);
-        status.message = message;
         Step::write(status)
     }
 
@@ -132,47 +135,59 @@ impl Course<'_> {
         let Some(source) = status.source.clone() else { return Step::wait() };
         let destination = self.observed.destination_status();
         if destination.confirmed.is_none() {
-            return match &destination.failure {
-                Some(failure) => self.hold_unconfirmed(status, &failure.message.clone()),
-                None => Step::wait(),
-            };
+            return self.unconfirmed(status);
+        }
+        if let Some(step) = self.hand_over(&status) {
+            return step;
         }
         if !pod_is_gone(self.observed.source.as_ref(), &source.uid) {
             let deleting = self.observed.source.as_ref().is_some_and(|pod| pod.metadata.deletion_timestamp.is_some());
             return if deleting {
-                Step::told(status, "the copy is confirmed; waiting for the source to end")
+                self.waits_for(status, &source.node_name, "the copy is confirmed; waiting for the source to end", "The copy goes on meanwhile.")
             } else {
                 Step::perform(vec![Effect::DeleteSource { uid: source.uid }])
             };
         }
         let ended = self.observed.source_status().ended.is_some();
         if !ended || destination.cleaned.is_none() {
-            let side = if ended { "destination" } else { "source" };
-            return Step::told(status, &format!("the copy is confirmed; waiting for the {side} node's agent to clean up"));
+            let there = status.destination.as_ref().map_or(String::new(), |d| d.node_name.clone());
+            let (side, node) = if ended { ("destination", &there) } else { ("source", &source.node_name) };
+            let text = format!("the copy is confirmed; waiting for the {side} node's agent to clean up");
+            return self.waits_for(status, node, &text, "The copy goes on meanwhile.");
+        }
+        let collected = !status.is_source_first() || self.observed.source_status().cleaned.is_some();
+        if !collected && status.time_in(Phase::Finishing, self.now) <= CLEAN_PATIENCE {
+            return Step::told(status, "the copy is confirmed; waiting for the source node's agent to collect its archives");
         }
         if self.observed.pull_credentials_left {
             return Step::perform(vec![Effect::RemovePullCredentials]);
         }
-        MIGRATED.clone_into(&mut status.message);
-        status.clear_condition(condition::FROZEN, "Migrated", self.now);
-        status.clear_condition(condition::HELD, "Migrated", self.now);
-        status.finish(Outcome::Migrated, self.now);
-        Step::write(status)
-    }
-
-    pub(super) fn hold_unconfirmed(&self, mut status: MigrationStatus, message: &str) -> Step {
-        let message = format!("committed but not confirmed, the source stays frozen and is not deleted: {message}");
-        if status.condition_is(condition::HELD, "NotConfirmed", &message) {
-            return Step::wait();
+        if let Some(effect) = self.remove_rest(true).or_else(|| self.unlock()) {
+            return Step::perform(vec![effect]);
         }
-        status.set_condition(condition::HELD, true, "NotConfirmed", &message, self.now);
-        status.message = message;
+        let outcome = verdict::outcome(Verdict::Commit, status.resolved.is_some());
+        match &status.resolved {
+            Some(resolved) => status.message = format!("{}{}", resolved.message, self.kept()),
+            None => MIGRATED.clone_into(&mut status.message),
+        }
+        if !collected {
+            status.message.push_str("; the source node's agent does not answer and collects its archives when it is back");
+        }
+        status.clear_condition(condition::FROZEN, outcome.as_str(), self.now);
+        status.clear_condition(condition::HELD, outcome.as_str(), self.now);
+        status.finish(outcome, self.now);
         Step::write(status)
     }
 
     pub(super) fn finish_rollback(&self, mut status: MigrationStatus) -> Step {
         let waited = status.time_in(Phase::Finishing, self.now);
         let replacement = status.replacement.clone().unwrap_or_default();
+        if let Some(effect) = self.remove_placeholder(waited > FORCE_AFTER) {
+            return Step::perform(vec![effect]);
+        }
+        if self.observed.placeholder.as_ref().is_some_and(|pod| self.observed.is_our_replacement(pod, self.migration)) {
+            return Step { after: Some(Duration::from_secs(1)), ..Step::default() };
+        }
         if let Some(pod) = self.observed.replacement.as_ref().filter(|pod| self.observed.is_our_replacement(pod, self.migration)) {
             let uid = pod.metadata.uid.clone().unwrap_or_else(|| replacement.uid.clone());
             let force = waited > FORCE_AFTER;
@@ -185,11 +200,13 @@ impl Course<'_> {
         let thawed = self.observed.source_attestation.is_none() || self.observed.source_status().thawed.is_some();
         if !thawed {
             let node = status.source.as_ref().map_or("", |s| s.node_name.as_str()).to_owned();
-            return if waited > CLEAN_PATIENCE {
-                Step::told(status, &format!("waiting for the agent of node {node} to thaw the source"))
-            } else {
-                Step::wait()
-            };
+            let there = status.destination.as_ref().map_or("", |d| d.node_name.as_str()).to_owned();
+            let kept = format!("The checkpoint, memory included, stays in the registry of node {there} until then.");
+            if waited <= END_PATIENCE {
+                return Step::wait();
+            }
+            let what = format!("{}{WAITING} {node} to thaw the source", before_waiting(&status.message));
+            return self.waits_for(status, &node, &what, &kept);
         }
         let cleaned = self.observed.destination_attestation.is_none() || self.observed.destination_status().cleaned.is_some();
         if !cleaned && waited <= CLEAN_PATIENCE {
@@ -198,23 +215,42 @@ impl Course<'_> {
         if self.observed.pull_credentials_left {
             return Step::perform(vec![Effect::RemovePullCredentials]);
         }
-        if self.observed.locked_by(self.migration) {
-            let uid = status.source.as_ref().map(|s| s.uid.clone()).unwrap_or_default();
-            return Step::perform(vec![Effect::Unlock { uid }]);
+        if let Some(effect) = self.remove_rest(true).or_else(|| self.unlock()) {
+            return Step::perform(vec![effect]);
         }
+        let reason = before_waiting(&status.message).to_owned();
+        status.message = reason;
         if !cleaned {
             status.message.push_str("; the destination's agent does not answer and cleans up when it is back");
         }
+        status.message.push_str(&self.kept());
         status.clear_condition(condition::FROZEN, "RolledBack", self.now);
-        status.finish(Outcome::RolledBack, self.now);
+        status.clear_condition(condition::HELD, "RolledBack", self.now);
+        status.finish(verdict::outcome(Verdict::Rollback, status.resolved.is_some()), self.now);
         Step::write(status)
     }
 
+    /// The verdict stands, and one node has not done its part: told at first, and held where it lasts, since the node may be gone for good (I6).
+    fn waits_for(&self, status: MigrationStatus, node: &str, what: &str, meanwhile: &str) -> Step {
+        if status.time_in(Phase::Finishing, self.now) <= END_PATIENCE {
+            return Step::told(status, what);
+        }
+        let text = format!(
+            "{what}. {meanwhile} It ends by itself once that is done: look at node {node} and its drover-agent pod. Where that node is gone for good: remove it \
+             from the cluster (kubectl delete node {node}), delete this Migration and take its finalizer off"
+        );
+        self.held(status, "NodeSilent", text)
+    }
+
     pub(super) fn done(&self, status: &MigrationStatus) -> Step {
+        if status.verdict == Some(Verdict::Rollback)
+            && let Some(effect) = self.remove_late()
+        {
+            return Step::perform(vec![effect]);
+        }
         // A migration that was refused after it had locked its pod.
-        if self.observed.locked_by(self.migration) {
-            let uid = status.source.as_ref().map(|s| s.uid.clone()).unwrap_or_default();
-            return Step::perform(vec![Effect::Unlock { uid }]);
+        if let Some(effect) = self.unlock() {
+            return Step::perform(vec![effect]);
         }
         if observed::has_finalizer(self.migration) {
             return Step::perform(vec![Effect::RemoveFinalizer]);
@@ -223,6 +259,32 @@ impl Course<'_> {
         let left = Duration::from_secs(ttl.into()).saturating_sub(status.time_in(Phase::Done, self.now));
         if left.is_zero() { Step::perform(vec![Effect::DeleteMigration]) } else { Step { after: Some(left), ..Step::default() } }
     }
+}
+
+impl Course<'_> {
+    /// A waiting pod of a migration that has not moved its pod: made by a manager that was stopped between its decision and the deed, while another one
+    /// has ended the migration. Nobody else would remove it.
+    fn remove_late(&self) -> Option<Effect> {
+        let late = |pod: &&Pod| self.observed.is_our_replacement(pod, self.migration) && pod.metadata.deletion_timestamp.is_none();
+        let replacement = self.observed.replacement.as_ref().filter(late).and_then(|pod| pod.metadata.uid.clone());
+        replacement.map(|uid| Effect::DeleteReplacement { uid, force: false }).or_else(|| self.remove_placeholder(false))
+    }
+
+    /// The lock of the pod that has the source's name: the source, or what has taken its place. None where it is not this migration's.
+    pub(super) fn unlock(&self) -> Option<Effect> {
+        let pod = self.observed.source.as_ref().filter(|_| self.observed.locked_by(self.migration))?;
+        Some(Effect::Unlock { uid: pod.metadata.uid.clone().unwrap_or_default() })
+    }
+
+    /// Time since a moment; zero where the clocks disagree about the order.
+    pub(super) fn since(&self, then: Timestamp) -> Duration {
+        millis_since(then, self.now)
+    }
+}
+
+/// Why it was rolled back, without what was awaited since.
+fn before_waiting(message: &str) -> &str {
+    message.split_once(WAITING).map_or(message, |(before, _)| before)
 }
 
 fn millis_since(then: Timestamp, now: Timestamp) -> Duration {

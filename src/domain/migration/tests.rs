@@ -1,15 +1,17 @@
 //! The course of a migration as a walk: each step is fed back, with the world doing what the step asked for.
 
+mod doubt;
+mod owner;
+mod preflight;
+mod source_first;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 
 use super::*;
-use crate::{
-    api::{
-        Attestation, AttestationSpec, AttestationStatus, MigrationSpec, Outcome,
-        attestation::{At, ClosedClaim, ContainerId, Frozen, NeverStarted, Prepared, Pushed, PushedImage, Remark, Restored, Vote},
-        migration::condition,
-    },
-    domain::preflight::Blocker,
+use crate::api::{
+    Attestation, AttestationSpec, AttestationStatus, MigrationSpec, Outcome,
+    attestation::{At, ClosedClaim, ContainerId, Frozen, NeverStarted, Prepared, Pushed, PushedImage, Remark, Restored, Vote},
+    migration::condition,
 };
 
 const UID: &str = "5f1c22aa-0000-4000-8000-000000000000";
@@ -53,6 +55,8 @@ impl Walk {
         .unwrap();
         let observed = Observed {
             source: Some(source),
+            source_gated: true,
+            destination_gated: true,
             replacement_name: "p-5f1c22".into(),
             fresh_repository: "drover/00000000000000000000000000000000".into(),
             ..Default::default()
@@ -68,6 +72,7 @@ impl Walk {
         }
         for effect in step.effects.clone() {
             self.obey(&effect);
+            self.mirror();
         }
         step
     }
@@ -91,6 +96,7 @@ impl Walk {
                 match role {
                     Role::Source => self.observed.source_attestation = attestation,
                     Role::Destination => self.observed.destination_attestation = attestation,
+                    Role::Fallback => self.observed.fallback_attestation = attestation,
                 }
             }
             Effect::CreateReplacement => {
@@ -100,8 +106,12 @@ impl Walk {
                 pod.spec.as_mut().unwrap().node_name = Some("n2".into());
                 pod.status =
                     serde_json::from_value(serde_json::json!({"conditions": [{"type": "PodReadyToStartContainers", "status": "True"}]})).unwrap();
-                self.observed.replacement = Some(pod);
                 self.observed.destination_ready = Some(true);
+                if self.migration.spec.keep_name {
+                    self.observed.placeholder = Some(pod);
+                } else {
+                    self.observed.replacement = Some(pod);
+                }
             }
             Effect::Claim { .. } => {
                 let pod = self.observed.replacement.as_mut().unwrap();
@@ -111,9 +121,11 @@ impl Walk {
                 let image = self.migration.status.as_ref().unwrap().containers[0].image.clone();
                 self.observed.replacement.as_mut().unwrap().spec.as_mut().unwrap().containers[0].image = Some(image);
             }
-            Effect::DeleteReplacement { .. } => self.observed.replacement = None,
+            Effect::DeleteReplacement { .. } => self.lose_replacement(),
             Effect::DeleteSource { .. } => self.observed.source = None,
+            Effect::MarkSurplus { .. } | Effect::HandOver { .. } => self.obey_owner(effect),
             Effect::LayOutPullCredentials | Effect::RemovePullCredentials | Effect::DeleteMigration => {}
+            other => self.obey_source_first(other),
         }
     }
 
@@ -124,12 +136,14 @@ impl Walk {
         } else {
             annotations.remove(super::super::keys::LOCK)
         };
+        self.mirror_back();
     }
 
     fn attest(&mut self, role: Role, change: impl FnOnce(&mut AttestationStatus)) {
         let attestation = match role {
             Role::Source => &mut self.observed.source_attestation,
             Role::Destination => &mut self.observed.destination_attestation,
+            Role::Fallback => &mut self.observed.fallback_attestation,
         };
         change(attestation.as_mut().expect("the attestation was made").status.get_or_insert_default());
     }
@@ -155,6 +169,7 @@ impl Walk {
         let mut reached = self.settle();
         while reached < goal {
             match reached {
+                Phase::Preflight => self.attest(Role::Source, |s| s.inspected = Some(preflight::inspected(&[], &[]))),
                 Phase::Preparing => self.attest(Role::Destination, |s| {
                     s.prepared = Some(Prepared { at: at(2), push_address: "10.0.0.2:5786".into(), pull_address: String::new() });
                 }),
@@ -166,6 +181,7 @@ impl Walk {
                     s.restored = Some(Restored { at: at(8), containers: containers() });
                     s.failure = None;
                 }),
+                Phase::SourceDeleting => self.end_source(),
                 Phase::Finishing => {
                     self.attest(Role::Destination, |s| {
                         s.confirmed = Some(At { at: at(9) });
@@ -225,6 +241,20 @@ fn every_phase_before_the_release_can_be_undone_and_leaves_nothing() {
 }
 
 #[test]
+fn a_replacement_that_a_stopped_manager_makes_after_the_end_is_removed() {
+    let mut walk = Walk::new();
+    walk.walk_to(Phase::Preparing);
+    walk.migration.metadata.deletion_timestamp = Some(Time(second(10)));
+    walk.settle();
+    walk.attest(Role::Source, |s| s.thawed = Some(At { at: at(11) }));
+    walk.attest(Role::Destination, |s| s.cleaned = Some(At { at: at(11) }));
+    assert_eq!(walk.settle(), Phase::Done);
+    walk.obey(&Effect::CreateReplacement);
+    walk.settle();
+    assert!(walk.observed.replacement.is_none());
+}
+
+#[test]
 fn the_reason_of_an_abort_is_told() {
     let mut walk = Walk::new();
     walk.walk_to(Phase::Checkpointing);
@@ -249,35 +279,6 @@ fn after_the_release_a_failure_holds_and_a_late_restore_still_commits() {
     walk.walk_to(Phase::Finishing);
     assert_eq!(walk.status().verdict, Some(Verdict::Commit));
     assert!(walk.status().conditions.iter().all(|c| c.type_ != condition::HELD || c.status == "False"));
-}
-
-#[test]
-fn a_lost_replacement_after_the_release_is_asked_after_and_then_held() {
-    let mut walk = Walk::new();
-    walk.walk_to(Phase::Restoring);
-    walk.observed.replacement = None;
-    walk.settle();
-    assert_eq!((walk.phase(), walk.status().verdict), (Phase::Restoring, None));
-    assert!(walk.status().revocation.is_some() && !walk.is_held(), "first the destination is asked");
-    walk.now = 60;
-    walk.settle();
-    assert!(walk.is_held() && walk.status().message.contains("is gone"), "{}", walk.status().message);
-}
-
-#[test]
-fn a_destination_that_goes_away_after_the_release_is_asked_when_it_is_back() {
-    let mut walk = Walk::new();
-    walk.walk_to(Phase::Restoring);
-    walk.observed.destination_ready = Some(false);
-    walk.settle();
-    assert!(walk.status().revocation.as_ref().is_some_and(|r| r.message.contains("not Ready")));
-    walk.now = 600;
-    walk.settle();
-    assert!(walk.is_held() && walk.status().verdict.is_none(), "nobody can prove anything");
-    walk.observed.destination_ready = Some(true);
-    walk.attest(Role::Destination, |s| s.never_started = Some(never_started()));
-    assert_eq!(walk.settle(), Phase::Finishing);
-    assert!(!walk.is_held() && walk.status().verdict == Some(Verdict::Rollback));
 }
 
 fn never_started() -> NeverStarted {
@@ -329,25 +330,6 @@ fn no_release_without_the_very_images_that_were_voted_for() {
     forged[0].digest = format!("sha256:{}", "f".repeat(64));
     walk.attest(Role::Destination, |s| s.ready = Some(Pushed { at: at(6), images: forged }));
     assert_eq!(walk.settle(), Phase::AwaitingReadiness);
-}
-
-#[test]
-fn blockers_refuse_and_touch_nothing() {
-    let mut walk = Walk::new();
-    walk.observed.blockers = vec![Blocker::new("spec.hostPID", "is set", "unset it"), Blocker::new("node n2", "is cordoned", "uncordon it")];
-    assert_eq!(walk.settle(), Phase::Done);
-    assert_eq!(walk.status().outcome, Some(Outcome::Failed));
-    assert!(walk.status().message.contains("spec.hostPID") && walk.status().message.contains("cordoned"));
-    assert!(walk.observed.replacement.is_none() && !walk.observed.locked_by(&walk.migration));
-}
-
-#[test]
-fn a_check_touches_nothing() {
-    let mut walk = Walk::new();
-    walk.migration.spec.check_only = true;
-    assert_eq!(walk.settle(), Phase::Done);
-    assert_eq!(walk.status().outcome, None);
-    assert!(!walk.observed.locked_by(&walk.migration));
 }
 
 #[test]

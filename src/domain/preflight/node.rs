@@ -16,6 +16,9 @@ pub const PROFILE_LIFETIME: Duration = Duration::from_mins(2);
 
 /// How many nodes are spelt out; a cluster may have thousands.
 const NODES_NAMED: usize = 10;
+/// A node with less free space for checkpoints takes none: not even a small program fits, and whatever else lives on that disk is in trouble already.
+/// What cannot be found out counts as none.
+const LEAST_FREE_BYTES: u64 = 64 << 20;
 /// The field that names the node to go to.
 const TO_NODE: &str = "spec.destination.nodeName";
 
@@ -61,14 +64,14 @@ impl NodeView {
         (age > PROFILE_LIFETIME).then(|| self.blocker(field, &format!("has a silent agent, last seen {} s ago", age.as_secs()), remedy))
     }
 
+    /// Whether its runtime runs the gate for every container. A node that does not say so counts as one without.
+    #[must_use]
+    pub fn is_gated(&self) -> bool {
+        self.profile.as_ref().is_some_and(|profile| profile.gate.installed)
+    }
+
     fn source_blockers(&self, facts: &Facts) -> Vec<Blocker> {
-        const FIELD: &str = "spec.nodeName";
-        let mut found: Vec<_> = self.agent_blocker(FIELD, facts).into_iter().collect();
-        if let Some(profile) = self.profile.as_ref().filter(|profile| !profile.gate.installed) {
-            let problem = format!("has no gate, so a frozen pod could be restarted in place: {}", profile.gate.message);
-            found.push(self.blocker(FIELD, &problem, "run drover node setup --apply there and restart its containerd"));
-        }
-        found
+        self.agent_blocker("spec.nodeName", facts).into_iter().collect()
     }
 
     /// Why it cannot take a pod of a node with the profile `source`.
@@ -82,10 +85,6 @@ impl NodeView {
         }
         found.extend(self.agent_blocker(TO_NODE, facts));
         let Some(profile) = &self.profile else { return found };
-        if !profile.gate.installed {
-            let problem = format!("has no gate, so nobody could prove that a refused restore never ran: {}", profile.gate.message);
-            found.push(self.blocker(TO_NODE, &problem, "run drover node setup --apply there and restart its containerd"));
-        }
         match profile.lanes.iter().find(|lane| lane.name == lanes::IMAGE) {
             Some(lane) if lane.available => {}
             Some(lane) => {
@@ -94,26 +93,51 @@ impl NodeView {
             }
             None => found.push(self.blocker(TO_NODE, "does not say whether it can restore a checkpoint image", "upgrade its agent")),
         }
-        let Some(source) = source else { return found };
-        if profile.architecture != source.architecture {
-            let problem = format!("has architecture {}, the source has {}", profile.architecture, source.architecture);
-            found.push(self.blocker(TO_NODE, &problem, "name a node of the same architecture"));
+        if profile.free_bytes < LEAST_FREE_BYTES {
+            let problem = format!("has {} MiB free for checkpoints", profile.free_bytes >> 20);
+            found.push(self.blocker(TO_NODE, &problem, "free space under /var/lib there, or name another node"));
         }
-        let missing: Vec<_> = source.cpu_features.iter().filter(|flag| !profile.cpu_features.contains(flag)).map(String::as_str).collect();
-        if !missing.is_empty() {
-            let problem = format!("lacks CPU features of the source: {}", missing.join(", "));
-            found.push(self.blocker(TO_NODE, &problem, "name a node with the same CPU"));
+        if let Some(source) = source {
+            found.extend(self.differences(profile, source));
         }
         found
     }
+
+    /// What the source's processes rely on and would not find here.
+    fn differences(&self, own: &NodeProfileStatus, source: &NodeProfileStatus) -> Vec<Blocker> {
+        let mut found = vec![];
+        let mut differs = |problem: &str, remedy: &str| found.push(self.blocker(TO_NODE, problem, remedy));
+        if own.architecture != source.architecture {
+            let problem = format!("has architecture {}, the source has {}", own.architecture, source.architecture);
+            differs(&problem, "name a node of the same architecture");
+        }
+        let missing: Vec<_> = source.cpu_features.iter().filter(|flag| !own.cpu_features.contains(flag)).map(String::as_str).collect();
+        if !missing.is_empty() {
+            differs(&format!("lacks CPU features of the source: {}", missing.join(", ")), "name a node with the same CPU");
+        }
+        if own.runtime != source.runtime && !own.runtime.is_empty() && !source.runtime.is_empty() {
+            let problem = format!("has the container runtime {}, the source has {}", own.runtime, source.runtime);
+            differs(&problem, "name a node with the same container runtime");
+        }
+        if kernel_version(&own.kernel).zip(kernel_version(&source.kernel)).is_some_and(|(own, source)| own < source) {
+            let problem = format!("has kernel {}, which is older than the source's {}", own.kernel, source.kernel);
+            differs(&problem, "name a node with the same kernel or a newer one: CRIU does not restore on an older one what it took on a newer one");
+        }
+        found
+    }
+}
+
+/// Major and minor version of a kernel release such as `6.12.48+deb13-amd64`; none where it cannot be read.
+fn kernel_version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 /// Every reason in the nodes why a pod cannot go from one to the other.
 #[must_use]
 pub fn node_blockers(source: &str, destination: &Destination, facts: &Facts) -> Vec<Blocker> {
     let mut found = vec![];
-    let source_node = facts.nodes.iter().find(|node| node.name == source);
-    match source_node {
+    match facts.nodes.iter().find(|node| node.name == source) {
         Some(node) => found.extend(node.source_blockers(facts)),
         None => found.push(Blocker::new("spec.nodeName", format!("there is no node {source:?}"), "the pod must run on a node")),
     }
@@ -124,18 +148,24 @@ pub fn node_blockers(source: &str, destination: &Destination, facts: &Facts) -> 
         }
         return found;
     };
+    found.extend(destination_blockers(source, wanted, destination, facts));
+    found
+}
+
+/// Every reason why a pod of node `source` cannot go to node `wanted`.
+#[must_use]
+pub fn destination_blockers(source: &str, wanted: &str, destination: &Destination, facts: &Facts) -> Vec<Blocker> {
     if wanted == source {
-        found.push(Blocker::new(TO_NODE, format!("the pod runs on node {wanted} already"), "name another node"));
-        return found;
+        return vec![Blocker::new(TO_NODE, format!("the pod runs on node {wanted} already"), "name another node")];
     }
-    let Some(node) = facts.nodes.iter().find(|node| &node.name == wanted) else {
-        found.push(Blocker::new(TO_NODE, format!("node {wanted} does not exist"), others(source, facts)));
-        return found;
+    let Some(node) = facts.nodes.iter().find(|node| node.name == wanted) else {
+        return vec![Blocker::new(TO_NODE, format!("node {wanted} does not exist"), others(source, facts))];
     };
+    let mut found = vec![];
     if !selected(node, destination) {
         found.push(Blocker::new("spec.destination.nodeSelector", format!("does not select node {wanted}"), "leave one of the two out"));
     }
-    found.extend(node.destination_blockers(facts, source_node.and_then(|n| n.profile.as_ref())));
+    found.extend(node.destination_blockers(facts, profile_of(source, facts)));
     found
 }
 
@@ -199,6 +229,9 @@ mod tests {
                 gate: GateStatus { installed: true, message: String::new() },
                 architecture: "amd64".into(),
                 cpu_features: vec!["avx2".into()],
+                runtime: "containerd".into(),
+                kernel: "6.12.48+deb13-amd64".into(),
+                free_bytes: 1 << 30,
                 observed_at: Some(Time(jiff::Timestamp::UNIX_EPOCH)),
                 ..Default::default()
             }),
@@ -231,6 +264,36 @@ mod tests {
         profile.cpu_features.clear();
         let found = node_blockers("n1", &to("n2"), &facts(vec![node("n1"), bad]));
         assert_eq!(found.len(), 4, "{found:?}");
+    }
+
+    #[test]
+    fn what_a_restore_would_miss_is_told() {
+        let refused = |change: fn(&mut NodeProfileStatus)| {
+            let mut other = node("n2");
+            change(other.profile.as_mut().unwrap());
+            Blocker::join(&node_blockers("n1", &to("n2"), &facts(vec![node("n1"), other])))
+        };
+        let expect = |change: fn(&mut NodeProfileStatus), text: &str| assert!(refused(change).contains(text), "{text:?}: {}", refused(change));
+        expect(|profile| profile.kernel = "6.1.0-37-amd64".into(), "has kernel 6.1.0-37-amd64, which is older than the source's 6.12.48");
+        expect(|profile| profile.runtime = "cri-o".into(), "has the container runtime cri-o, the source has containerd");
+        expect(|profile| profile.free_bytes = 5 << 20, "has 5 MiB free for checkpoints (free space under /var/lib there");
+        expect(|profile| profile.architecture = "arm64".into(), "has architecture arm64");
+        for same_or_newer in ["6.12.1", "6.13.0-rc1", "7.0", "unreadable"] {
+            let mut other = node("n2");
+            other.profile.as_mut().unwrap().kernel = same_or_newer.into();
+            assert_eq!(node_blockers("n1", &to("n2"), &facts(vec![node("n1"), other])), vec![], "{same_or_newer}");
+        }
+    }
+
+    #[test]
+    fn a_node_without_the_gate_is_no_blocker() {
+        let bare = |name: &str| {
+            let mut node = node(name);
+            node.profile.as_mut().unwrap().gate = GateStatus { installed: false, message: "no hook".into() };
+            node
+        };
+        assert!(node("n1").is_gated() && !bare("n1").is_gated() && !NodeView::default().is_gated());
+        assert_eq!(node_blockers("n1", &to("n2"), &facts(vec![bare("n1"), bare("n2")])), vec![]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
 use kube::ResourceExt as _;
 
 use super::Blocker;
-use crate::domain::keys;
+use crate::domain::{keys, owner};
 
 /// Annotation of the kubelet's static pods (core/v1 `MirrorPodAnnotationKey`).
 const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -50,12 +50,16 @@ fn metadata_blockers(pod: &Pod) -> Vec<Blocker> {
     if pod.annotations().contains_key(MIRROR) {
         found.push(Blocker::new(format!("metadata.annotations[{MIRROR}]"), "static pods belong to their node", "move the manifest file instead"));
     }
-    if let Some(owner) = pod.owner_references().iter().find(|owner| owner.controller == Some(true)) {
-        found.push(Blocker::new(
-            "metadata.ownerReferences",
-            format!("the pod is owned by {} {}, and only bare pods can be moved yet", owner.kind, owner.name),
-            "delete the pod and let its owner make another one elsewhere",
-        ));
+    if let Some(owner) = owner::controller(&pod.metadata).filter(|owner| owner::kind(owner).is_none()) {
+        let (message, remedy) = match owner.kind.as_str() {
+            "DaemonSet" => ("has its pods on every node by design".to_owned(), "change which nodes the DaemonSet selects"),
+            "Job" => ("of a Job cannot be moved yet".to_owned(), "wait until it has ended"),
+            _ => (
+                "cannot be moved yet: Drover knows ReplicaSets, Deployments, StatefulSets and bare pods".to_owned(),
+                "delete the pod and let its owner make another one elsewhere",
+            ),
+        };
+        found.push(Blocker::new("metadata.ownerReferences", format!("a pod of {} {} {message}", owner.kind, owner.name), remedy));
     }
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or("Unknown");
     if phase != "Running" {

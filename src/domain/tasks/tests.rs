@@ -19,13 +19,11 @@ fn only_a_container_restored_once_from_this_image_counts() {
     );
     assert_eq!(judge(&checkpoint(), &[]), Finding::NotYet);
     assert_eq!(judge(&checkpoint(), &[task("1", TaskState::Stopped, Some("img"))]), Finding::NotYet, "made, but not started yet");
-    for wrong in [
-        vec![task("1", TaskState::Running, None)],
-        vec![task("1", TaskState::Running, Some("other"))],
-        vec![task("1", TaskState::Stopped, Some("img")), running.clone()],
-    ] {
-        assert!(matches!(judge(&checkpoint(), &wrong), Finding::Wrong(_)), "{wrong:?}");
+    for cold in [task("1", TaskState::Running, None), task("1", TaskState::Running, Some("other"))] {
+        assert!(matches!(judge(&checkpoint(), std::slice::from_ref(&cold)), Finding::Cold(_)), "{cold:?}");
     }
+    let twice = [task("1", TaskState::Stopped, Some("img")), running.clone()];
+    assert!(matches!(judge(&checkpoint(), &twice), Finding::Wrong(_)));
     assert_eq!(judge(&[], &[running]), Finding::NotYet);
 }
 
@@ -75,4 +73,20 @@ fn a_kubelet_that_has_just_started_does_not_know_its_pods() {
     assert!(!is_whole(&[]));
     assert!(!is_whole(&[from("file")]));
     assert!(is_whole(&[from("file"), from("api")]));
+}
+
+#[test]
+fn a_restore_is_over_only_where_nothing_of_it_can_be_on_its_way() {
+    let ended: Pod = serde_json::from_value(serde_json::json!({"status": {"containerStatuses": [
+        {"name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+         "lastState": {"terminated": {"exitCode": 137, "containerID": "containerd://1"}}}]}}))
+    .unwrap();
+    let stopped = [task("1", TaskState::Stopped, Some("img"))];
+    assert!(is_over("c", "1", false, &stopped, Some(&ended)));
+    assert!(!is_over("c", "2", false, &stopped, Some(&ended)), "another container's end");
+    assert!(!is_over("c", "", false, &stopped, Some(&ended)));
+    assert!(!is_over("c", "1", false, &stopped, Some(&Pod::default())), "no task yet is not no task any more");
+    assert!(is_over("c", "1", true, &stopped, Some(&Pod::default())), "nothing outlives a boot");
+    assert!(!is_over("c", "1", true, &[task("1", TaskState::Running, None)], Some(&ended)));
+    assert!(is_over("c", "1", false, &[], None) && !is_over("c", "1", false, &stopped, None));
 }

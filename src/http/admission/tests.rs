@@ -27,7 +27,7 @@ impl WorldSource for FakeWorld {
             return Err(error.clone());
         }
         let now = SystemClock.now();
-        let profile = json!({"observedAt": now.to_string(), "gate": {"installed": true}, "lanes": [{"name": "image", "available": true}]});
+        let profile = json!({"observedAt": now.to_string(), "freeBytes": 1u64 << 30, "gate": {"installed": true}, "lanes": [{"name": "image", "available": true}]});
         let node = |name: &str| NodeView {
             name: name.to_owned(),
             ready: true,
@@ -163,11 +163,11 @@ async fn a_malformed_review_is_refused_and_the_field_named() {
 #[tokio::test]
 async fn migrations_are_validated_at_their_creation_only() {
     let object = |spec: Value| json!({"apiVersion": "drover.dev/v1alpha1", "kind": "Migration", "metadata": {"name": "m"}, "spec": spec});
-    let bad = object(json!({"podName": "nope", "keepName": true}));
+    let bad = object(json!({"podName": "nope", "lane": "runtime"}));
     let response = response_to(app(None), "/validate/migrations", &review("CREATE", "Migration", &bad, &Value::Null)).await;
     let message = response["status"]["message"].as_str().expect("a message");
     assert!(message.contains("Migration shop/m cannot be made"), "{message}");
-    assert!(message.contains("spec.podName: pod shop/nope does not exist") && message.contains("spec.keepName: is not supported yet"), "{message}");
+    assert!(message.contains("spec.podName: pod shop/nope does not exist") && message.contains("spec.lane: is not supported yet"), "{message}");
     let updated = response_to(app(None), "/validate/migrations", &review("UPDATE", "Migration", &bad, &bad)).await;
     assert_eq!(updated["allowed"], true);
     let good = response_to(app(None), "/validate/migrations", &review("CREATE", "Migration", &object(json!({"podName": "web"})), &Value::Null)).await;

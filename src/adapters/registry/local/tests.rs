@@ -75,15 +75,24 @@ async fn life_of_a_checkpoint(socket: &Path, data: &Path) {
     let image = local.image(ONE, "redis").await.unwrap().unwrap();
     assert_eq!(image, PushedImage { container: "redis".to_owned(), digest: digest.to_string(), bytes: 15 });
 
+    let (layer, stream) = local.layer(ONE, &digest).await.unwrap();
+    let bytes: Vec<bytes::Bytes> = futures::TryStreamExt::try_collect(stream).await.unwrap();
+    assert_eq!((layer, bytes.concat()), (memory.clone(), b"memory of redis".to_vec()));
+
     // The tag comes to name the base image, then the checkpoint goes: twice, as after a crash.
     local.adopt_base(ONE, &base).await.unwrap();
     local.adopt_base(ONE, &base).await.unwrap();
     local.repoint(ONE, "redis", &base).await.unwrap();
+    // What an agent that was killed in mid-push has left.
+    let broken = data.join("docker/registry/v2/repositories").join(ONE).join("_uploads/01a2");
+    std::fs::create_dir_all(&broken).unwrap();
+    std::fs::write(broken.join("data"), b"memory of r").unwrap();
     for _ in 0..2 {
         local.purge_images(ONE, std::slice::from_ref(&digest)).await.unwrap();
     }
     assert!(!content_of(data, &memory).exists(), "the memory of a process is still on the disk");
     assert!(!content_of(data, &digest).exists());
+    assert!(!broken.exists(), "a part of it is");
     assert_eq!(local.image(ONE, "redis").await.unwrap().unwrap().digest, base.digest.to_string());
 
     // Another migration shares the base image: what it links outlives the first repository.

@@ -62,6 +62,18 @@ async fn a_layer_is_sent_again_after_a_passing_failure() {
 }
 
 #[tokio::test]
+async fn volumes_are_pushed_as_an_artifact_of_their_own() {
+    let scene = scene("n2", of_n1);
+    let shm = scene.folder.path().join("shm");
+    std::fs::create_dir(&shm).unwrap();
+    std::fs::write(shm.join("segment"), b"shared").unwrap();
+    let pushed = scene.pusher.push_volumes(&[("shm".to_owned(), shm)], &scene.target).await.unwrap();
+    assert_eq!((pushed.container.as_str(), pushed.bytes % 512), (crate::domain::keys::VOLUMES_TAG, 0));
+    let last = scene.fake.seen.lock().unwrap().last().cloned();
+    assert_eq!(last, Some(format!("PUT /v2/{REPOSITORY}/manifests/_volumes")));
+}
+
+#[tokio::test]
 async fn three_attempts_are_enough() {
     let scene = scene("n2", of_n1);
     *scene.fake.failures.lock().unwrap() = 9;

@@ -1,0 +1,80 @@
+//! Pods of ReplicaSets: what the set selects by, and the change of its pod.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::Pod};
+use kube::{Api, ResourceExt as _};
+use serde_json::{Value, json};
+
+use super::{KubeCluster, found, keys, replacement_of, source_of};
+use crate::{
+    api::Migration,
+    ports::{Failure, PortError, PortResult},
+};
+
+impl KubeCluster {
+    pub(super) async fn selector_of(&self, namespace: &str, name: &str, uid: &str) -> PortResult<BTreeMap<String, String>> {
+        let api: Api<ReplicaSet> = Api::namespaced(self.client.clone(), namespace);
+        let set = found(api.get(name).await, "read the pod's ReplicaSet")?.filter(|set| set.metadata.uid.as_deref() == Some(uid));
+        Ok(set.and_then(|set| set.spec.selector.match_labels).unwrap_or_default())
+    }
+
+    pub(super) async fn mark_surplus(&self, migration: &Migration, uid: &str) -> PortResult<()> {
+        let source = source_of(migration)?;
+        // It has its lock there, so that it has annotations.
+        let cost = format!("/metadata/annotations/{}", keys::DELETION_COST.replace('/', "~1"));
+        let patch = json!([{"op": "test", "path": "/metadata/uid", "value": uid}, {"op": "add", "path": cost, "value": keys::CHEAPEST}]);
+        self.patch_pod(migration, &source.name, "mark the source as the one too many", patch).await.map(drop)
+    }
+
+    pub(super) async fn hand_over(&self, migration: &Migration, uid: &str) -> PortResult<()> {
+        let replacement = replacement_of(migration)?;
+        let Some(pod) = found(self.pods(migration).get(&replacement.name).await, "read the replacement")? else {
+            return Err(PortError::new(Failure::Conflict, "the replacement is gone"));
+        };
+        let owner = source_of(migration)?.owner.clone().unwrap_or_default();
+        let patch = hand_over_patch(&pod, uid, &owner.tied_by);
+        self.patch_pod(migration, &replacement.name, "hand the copy over to its ReplicaSet", patch).await.map(drop)
+    }
+}
+
+/// Adds the labels; where the pod is ready only if it still is, since a ReplicaSet with one too many takes one that is not.
+fn hand_over_patch(pod: &Pod, uid: &str, labels: &BTreeMap<String, String>) -> Value {
+    let mut operations = vec![json!({"op": "test", "path": "/metadata/uid", "value": uid})];
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    if let Some(at) = conditions.iter().position(|c| c.type_ == "Ready" && c.status == "True") {
+        operations.push(json!({"op": "test", "path": format!("/status/conditions/{at}/type"), "value": "Ready"}));
+        operations.push(json!({"op": "test", "path": format!("/status/conditions/{at}/status"), "value": "True"}));
+    }
+    let mut all = pod.labels().clone();
+    all.extend(labels.clone());
+    if pod.labels().is_empty() {
+        operations.push(json!({"op": "add", "path": "/metadata/labels", "value": all}));
+    } else {
+        operations.extend(labels.iter().map(|(key, value)| {
+            let path = format!("/metadata/labels/{}", key.replace('~', "~0").replace('/', "~1"));
+            json!({"op": "add", "path": path, "value": value})
+        }));
+    }
+    operations.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_is_handed_over_only_as_ready_as_it_was_seen() {
+        let pod = |labels: Value, ready: &str| -> Pod {
+            let conditions = json!([{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": ready}]);
+            serde_json::from_value(json!({"metadata": {"name": "w", "labels": labels}, "status": {"conditions": conditions}})).unwrap()
+        };
+        let tie = BTreeMap::from([("a.b/c".to_owned(), "7".to_owned())]);
+        let patch = hand_over_patch(&pod(json!({"app": "w"}), "True"), "u", &tie);
+        assert_eq!(patch[1]["path"], "/status/conditions/1/type");
+        assert_eq!(patch[3], json!({"op": "add", "path": "/metadata/labels/a.b~1c", "value": "7"}));
+        let patch = hand_over_patch(&pod(json!({}), "False"), "u", &tie);
+        assert_eq!(patch.as_array().unwrap().len(), 2);
+        assert_eq!(patch[1]["value"], json!({"a.b/c": "7"}));
+    }
+}

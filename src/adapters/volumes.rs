@@ -1,0 +1,152 @@
+//! What of a pod lies outside of its containers' archives, as one tar: a folder for each volume, with numeric owners, modes, links and holes.
+//!
+//! Packed while the pod is frozen, so that nothing changes in between; unpacked into the folders of a waiting replacement, in which nothing runs. The
+//! content is the pod's own and may be hostile: packing follows no link, unpacking makes files only in folders that it has made itself.
+
+mod pack;
+#[cfg(test)]
+mod tests;
+mod unpack;
+
+use std::{
+    io::{self, Read, Write},
+    path::PathBuf,
+};
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc;
+
+pub use unpack::unpack;
+
+use crate::domain::{ids::Digest, image::Layer};
+
+/// Bytes read and sent at once.
+const CHUNK: usize = 512 << 10;
+
+/// Chunks that wait to be sent; with [`CHUNK`] it bounds the memory of one push.
+const AHEAD: usize = 4;
+
+/// A volume's folder, as the agent sees it, and its name in the tar.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// First part of its paths in the tar.
+    pub name: String,
+    /// The folder.
+    pub folder: PathBuf,
+}
+
+/// Length and hash of the tar of these volumes. Blocks: reads everything once.
+///
+/// # Errors
+/// What the file system says, or where something in them is larger than its kind allows.
+pub fn measure(volumes: &[Volume]) -> io::Result<Layer> {
+    let mut counted = Counted { hash: Sha256::new(), size: 0 };
+    pack::pack(volumes, &mut counted)?;
+    Ok(Layer { digest: Digest::from_sha256(&counted.hash.finalize().into()), size: counted.size })
+}
+
+/// The same tar as a stream; a thread reads while the last chunks are being sent.
+pub fn stream(volumes: Vec<Volume>) -> mpsc::Receiver<io::Result<Bytes>> {
+    let (sender, chunks) = mpsc::channel(AHEAD);
+    tokio::task::spawn_blocking(move || {
+        let mut out = io::BufWriter::with_capacity(CHUNK, Sent { sender: &sender });
+        let packed = pack::pack(&volumes, &mut out).and_then(|()| out.flush());
+        if let Err(error) = packed {
+            // Nobody listens any more where the push was given up.
+            let _ = sender.blocking_send(Err(error));
+        }
+    });
+    chunks
+}
+
+struct Counted {
+    hash: Sha256,
+    size: u64,
+}
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.hash.update(bytes);
+        self.size += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Sent<'a> {
+    sender: &'a mpsc::Sender<io::Result<Bytes>>,
+}
+
+impl Write for Sent<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.sender.blocking_send(Ok(Bytes::copy_from_slice(bytes))).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A stream's chunks, read by a thread.
+pub struct Received {
+    chunks: mpsc::Receiver<io::Result<Bytes>>,
+    rest: Bytes,
+}
+
+impl Received {
+    /// A reader, and where its chunks are sent. It ends when the sender is dropped.
+    #[must_use]
+    pub fn channel() -> (Self, mpsc::Sender<io::Result<Bytes>>) {
+        let (sender, chunks) = mpsc::channel(AHEAD);
+        (Self { chunks, rest: Bytes::new() }, sender)
+    }
+}
+
+impl Read for Received {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.rest.is_empty() {
+            match self.chunks.blocking_recv() {
+                Some(chunk) => self.rest = chunk?,
+                None => return Ok(0),
+            }
+        }
+        let count = buffer.len().min(self.rest.len());
+        buffer[..count].copy_from_slice(&self.rest.split_to(count));
+        Ok(count)
+    }
+}
+
+/// A reader that hashes what passes.
+pub struct Hashed<R> {
+    inner: R,
+    hash: Sha256,
+}
+
+impl<R: Read> Hashed<R> {
+    /// Hashes what is read from this one.
+    pub fn new(inner: R) -> Self {
+        Self { inner, hash: Sha256::new() }
+    }
+
+    /// Reads to the end; the digest of all that has passed.
+    ///
+    /// # Errors
+    /// What the reader says.
+    pub fn finish(mut self) -> io::Result<Digest> {
+        io::copy(&mut self, &mut io::sink())?;
+        Ok(Digest::from_sha256(&self.hash.finalize().into()))
+    }
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.hash.update(&buffer[..count]);
+        Ok(count)
+    }
+}

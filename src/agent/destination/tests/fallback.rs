@@ -1,0 +1,154 @@
+//! The pod that comes after the source: a same-name replacement, one on a node without the gate, the fallback.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::{agent::journal::Journal, api::migration::ReplacementStatus};
+
+const UID: &str = "5f1c22aa-0000-4000-8000-000000000001";
+const NEW: &str = "0f1c22aa-0000-4000-8000-00000000000b";
+
+impl Course {
+    fn without_gate(phase: Phase) -> Self {
+        let course = Self::released(phase);
+        course.markers().disarm(POD).unwrap();
+        course.node.manager_writes(|status| status.destination.as_mut().unwrap().without_gate = true);
+        course
+    }
+
+    /// This node is the source's; its pod was deleted and is to go on here.
+    fn falling_back() -> Self {
+        let course = Self::released(Phase::Finishing);
+        let archive = course.disk.path().join("archive.tar");
+        let archives = BTreeMap::from([("app".to_owned(), archive)]);
+        course.agent.parts.journals.save(&Journal { migration_uid: UID.into(), archives, ..Journal::default() }).unwrap();
+        course.node.add_attestation(Role::Fallback, "n2", NEW);
+        course.node.manager_writes(|status| {
+            status.verdict = Some(Verdict::Rollback);
+            status.source_first = Some(true);
+            status.fallback = Some(ReplacementStatus { name: "p".into(), uid: NEW.into(), ..Default::default() });
+        });
+        let mut state = course.node.state();
+        state.registry.clear();
+        state.pods = vec![serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "d", "uid": NEW}})).unwrap()];
+        drop(state);
+        course
+    }
+
+    fn look_back(&self) -> PortResult<Option<Duration>> {
+        settled(self.agent.reconcile_fallback("d", "m")).expect("no call hangs, and no step is taken for ever")
+    }
+
+    fn said_back(&self) -> AttestationStatus {
+        self.node.attested(Role::Fallback)
+    }
+
+    fn claim_of(&self, uid: &str) -> Option<Claim> {
+        self.markers().claim(uid, "app").unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_same_name_replacement_is_armed_under_its_own_uid_and_its_placeholder_never() {
+    let course = Course::new();
+    let pod = |uid: &str| Some(ReplacementStatus { name: "p".into(), uid: uid.into(), ..Default::default() });
+    course.node.manager_writes(|status| (status.placeholder, status.replacement) = (pod(POD), pod("")));
+    course.look().unwrap();
+    assert!(course.said().prepared.is_some());
+    assert_eq!(course.claim_of(POD), None, "the placeholder is restored by nobody");
+
+    course.node.manager_writes(|status| status.phase = Phase::SourceDeleting);
+    course.look().unwrap();
+    assert!(course.said().armed.is_none(), "it is not made yet");
+    course.node.manager_writes(|status| status.replacement = pod(NEW));
+    course.look().unwrap();
+    assert_eq!(course.said().armed.map(|armed| armed.pod_uid).as_deref(), Some(NEW));
+    assert_eq!(course.claim_of(NEW), Some(Claim::Waiting));
+
+    // What is restored, and what must be gone after a rollback, is that pod.
+    course.node.manager_writes(|status| (status.phase, status.verdict) = (Phase::Finishing, Some(Verdict::Rollback)));
+    course.node.state().pods = vec![serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "d", "uid": NEW}})).unwrap()];
+    assert_eq!(course.look().unwrap(), Some(SOON));
+    assert_eq!(course.claim_of(NEW), Some(Claim::Revoked));
+    course.node.state().pods.clear();
+    course.look().unwrap();
+    assert!(course.said().cleaned.is_some() && course.claim_of(NEW).is_none());
+}
+
+#[tokio::test]
+async fn without_a_gate_a_restore_is_attested_from_the_runtime_alone() {
+    let course = Course::new();
+    course.node.manager_writes(|status| status.destination.as_mut().unwrap().without_gate = true);
+    course.look().unwrap();
+    assert!(course.said().prepared.is_some() && course.claim().is_none(), "nobody would take a claim");
+
+    let course = Course::without_gate(Phase::Restoring);
+    course.node.state().tasks = vec![restored_task("new")];
+    course.look().unwrap();
+    assert_eq!(course.trace().last().map(String::as_str), Some("attest restored"));
+}
+
+#[tokio::test]
+async fn without_a_gate_nobody_says_that_a_replacement_never_started() {
+    let course = Course::without_gate(Phase::Restoring);
+    course.asked_to_revoke();
+    assert_eq!(course.look().unwrap(), Some(SOON));
+    assert!(course.said().never_started.is_none());
+    // Gone, it may have run before: that is another word.
+    course.node.state().pods.clear();
+    course.look().unwrap();
+    assert!(course.said().never_started.is_none() && course.said().died.is_some_and(|died| died.containers[0].state == "unknown"));
+
+    // Late, but restored.
+    let course = Course::without_gate(Phase::Restoring);
+    course.asked_to_revoke();
+    course.node.state().tasks = vec![restored_task("new")];
+    course.look().unwrap();
+    assert!(course.said().restored.is_some());
+}
+
+#[tokio::test]
+async fn the_fallback_is_restored_from_the_kept_archive() {
+    let course = Course::falling_back();
+    assert_eq!(course.look_back().unwrap(), Some(SOON));
+    assert_eq!(course.trace(), [format!("ensure {}", base()), "adopt_base".into(), "push app".into(), "attest prepared".into()]);
+    assert_eq!(course.claim_of(NEW), Some(Claim::Waiting));
+
+    course.node.state().tasks = vec![restored_task("new")];
+    course.look_back().unwrap();
+    assert!(course.said_back().restored.is_none(), "it was not let through by the gate");
+    assert!(course.markers().advance(NEW, "app", Claim::Waiting, Claim::Taken).unwrap());
+    course.node.state().trace.clear();
+    course.look_back().unwrap();
+    let checkpoint = keys::checkpoint_image(&repository(), "app");
+    let restored = ["repoint app", &format!("remove {checkpoint}"), "own_stdio new", "attest restored"];
+    let ended = ["attest confirmed", "purge_images 1", "attest cleaned"];
+    assert_eq!(course.trace(), [&restored[..], &ended].concat());
+    assert_eq!(course.claim_of(NEW), None, "an ordinary pod has no claims");
+}
+
+#[tokio::test]
+async fn an_archive_that_is_lost_or_another_is_told_and_never_restored() {
+    type Spoil = fn(&Course);
+    let spoilt: [(&str, Spoil); 4] = [
+        ("journal of the migration is gone", |course| course.agent.parts.journals.remove(UID).unwrap()),
+        ("names no archive of container app", |course| {
+            course.agent.parts.journals.save(&Journal { migration_uid: UID.into(), ..Journal::default() }).unwrap();
+        }),
+        ("cannot be used", |course| course.node.fail("push", Failure::Permanent)),
+        ("is not the one that was voted for", |course| {
+            course.node.manager_writes(|status| status.containers[0].digest = image('f').digest);
+        }),
+    ];
+    for (expected, spoil) in spoilt {
+        let course = Course::falling_back();
+        spoil(&course);
+        if course.look_back().is_err() {
+            course.node.state().now = second(100 + 31);
+            course.look_back().unwrap();
+        }
+        let said = course.said_back();
+        assert!(said.failure.as_ref().is_some_and(|failure| failure.message.contains(expected)), "{expected}: {:?}", said.failure);
+        assert!(said.prepared.is_none() && course.claim_of(NEW).is_none());
+    }
+}

@@ -1,0 +1,59 @@
+//! The end of a source that goes before the release, whose archives then stand for it (R13, R14).
+
+use super::{Look, SourceAgent, disk};
+use crate::{
+    agent::journal::Journal,
+    api::attestation::{Archived, At, Kept},
+    domain::tasks::nothing_left,
+    ports::{PortResult, TaskState},
+};
+
+impl SourceAgent {
+    /// The kubelet does not list the pod any more: says so once nothing of it can start again. Archives, journal and fence stay.
+    pub(super) async fn end(&self, look: &Look) -> PortResult<()> {
+        let tasks = self.parts.runtime.tasks(&look.journal.pod_uid).await?;
+        let without_gate = look.migration.status.as_ref().and_then(|s| s.source.as_ref()).is_none_or(|source| source.without_gate);
+        let fence = self.parts.markers.fenced_by(&look.journal.pod_uid).map_err(|e| disk("read the fence", &e))?;
+        let fenced = !without_gate && fence.as_deref() == Some(look.journal.migration_uid.as_str());
+        // Without the fence a kubelet that has forgotten the pod may still start a container that it has made for it.
+        let over = if fenced { tasks.iter().all(|task| task.state == TaskState::Stopped) } else { tasks.is_empty() };
+        if !over {
+            return self.kill(look).await;
+        }
+        let at = self.now();
+        let paths = look.journal.archives.values().map(|path| path.display().to_string()).collect();
+        self.attest(look, |status| {
+            status.archived = Some(Archived { at: at.clone(), paths });
+            status.ended = Some(At { at });
+        })
+        .await
+    }
+
+    /// A copy is confirmed: nothing of the source is needed any more. `keep`: the copy lacks the memory, so that the archives stay for a person.
+    pub(super) async fn collect(&self, look: &Look, keep: bool) -> PortResult<()> {
+        let journal = &look.journal;
+        let archives = if keep { self.keep_archives(journal)? } else { self.remove_archives(journal).map(|()| vec![])? };
+        let pod = self.parts.kubelet.pod(&journal.pod_uid).await?;
+        if !nothing_left(pod.as_ref(), &self.parts.runtime.tasks(&journal.pod_uid).await?) {
+            return Ok(());
+        }
+        self.parts.markers.unfence(&journal.pod_uid, &journal.migration_uid).map_err(|e| disk("remove the fence", &e))?;
+        let at = self.now();
+        self.attest(look, |status| {
+            status.cleaned = Some(At { at: at.clone() });
+            if !archives.is_empty() {
+                status.kept = Some(Kept { at, archives });
+            }
+        })
+        .await?;
+        self.parts.journals.remove(&journal.migration_uid).map_err(|e| disk("remove the journal", &e))
+    }
+
+    /// From the end of the source on nothing else holds the memory (R14).
+    pub(super) async fn sync_archives(&self, journal: &Journal) -> PortResult<()> {
+        for archive in journal.archives.values() {
+            self.parts.kubelet.sync(archive).await.map_err(|e| e.context("failed to sync an archive"))?;
+        }
+        Ok(())
+    }
+}

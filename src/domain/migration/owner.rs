@@ -1,0 +1,69 @@
+//! The end of a ReplicaSet's pod: the copy takes the source's place there.
+//!
+//! A ReplicaSet that has one pod too many deletes one that is not ready before one that is, then by the pods' deletion cost (`ActivePodsWithRanks` of
+//! kube-controller-manager). So the copy is handed over only when it is ready or the source is not, and the source is made the cheapest pod first: then the
+//! ReplicaSet, if it is faster than the manager, deletes the source, which is deleted right after anyway. The other order, the source first, would make it
+//! start a third pod.
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+
+use super::{
+    Effect, Step,
+    course::Course,
+    observed::{self, pod_is_gone},
+    released::END_PATIENCE,
+    status::StatusExt as _,
+};
+use crate::{
+    api::{
+        MigrationStatus, Phase,
+        migration::{OwnerStatus, SourceStatus},
+    },
+    domain::{keys, preflight::Blocker},
+};
+
+impl Course<'_> {
+    /// What is to be done before the source may go, so that its ReplicaSet has the copy; none where that is done, or where there is none.
+    pub(super) fn hand_over(&self, status: &MigrationStatus) -> Option<Step> {
+        let source = status.source.as_ref()?;
+        let owner = source.owner.as_ref().filter(|owner| !owner.tied_by.is_empty())?;
+        let replacement = status.replacement.as_ref()?;
+        let copy = self.observed.replacement.as_ref().filter(|pod| pod.metadata.uid.as_ref() == Some(&replacement.uid))?;
+        if copy.metadata.deletion_timestamp.is_some() || has_labels(copy, owner) {
+            return None;
+        }
+        let hand_over = Step::perform(vec![Effect::HandOver { uid: replacement.uid.clone() }]);
+        let Some(there) = self.source_that_stays(source) else { return Some(hand_over) };
+        if there.annotations().get(keys::DELETION_COST).map(String::as_str) != Some(keys::CHEAPEST) {
+            return Some(Step::perform(vec![Effect::MarkSurplus { uid: source.uid.clone() }]));
+        }
+        if observed::is_ready(copy) || !observed::is_ready(there) {
+            return Some(hand_over);
+        }
+        let text = format!("the copy is confirmed; waiting until {} is Ready, so that {} {} keeps it", copy.name_any(), owner.kind, owner.name);
+        Some(if status.time_in(Phase::Finishing, self.now) <= END_PATIENCE {
+            Step::told(status.clone(), &text)
+        } else {
+            let what_to_do = "The copy goes on meanwhile, and the source stays frozen. It ends by itself: see what keeps the copy from being ready (kubectl describe pod)";
+            self.held(status.clone(), "NotReady", format!("{text}. {what_to_do}"))
+        })
+    }
+
+    fn source_that_stays(&self, source: &SourceStatus) -> Option<&Pod> {
+        let there = self.observed.source.as_ref().filter(|_| !pod_is_gone(self.observed.source.as_ref(), &source.uid))?;
+        there.metadata.deletion_timestamp.is_none().then_some(there)
+    }
+}
+
+/// What the owner has against the move, once it is known how it selects its pods.
+pub(super) fn owner_blocker(status: &MigrationStatus) -> Option<Blocker> {
+    let owner = status.source.as_ref()?.owner.as_ref().filter(|owner| owner.kind == "ReplicaSet" && owner.tied_by.is_empty())?;
+    let message =
+        format!("ReplicaSet {} selects by none of the pod's labels, so that nothing would keep the replacement out of its count", owner.name);
+    Some(Blocker::new("metadata.ownerReferences", message, "give its selector a matchLabels entry"))
+}
+
+fn has_labels(pod: &Pod, owner: &OwnerStatus) -> bool {
+    owner.tied_by.iter().all(|(key, value)| pod.labels().get(key) == Some(value))
+}

@@ -1,0 +1,89 @@
+//! Pods that belong to a controller, and what ties them to it.
+//!
+//! # ReplicaSet
+//! The source stays its ReplicaSet's until the copy is confirmed, so that no rollout, scale or count of it is disturbed by a migration that fails. The
+//! replacement lacks one label of the ReplicaSet's selector until then ([`tie`]): the ReplicaSet does not see it, makes no pod and deletes none. It is handed
+//! over by that label, which makes the ReplicaSet adopt it (`migration/owner.rs`).
+//!
+//! # StatefulSet
+//! Its pods keep their name, so the source goes first. Once it has gone, a policy of the API server keeps everybody but the manager from taking the name
+//! (charts/drover/templates/policies.yaml); the StatefulSet adopts the pod that the manager makes.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+
+/// Label by which a Deployment tells its ReplicaSets' pods apart; nothing but ReplicaSets selects by it (apps/v1 `DefaultDeploymentUniqueLabelKey`).
+const POD_TEMPLATE_HASH: &str = "pod-template-hash";
+
+/// The controllers whose pods can be moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Also that of a Deployment.
+    ReplicaSet,
+    /// Pods with a name of their own.
+    StatefulSet,
+}
+
+/// The controller's reference, if the pod has one.
+#[must_use]
+pub fn controller(pod: &ObjectMeta) -> Option<&OwnerReference> {
+    pod.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
+}
+
+/// What the controller is, if its pods can be moved.
+#[must_use]
+pub fn kind(owner: &OwnerReference) -> Option<Kind> {
+    match (owner.api_version.split('/').next(), owner.kind.as_str()) {
+        (Some("apps"), "ReplicaSet") => Some(Kind::ReplicaSet),
+        (Some("apps"), "StatefulSet") => Some(Kind::StatefulSet),
+        _ => None,
+    }
+}
+
+/// Whether a pod must keep its name when it moves.
+#[must_use]
+pub fn keeps_its_name(pod: &ObjectMeta) -> bool {
+    controller(pod).and_then(kind) == Some(Kind::StatefulSet)
+}
+
+/// The label of a pod without which its ReplicaSet does not see it: the Deployment's where there is one, since no Service selects by that.
+/// Empty where the selector has no such label.
+#[must_use]
+pub fn tie(labels: &BTreeMap<String, String>, selector: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let ties = |key: &str| selector.contains_key(key) && labels.contains_key(key);
+    let key = Some(POD_TEMPLATE_HASH).filter(|key| ties(key)).or_else(|| selector.keys().map(String::as_str).find(|key| ties(key)));
+    key.and_then(|key| labels.get_key_value(key)).map(|(key, value)| (key.clone(), value.clone())).into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    fn owned(api_version: &str, kind: &str, controller: bool) -> ObjectMeta {
+        let owner = OwnerReference { api_version: api_version.into(), kind: kind.into(), controller: Some(controller), ..OwnerReference::default() };
+        ObjectMeta { owner_references: Some(vec![owner]), ..ObjectMeta::default() }
+    }
+
+    #[test]
+    fn the_deployments_label_ties_before_any_other() {
+        let labels = map(&[("app", "web"), ("pod-template-hash", "7d4"), ("tier", "front")]);
+        assert_eq!(tie(&labels, &map(&[("app", "web"), ("pod-template-hash", "7d4")])), map(&[("pod-template-hash", "7d4")]));
+        assert_eq!(tie(&labels, &map(&[("app", "web"), ("tier", "front")])), map(&[("app", "web")]));
+        assert_eq!(tie(&labels, &map(&[])), map(&[]), "a selector of expressions alone");
+    }
+
+    #[test]
+    fn a_stranger_of_the_same_kind_is_not_known() {
+        let kind_of = |pod: &ObjectMeta| controller(pod).and_then(kind);
+        assert_eq!(kind_of(&owned("apps/v1", "ReplicaSet", true)), Some(Kind::ReplicaSet));
+        assert_eq!(kind_of(&owned("apps.kruise.io/v1beta1", "StatefulSet", true)), None);
+        assert_eq!(kind_of(&owned("apps/v1", "DaemonSet", true)), None);
+        assert_eq!(kind_of(&owned("apps/v1", "StatefulSet", false)), None, "an owner that does not control");
+        assert!(keeps_its_name(&owned("apps/v1", "StatefulSet", true)) && !keeps_its_name(&ObjectMeta::default()));
+    }
+}

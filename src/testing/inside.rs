@@ -1,0 +1,73 @@
+//! The fake node's inside of a pod.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+
+use super::{FakeNode, node::State};
+use crate::{
+    api::attestation::{ContainerId, PushedImage},
+    domain::{ids::Digest, keys, processes::PodFacts},
+    ports::{BlobStream, PortResult, PushTarget, inside},
+};
+
+/// What is inside of the fake node's pod.
+#[derive(Default)]
+pub(crate) struct Inside {
+    /// What a look at its processes finds.
+    pub(crate) facts: PodFacts,
+    /// Its sandbox is not there yet.
+    pub(crate) no_sandbox: bool,
+    /// Volumes that have something in them.
+    pub(crate) volumes: Vec<(String, PathBuf)>,
+}
+
+impl FakeNode {
+    async fn inside(&self, call: &'static str, of: &[String]) -> PortResult<()> {
+        self.call(call, |state| {
+            if !of.is_empty() {
+                state.trace.push(format!("{call} {}", of.join(" ")));
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// The artifact that the fake pushes.
+pub(super) fn push_volumes(state: &mut State, volumes: &[(String, PathBuf)], target: &PushTarget) -> PushedImage {
+    state.trace.push(format!("push {} volumes", volumes.len()));
+    let image = PushedImage { container: keys::VOLUMES_TAG.into(), digest: format!("sha256:{}", "c".repeat(64)), bytes: 9 };
+    state.registry.insert(format!("{}:{}", target.repository, keys::VOLUMES_TAG), image.clone());
+    image
+}
+
+#[async_trait]
+impl inside::Inside for FakeNode {
+    async fn look(&self, _containers: &[ContainerId], _addresses: &[String]) -> PortResult<PodFacts> {
+        self.call("look", |state| {
+            state.trace.push("look".into());
+            Ok(state.inside.facts.clone())
+        })
+        .await
+    }
+    async fn has_sandbox(&self, _pod_uid: &str) -> PortResult<bool> {
+        self.call("has_sandbox", |state| Ok(!state.inside.no_sandbox)).await
+    }
+    async fn volumes(&self, _pod_uid: &str) -> PortResult<Vec<(String, PathBuf)>> {
+        self.call("volumes", |state| Ok(state.inside.volumes.clone())).await
+    }
+    async fn fill_volumes(&self, _pod_uid: &str, _tar: BlobStream, digest: &Digest) -> PortResult<()> {
+        self.inside("fill_volumes", &[digest.to_string()]).await
+    }
+    async fn lend_addresses(&self, _pod_uid: &str, addresses: &[String]) -> PortResult<()> {
+        self.inside("lend_addresses", addresses).await
+    }
+    async fn take_addresses_back(&self, _pod_uid: &str, addresses: &[String]) -> PortResult<()> {
+        self.inside("take_addresses_back", addresses).await
+    }
+    async fn own_stdio(&self, containers: &[ContainerId]) -> PortResult<()> {
+        let ids: Vec<String> = containers.iter().map(|c| c.container_id.clone()).collect();
+        self.inside("own_stdio", &ids).await
+    }
+}
