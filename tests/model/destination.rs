@@ -3,15 +3,15 @@
 use drover::{
     api::{
         AttestationStatus, Verdict,
-        attestation::{At, ClosedClaim, NeverStarted, Prepared, Remark, Restored},
+        attestation::{At, ClosedClaim, Died, NeverStarted, Prepared, Remark, Restored},
     },
     markers::Claim,
 };
 
 use crate::{
+    cel::attestation_allows,
     decide::{self, Found},
-    intern::WORDS,
-    manager::attestation_allows,
+    intern::{WORDS, with_word},
     model::Drover,
     objects::{self, NAMES},
     rules::Rule,
@@ -33,37 +33,65 @@ impl Drover {
     pub fn destination_looks(&self, world: &mut World) -> Option<()> {
         reachable(world).filter(|()| world.destination.doing.is_none())?;
         let mig = world.migration?;
-        let mut what = self.destination_next(world)?;
-        let mut refused = 0;
-        if what == DestinationStep::Revoke {
-            // revoke.rs: a claim that was taken needs its proof; without one the restore is looked for.
-            for c in (0..self.n).filter(|c| world.destination.containers[*c].claim == Some(Claim::Taken)) {
-                match self.refused(world, mig, c) {
-                    Some(_) => refused |= 1 << c,
-                    None => what = DestinationStep::Restore,
-                }
+        let (what, of) = match self.destination_next(world)? {
+            DestinationStep::Revoke => match self.looks_for_revocation(world, mig) {
+                Ok(step) => step,
+                Err(done) => return done,
+            },
+            DestinationStep::Restore => match self.looks_for_the_restore(world, mig) {
+                Ok(step) => (step, 0),
+                Err(done) => return done,
+            },
+            DestinationStep::Confirm if world.destination.view == View::Unsynced => return None,
+            DestinationStep::Confirm => match self.unconfirmed(world, mig) {
+                Some(message) => return self.attests_failure(world, message),
+                None => (DestinationStep::Confirm, 0),
+            },
+            DestinationStep::StartCold if self.is_out_of_reach(world) && !self.is_disarmed(world) && !self.none_awaits_its_restore(world, mig) => {
+                return None;
+            }
+            DestinationStep::StartCold if self.is_disarmed(world) && !self.all_run(world, mig) => return None,
+            // A rollback is cleaned again and again until the kubelet has forgotten the pod: only where something is left to do.
+            DestinationStep::CleanAfterRollback if !self.nothing_left(world) && self.is_clean(world) => return None,
+            DestinationStep::Verify if !self.holds_what_was_voted(world) => return None,
+            what => (what, 0),
+        };
+        world.destination.doing = Some(Doing { what, stage: 0, of });
+        Some(())
+    }
+
+    /// restore.rs `restore`, up to the first write: what is to be done, or that it was done or nothing is to be.
+    fn looks_for_the_restore(&self, world: &mut World, mig: Mig) -> Result<DestinationStep, Option<()>> {
+        let message = match self.judge(world, mig) {
+            Found::NotYet => return Err(None),
+            Found::Cold(message) => return Err(self.attests_cold(world, message)),
+            Found::Wrong(message) => message.as_str(),
+            Found::Restored(_) if !self.all_taken(world) => "a container runs without having been let through by the gate",
+            Found::Restored(_) => return Ok(DestinationStep::Restore),
+        };
+        Err(self.attests_failure(world, message))
+    }
+
+    /// revoke.rs `revoke`, up to the first write: a claim that was taken needs its proof; without one the restore is looked for, and then its end.
+    fn looks_for_revocation(&self, world: &mut World, mig: Mig) -> Result<(DestinationStep, u8), Option<()>> {
+        let taken: Vec<usize> = (0..self.n).filter(|c| world.destination.containers[*c].claim == Some(Claim::Taken)).collect();
+        if !taken.is_empty() && world.destination.view == View::Unsynced {
+            return Err(None);
+        }
+        let (refused, unproved): (Vec<usize>, Vec<usize>) = taken.into_iter().partition(|c| self.refused(world, mig, *c));
+        let bits = |of: &[usize]| of.iter().fold(0, |bits, c| bits | 1 << c);
+        if unproved.is_empty() {
+            return Ok((DestinationStep::Revoke, bits(&refused)));
+        }
+        let own = world.destination_says.map(|id| WORDS.get(id)).ok_or(None)?;
+        if own.restored.is_none() && own.cold_started.is_none() {
+            match self.looks_for_the_restore(world, mig) {
+                Err(None) => {}
+                restore => return restore.map(|step| (step, 0)),
             }
         }
-        let message = match what {
-            DestinationStep::Restore => match self.judge(world, mig) {
-                Found::NotYet => return None,
-                Found::Wrong(message) => Some(message),
-                Found::Restored(_) if !self.all_taken(world) => Some("a container runs without having been let through by the gate".to_owned()),
-                Found::Restored(_) => None,
-            },
-            DestinationStep::Confirm => self.unconfirmed(world, mig),
-            // A rollback is cleaned again and again until the kubelet has forgotten the pod: only where something is left to do.
-            DestinationStep::CleanAfterRollback if listed(world) && self.is_clean(world) => return None,
-            _ => None,
-        };
-        if let Some(message) = message {
-            return self.attests_failure(world, message);
-        }
-        if what == DestinationStep::Verify && !self.holds_what_was_voted(world) {
-            return None;
-        }
-        world.destination.doing = Some(Doing { what, stage: 0, refused });
-        Some(())
+        let over = unproved.iter().all(|c| self.is_over(world, *c));
+        if over { Ok((DestinationStep::End, bits(&refused) | bits(&unproved))) } else { Err(None) }
     }
 
     /// A base image that cannot be pulled, a registry that does not answer: before the release that ends the migration.
@@ -73,7 +101,7 @@ impl Drover {
             return None;
         }
         world.destination.doing = None;
-        self.attests_failure(world, "cannot be prepared".to_owned())
+        self.attests_failure(world, "cannot be prepared")
     }
 
     /// The next write of the step that is being taken.
@@ -83,13 +111,15 @@ impl Drover {
         let stage = doing.stage;
         match doing.what {
             DestinationStep::Prepare if stage < n => self.each(world, Each::Arm, stage),
-            DestinationStep::Prepare => self.attests(world, |said| {
+            DestinationStep::Prepare => self.attests(world, "prepared", |said| {
                 said.prepared = Some(Prepared { at: objects::now(), push_address: "n2:1".into(), pull_address: String::new() });
             }),
-            DestinationStep::Verify => self.attests(world, |said| said.ready = Some(decide::pushed(self.n))),
+            DestinationStep::Verify => self.attests(world, "ready", |said| said.ready = Some(decide::pushed(self.n))),
             DestinationStep::Restore => self.restore(world, stage, n),
             DestinationStep::Revoke => self.revoke(world, doing, n),
-            DestinationStep::Confirm => self.attests(world, |said| {
+            DestinationStep::End => self.end(world, doing, n),
+            DestinationStep::StartCold => self.start_cold(world, stage, n),
+            DestinationStep::Confirm => self.attests(world, "confirmed", |said| {
                 said.confirmed = Some(At { at: objects::now() });
                 said.failure = None;
             }),
@@ -97,15 +127,15 @@ impl Drover {
                 _ if stage < n => self.each(world, Each::Open, stage),
                 _ if stage == n => self.disarms(world),
                 _ if stage == n + 1 => self.purges(world, false),
-                _ => self.attests(world, |said| said.cleaned = Some(At { at: objects::now() })),
+                _ => self.attests(world, "cleaned", |said| said.cleaned = Some(At { at: objects::now() })),
             },
             DestinationStep::CleanAfterRollback => match stage {
                 _ if stage < n => self.each(world, Each::Close, stage),
                 _ if stage < 2 * n => self.each(world, Each::Remove, stage - n),
                 _ if stage == 2 * n => self.purges(world, true),
-                _ if stage == 2 * n + 1 && listed(world) => world.destination.doing = None,
+                _ if stage == 2 * n + 1 && !self.nothing_left(world) => world.destination.doing = None,
                 _ if stage == 2 * n + 1 => self.disarms(world),
-                _ => self.attests(world, |said| said.cleaned = Some(At { at: objects::now() })),
+                _ => self.attests(world, "cleaned", |said| said.cleaned = Some(At { at: objects::now() })),
             },
         }
         Some(())
@@ -115,18 +145,18 @@ impl Drover {
     fn restore(&self, world: &mut World, stage: u8, n: u8) {
         let last = if self.off(Rule::OutOfReachFirst) { 0 } else { 2 * n };
         if stage < last {
-            return self.each(world, if stage % 2 == 0 { Each::Repoint } else { Each::Remove }, stage / 2);
+            return self.each(world, if stage.is_multiple_of(2) { Each::Repoint } else { Each::Remove }, stage / 2);
         }
         let Some(mig) = world.migration else { return world.destination.doing = None };
         match self.judge(world, mig) {
             Found::Restored(_) if stage == last => self.goes_on(world),
             // Between the look and the word anything may happen.
-            Found::Restored(containers) => self.attests(world, |said| {
-                said.restored = Some(Restored { at: objects::now(), containers });
+            Found::Restored(containers) => self.attests(world, &format!("restored {containers:?}"), |said| {
+                said.restored = Some(Restored { at: objects::now(), containers: containers.clone() });
                 said.failure = None;
             }),
             _ if stage == last => world.destination.doing = None,
-            _ => self.attests(world, |said| {
+            _ => self.attests(world, "restored", |said| {
                 let containers = objects::source_ids(false, self.n)
                     .into_iter()
                     .map(|c| drover::api::attestation::ContainerId { container_id: format!("{}-new", c.name), ..c });
@@ -141,16 +171,17 @@ impl Drover {
         let stage = doing.stage;
         if stage < 2 * n {
             let c = usize::from(stage / 2);
-            let proved = doing.refused & (1 << c) != 0;
+            let proved = doing.of & (1 << c) != 0;
             let container = &mut world.destination.containers[c];
-            if stage % 2 == 0 {
+            if stage.is_multiple_of(2) {
                 container.proof |= proved;
             } else if !self.off(Rule::RevocationIsWritten) {
                 let (from, to) = if proved { (Claim::Taken, Claim::Failed) } else { (Claim::Waiting, Claim::Revoked) };
                 advance(container, from, to);
                 let closed =
                     matches!(container.claim, Some(Claim::Revoked | Claim::Failed)) && (container.claim == Some(Claim::Revoked) || container.proof);
-                if !closed {
+                let missing = container.claim.is_none() && self.off(Rule::MissingIsUnknown);
+                if !closed && !missing {
                     return world.destination.doing = None;
                 }
             }
@@ -168,7 +199,66 @@ impl Drover {
                 }
             });
             let containers = closed.collect();
-            self.attests(world, |said| said.never_started = Some(NeverStarted { at: objects::now(), containers }));
+            self.attests(world, &format!("never started {containers:?}"), |said| {
+                said.never_started = Some(NeverStarted { at: objects::now(), containers });
+            });
+        }
+    }
+
+    fn is_disarmed(&self, world: &World) -> bool {
+        world.destination.containers[..self.n].iter().all(|c| c.claim.is_none())
+    }
+
+    fn is_out_of_reach(&self, world: &World) -> bool {
+        world.destination.containers[..self.n].iter().all(|c| c.tag == Some(Img::Base) && !c.store)
+    }
+
+    /// restore.rs `attest_cold`.
+    fn attests_cold(&self, world: &mut World, message: &str) -> Option<()> {
+        let before = world.destination_says;
+        self.attests(world, &format!("cold {message}"), |said| {
+            let remark = Remark { at: objects::now(), message: message.to_owned() };
+            if said.cold_started.is_none() {
+                said.failure = Some(remark.clone());
+                said.cold_started = Some(remark);
+            }
+        });
+        (world.destination_says != before).then_some(())
+    }
+
+    /// revoke.rs `look_for_the_end`, from the closing on.
+    fn end(&self, world: &mut World, doing: Doing, n: u8) {
+        if doing.stage < n {
+            return self.each(world, Each::Close, doing.stage);
+        }
+        let claims = world.destination.containers;
+        let taken = |c: usize| claims[c].claim == Some(Claim::Taken);
+        // One may have been taken between the look and the closing.
+        if (0..self.n).any(|c| taken(c) && doing.of & (1 << c) == 0) {
+            return world.destination.doing = None;
+        }
+        let containers = NAMES[..self.n].iter().zip(claims).filter_map(|(name, container)| {
+            Some(ClosedClaim { name: (*name).into(), state: container.claim?.as_str().into(), proof: String::new() })
+        });
+        let containers = containers.collect();
+        self.attests(world, &format!("died {containers:?}"), |said| said.died = Some(Died { at: objects::now(), containers }));
+    }
+
+    /// restore.rs `start_cold`: the checkpoint goes out of reach, then the claims.
+    fn start_cold(&self, world: &mut World, stage: u8, n: u8) {
+        let Some(mig) = world.migration else { return world.destination.doing = None };
+        match stage {
+            0 if self.is_disarmed(world) => world.destination.doing = Some(Doing { what: DestinationStep::StartCold, stage: 2 * n + 1, of: 0 }),
+            _ if stage < 2 * n => self.each(world, if stage.is_multiple_of(2) { Each::Repoint } else { Each::Remove }, stage / 2),
+            _ if stage == 2 * n && !self.none_awaits_its_restore(world, mig) => world.destination.doing = None,
+            _ if stage == 2 * n => self.disarms(world),
+            _ if !self.all_run(world, mig) => world.destination.doing = None,
+            _ => self.attests(world, "let start cold", |said| {
+                said.confirmed = Some(At { at: objects::now() });
+                if said.restored.is_none() && said.died.is_none() {
+                    said.cold_started.get_or_insert_with(|| Remark { at: objects::now(), message: "let start from its image".to_owned() });
+                }
+            }),
         }
     }
 
@@ -201,7 +291,7 @@ impl Drover {
 
     fn disarms(&self, world: &mut World) {
         for container in &mut world.destination.containers {
-            (container.claim, container.log, container.proof) = (None, Log::None, false);
+            (container.claim, container.log, container.proof, container.booted) = (None, Log::None, false, false);
         }
         self.goes_on(world);
     }
@@ -216,11 +306,13 @@ impl Drover {
 
     /// destination.rs `sweep`: what no migration and no pod of the node needs.
     pub fn destination_sweeps(&self, world: &mut World) -> Option<()> {
-        reachable(world).filter(|()| world.destination.doing.is_none())?;
+        reachable(world).filter(|()| world.destination.doing.is_none() && world.destination.view != View::Unsynced)?;
         let arrives = world.status().is_some_and(|status| status.outcome.is_none() && status.replacement.as_ref().is_some_and(|r| !r.uid.is_empty()));
         (!listed(world) && !arrives).then_some(())?;
         let before = world.clone();
-        self.disarms(world);
+        if self.nothing_left(world) {
+            self.disarms(world);
+        }
         self.purges(world, true);
         (*world != before).then_some(())
     }
@@ -231,24 +323,22 @@ impl Drover {
         }
     }
 
-    fn attests_failure(&self, world: &mut World, message: String) -> Option<()> {
+    fn attests_failure(&self, world: &mut World, message: &str) -> Option<()> {
         let before = world.destination_says;
-        self.attests(world, |said| {
+        self.attests(world, &format!("failure {message}"), |said| {
             if said.failure.as_ref().is_none_or(|failure| failure.message != message) {
-                said.failure = Some(Remark { at: objects::now(), message });
+                said.failure = Some(Remark { at: objects::now(), message: message.to_owned() });
             }
         });
         (world.destination_says != before).then_some(())
     }
 
-    fn attests(&self, world: &mut World, change: impl FnOnce(&mut AttestationStatus)) {
+    fn attests(&self, world: &mut World, word: &str, change: impl FnOnce(&mut AttestationStatus)) {
         world.destination.doing = None;
         let (Some(id), Some(())) = (world.destination_says, reachable(world)) else { return };
-        let old = WORDS.get(id);
-        let mut new = (*old).clone();
-        change(&mut new);
-        if attestation_allows(&old, &new) || self.off(Rule::Cel) {
-            world.destination_says = Some(WORDS.put(new));
+        let new = with_word(id, (word, self.n), change);
+        if self.off(Rule::Cel) || attestation_allows(id, new) {
+            world.destination_says = Some(new);
         }
     }
 

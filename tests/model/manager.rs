@@ -3,9 +3,10 @@
 //! One manager at a time acts in one breath: it reads, decides, and does the first thing. Every other interleaving of two managers is a nap:
 //! a manager that has read, or read and decided, sleeps while the other goes on, and then does what it had in mind.
 
-use drover::api::{AttestationStatus, MigrationStatus, Phase, Verdict};
+use drover::api::{AttestationStatus, Phase, Verdict, migration::InDoubt};
 
 use crate::{
+    cel,
     intern::{Id, STATUSES, WORDS},
     model::Drover,
     rules::Rule,
@@ -21,6 +22,14 @@ impl Drover {
         Some(())
     }
 
+    /// It dies between two effects of one step.
+    pub fn manager_dies(&self, world: &mut World) -> Option<()> {
+        let mig = world.migration?;
+        let Some(Decision::Effects([Some(first), Some(_)])) = self.advance(world, mig) else { return None };
+        self.perform(world, mig, false, first);
+        Some(())
+    }
+
     /// A manager has read the Migration, and perhaps decided, and is stopped.
     pub fn nap(&self, world: &mut World, decided: bool) -> Option<()> {
         let migration = world.migration.filter(|_| world.naps > 0 && world.sleeper.is_none())?;
@@ -33,15 +42,12 @@ impl Drover {
     /// It goes on where it was: first it decides on the Migration that it read, then it does it.
     pub fn wake(&self, world: &mut World) -> Option<()> {
         let sleeper = world.sleeper?;
-        match sleeper.decision {
-            Some(decision) => {
-                world.sleeper = None;
-                self.obey(world, sleeper.migration, sleeper.outdated, decision);
-            }
-            None => {
-                let decision = self.advance(world, sleeper.migration);
-                world.sleeper = decision.map(|decision| Sleeper { decision: Some(decision), ..sleeper });
-            }
+        if let Some(decision) = sleeper.decision {
+            world.sleeper = None;
+            self.obey(world, sleeper.migration, sleeper.outdated, decision);
+        } else {
+            let decision = self.advance(world, sleeper.migration);
+            world.sleeper = decision.map(|decision| Sleeper { decision: Some(decision), ..sleeper });
         }
         Some(())
     }
@@ -67,6 +73,12 @@ impl Drover {
         }
     }
 
+    /// A decision that a compare-and-swap will refuse anyway needs nobody to wake for it.
+    pub fn is_void(&self, world: &World) -> bool {
+        let void = |sleeper: Sleeper| sleeper.outdated && matches!(sleeper.decision, Some(Decision::Write(_)));
+        !self.off(Rule::CompareAndSwap) && world.sleeper.is_some_and(void)
+    }
+
     /// cluster.rs `write_status`: compare-and-swap, then the CRD's CEL rules.
     fn write(&self, world: &mut World, mig: Mig, outdated: bool, status: Id) {
         let Some(stored) = world.migration else { return };
@@ -75,13 +87,13 @@ impl Drover {
         }
         debug_assert!(outdated || mig.status == stored.status || self.off(Rule::CompareAndSwap));
         let (old, new) = (stored.status(), STATUSES.get(status));
-        if !self.off(Rule::Cel) && !cel_allows(&old, &new) {
+        if !self.off(Rule::Cel) && !cel::migration_allows(stored.status, status) {
             return;
         }
         if old.verdict.is_some() && old.verdict != new.verdict {
             world.past.wrongs.add(Wrongs::VERDICT_REWRITTEN);
         }
-        if new.verdict == Some(Verdict::Commit) && old.verdict.is_none() && (world.past.restores != 1 || world.past.cold) {
+        if new.verdict == Some(Verdict::Commit) && old.verdict.is_none() && new.resolved.is_none() && (!self.all_restored(world) || world.past.cold) {
             world.past.wrongs.add(Wrongs::FALSE_COMMIT);
         }
         world.write_migration(Some(Mig { status, ..stored }));
@@ -97,7 +109,7 @@ impl Drover {
                 let next = Mig { finalizer: finalizer && !stored.deleting, ..stored };
                 world.write_migration(Some(next).filter(|it| it.finalizer || !it.deleting));
             }
-            Eff::Lock if world.source_pod == Object::Gone => return Done::Permanent,
+            Eff::Lock | Eff::CreateReplacement if world.source_pod == Object::Gone => return Done::Permanent,
             Eff::Lock => world.locked = true,
             Eff::Unlock => world.locked = false,
             // With an owner that is gone the garbage collector takes it away again.
@@ -105,7 +117,6 @@ impl Drover {
             Eff::AttestationOfDestination => made(&mut world.destination_says, world.migration.is_some()),
             Eff::LayOutCredentials => world.credentials = true,
             Eff::RemoveCredentials => world.credentials = false,
-            Eff::CreateReplacement if world.source_pod == Object::Gone => return Done::Permanent,
             Eff::CreateReplacement => {
                 let uid = if world.destination_says.is_none() && world.destination.view == View::Unlisted { 1 } else { 2 };
                 world.replacement.get_or_insert(Replacement { uid, deleting: false, sandbox: false, claimed: false, images: false });
@@ -116,6 +127,8 @@ impl Drover {
                 _ => return Done::Conflict,
             },
             Eff::DeleteReplacement(uid, force) => {
+                let undecided = mig.resolve.is_none() && self.in_doubt == InDoubt::HoldFrozen;
+                world.past.deleted_in_doubt |= undecided && mig.status().phase == Phase::Restoring && mig.status().verdict.is_none();
                 if let Some(pod) = &mut world.replacement
                     && pod.uid == uid
                 {
@@ -154,33 +167,4 @@ fn made(says: &mut Option<Id>, owned: bool) {
     if owned {
         says.get_or_insert_with(|| WORDS.put(AttestationStatus::default()));
     }
-}
-
-/// The CEL rules of `api/migration/status.rs`, in Rust; that the API server enforces them is tested on the lab (R21).
-fn cel_allows(old: &MigrationStatus, new: &MigrationStatus) -> bool {
-    let verdict_stays = old.verdict.is_none() || new.verdict == old.verdict;
-    let outcome_stays = old.outcome.is_none() || new.outcome == old.outcome;
-    let release_is_open = new.phase != Phase::Restoring || new.verdict.is_none();
-    let rolls_back = new.verdict == Some(Verdict::Rollback) && old.verdict.is_none();
-    let too_late = match old.phase {
-        Phase::SourceDeleting | Phase::Finishing | Phase::Done => true,
-        Phase::Restoring => new.never_started.is_none(),
-        _ => false,
-    };
-    verdict_stays && outcome_stays && new.phase >= old.phase && release_is_open && !(rolls_back && too_late)
-}
-
-/// The CEL rules of `api/attestation.rs`.
-pub fn attestation_allows(old: &AttestationStatus, new: &AttestationStatus) -> bool {
-    fn stays<T: PartialEq>(old: Option<&T>, new: Option<&T>) -> bool {
-        old.is_none() || new == old
-    }
-    stays(old.vote.as_ref(), new.vote.as_ref())
-        && stays(old.abort.as_ref(), new.abort.as_ref())
-        && !(new.vote.is_some() && new.abort.is_some())
-        && stays(old.restored.as_ref(), new.restored.as_ref())
-        && stays(old.confirmed.as_ref(), new.confirmed.as_ref())
-        && stays(old.never_started.as_ref(), new.never_started.as_ref())
-        && !(new.restored.is_some() && new.never_started.is_some())
-        && (new.confirmed.is_none() || new.restored.is_some())
 }

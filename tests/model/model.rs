@@ -1,19 +1,22 @@
-//! The model: its actions, and which of them are faults.
+//! The model: where it begins, and what each action does.
+
+use std::fmt;
 
 use stateright::{Model, Property};
 
 use crate::{
+    action::Action,
     decide::Clock,
+    faults::Node,
     intern::STATUSES,
-    nodes::Node,
     properties,
     rules::{Off, Rule},
-    state::{Container, Destination, Fence, Log, MOST, Mig, Object, Past, Source, SourceTask, Task, View, World},
+    state::{Container, Destination, Fence, MOST, Mig, Object, Past, Resolve, Source, SourceTask, View, World},
 };
-use drover::api::{MigrationStatus, Phase};
+use drover::api::{MigrationStatus, Phase, migration::InDoubt};
 
 /// One configuration of the model.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Drover {
     /// Containers of the pod.
     pub n: usize,
@@ -23,72 +26,20 @@ pub struct Drover {
     pub naps: u8,
     /// Where it begins: the course before it has no faults.
     pub from: Phase,
+    /// Where it is not followed any further: the course from there on is another size's.
+    pub until: Option<Phase>,
+    /// The pod has a probe over the network that is less patient than the freeze may take.
+    pub impatient: bool,
+    /// `spec.inDoubt`.
+    pub in_doubt: InDoubt,
     pub off: Off,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Action {
-    ManagerActs,
-    ManagerNaps { decided: bool },
-    ManagerWakes,
-    SourceLooks,
-    SourceSteps,
-    SourceFails,
-    Watchdog,
-    SourceSweeps,
-    DestinationLooks,
-    DestinationSteps,
-    DestinationSweeps,
-    KubeletSyncs(Node),
-    KubeletKills(Node),
-    KubeletRemoves(Node),
-    SourceRestartsInPlace,
-    Makes(usize),
-    Starts(usize),
-    CriuComplains(usize),
-    CriuResumes(usize),
-    CriuRefuses(usize),
-    NodeStatus,
-    DeadlinePasses,
-    TimePasses(Clock),
-    BudgetEnds,
-    Boots(Node),
-    Heals(Node),
-    // Faults.
-    AgentDies(Node),
-    PowerFails(Node),
-    Cut(Node),
-    KubeletRestarts(Node),
-    RestoreIsKilled(usize),
-    ProgramEnds(usize),
-    PreparationFails,
-    WebhookIsMissed,
-    DeletesMigration,
-    DeletesSource { force: bool },
-    DeletesReplacement { force: bool },
-    HandOnSource,
-    AnotherMigration,
-}
-
-impl Action {
-    /// Whether it takes from the budget. Time, CRIU's refusal and repairs do not.
-    pub fn is_fault(self) -> bool {
-        matches!(
-            self,
-            Self::AgentDies(_)
-                | Self::PowerFails(_)
-                | Self::Cut(_)
-                | Self::KubeletRestarts(_)
-                | Self::RestoreIsKilled(_)
-                | Self::ProgramEnds(_)
-                | Self::PreparationFails
-                | Self::WebhookIsMissed
-                | Self::DeletesMigration
-                | Self::DeletesSource { .. }
-                | Self::DeletesReplacement { .. }
-                | Self::HandOnSource
-                | Self::AnotherMigration
-        )
+impl fmt::Display for Drover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (n, faults, naps) = (self.n, self.faults, self.naps);
+        write!(f, "containers {n}, faults {faults}, sleeping managers {naps}, inDoubt {:?}, from {}", self.in_doubt, self.from)?;
+        self.until.map_or(Ok(()), |until| write!(f, " to {until}"))
     }
 }
 
@@ -97,10 +48,13 @@ impl Drover {
         self.off.is(rule)
     }
 
+    pub fn all_restored(&self, world: &World) -> bool {
+        world.past.restores == (1 << self.n) - 1
+    }
+
     fn first(&self) -> World {
-        let container = Container { claim: None, task: Task::None, earlier: false, log: Log::None, proof: false, tag: None, store: false };
         World {
-            migration: Some(Mig { status: STATUSES.put(MigrationStatus::default()), deleting: false, finalizer: false }),
+            migration: Some(Mig { status: STATUSES.put(MigrationStatus::default()), deleting: false, finalizer: false, resolve: None }),
             source_says: None,
             destination_says: None,
             source_pod: Object::Live,
@@ -112,6 +66,7 @@ impl Drover {
             sleeper: None,
             source: Source {
                 up: true,
+                lost: false,
                 cut: false,
                 view: View::Listed,
                 task: SourceTask::Running,
@@ -122,43 +77,50 @@ impl Drover {
                 moved: false,
                 doing: None,
             },
-            destination: Destination { up: true, cut: false, view: View::Unlisted, blobs: false, containers: [container; MOST], doing: None },
+            destination: Destination {
+                up: true,
+                lost: false,
+                cut: false,
+                view: View::Unlisted,
+                blobs: false,
+                containers: [Container::EMPTY; MOST],
+                doing: None,
+            },
             faults: self.faults,
             naps: self.naps,
             past: Past::default(),
         }
     }
 
-    /// What happens without anything going wrong, and without haste.
-    pub fn ordinary(&self, world: &World) -> Vec<Action> {
+    /// What may happen without anything going wrong, and without haste.
+    fn ordinary(&self) -> impl Iterator<Item = Action> {
         use Action as A;
-        let mut actions = vec![A::ManagerActs, A::ManagerWakes, A::SourceLooks, A::SourceSteps, A::Watchdog, A::SourceSweeps];
-        actions.extend([A::DestinationLooks, A::DestinationSteps, A::DestinationSweeps]);
-        for node in [Node::Source, Node::Destination] {
-            actions.extend([A::KubeletSyncs(node), A::KubeletKills(node), A::KubeletRemoves(node), A::Boots(node), A::Heals(node)]);
-        }
-        actions.push(A::SourceRestartsInPlace);
-        for c in 0..self.n {
-            actions.extend([A::Makes(c), A::Starts(c), A::CriuResumes(c), A::CriuComplains(c), A::CriuRefuses(c)]);
-        }
-        actions.extend([A::NodeStatus, A::DeadlinePasses, A::TimePasses(Clock::Phase), A::TimePasses(Clock::Revocation), A::BudgetEnds]);
-        actions.extend([A::SourceFails, A::ManagerNaps { decided: true }, A::ManagerNaps { decided: false }]);
-        actions.retain(|action| self.apply(world, *action).is_some());
-        actions
+        let managers = [A::ManagerActs, A::ManagerWakes, A::ManagerNaps { decided: true }, A::ManagerNaps { decided: false }];
+        let source = [A::SourceLooks, A::SourceSteps, A::SourceFails, A::Watchdog, A::SourceSweeps, A::SourceRestartsInPlace];
+        let destination = [A::DestinationLooks, A::DestinationSteps, A::DestinationSweeps];
+        let node =
+            |node| [A::KubeletSyncs(node), A::KubeletKills(node), A::KubeletRemoves(node), A::PodsAreCollected(node), A::Boots(node), A::Heals(node)];
+        let container = |c| [A::Makes(c), A::Starts(c), A::CriuResumes(c), A::CriuComplains(c), A::CriuRefuses(c)];
+        let time = [A::NodeStatus, A::DeadlinePasses, A::TimePasses(Clock::Phase), A::TimePasses(Clock::Revocation), A::BudgetEnds];
+        let nodes = [Node::Source, Node::Destination].into_iter().flat_map(node);
+        managers.into_iter().chain(source).chain(destination).chain(nodes).chain((0..self.n).flat_map(container)).chain(time)
     }
 
-    fn faults(&self) -> Vec<Action> {
+    fn faults(&self) -> impl Iterator<Item = Action> {
         use Action as A;
-        let mut actions = vec![];
-        for node in [Node::Source, Node::Destination] {
-            actions.extend([A::AgentDies(node), A::PowerFails(node), A::Cut(node), A::KubeletRestarts(node)]);
-        }
-        actions.extend((0..self.n).flat_map(|c| [A::RestoreIsKilled(c), A::ProgramEnds(c)]));
-        actions.extend([A::PreparationFails, A::WebhookIsMissed, A::DeletesMigration, A::HandOnSource, A::AnotherMigration]);
-        for force in [false, true] {
-            actions.extend([A::DeletesSource { force }, A::DeletesReplacement { force }]);
-        }
-        actions
+        let node = |node| [A::AgentDies(node), A::PowerFails(node), A::IsLost(node), A::Cut(node), A::KubeletRestarts(node)];
+        let container = |c| [A::RestoreIsKilled(c), A::ProgramEnds(c)];
+        let users = [A::DeletesMigration, A::HandOnSource, A::AnotherMigration]
+            .into_iter()
+            .chain([false, true].into_iter().flat_map(|force| [A::DeletesSource { force }, A::DeletesReplacement { force }]));
+        let rest = [A::ManagerDies, A::IsReinstalled, A::ProbeKills, A::PreparationFails, A::BlobsVanish, A::BlobIsAnother, A::WebhookIsMissed];
+        let nodes = [Node::Source, Node::Destination].into_iter().flat_map(node);
+        nodes.chain((0..self.n).flat_map(container)).chain(users).chain(rest)
+    }
+
+    /// Whether nothing happens any more without a fault.
+    pub fn is_at_rest(&self, world: &World) -> bool {
+        self.ordinary().filter(|action| action.is_ordinary()).all(|action| self.apply(world, action).is_none())
     }
 
     pub fn apply(&self, before: &World, action: Action) -> Option<World> {
@@ -198,21 +160,33 @@ impl Drover {
             A::BudgetEnds => self.budget_ends(w),
             A::Boots(node) => self.boots(w, node),
             A::Heals(node) => self.is_cut(w, node, false),
+            A::ManagerDies => self.manager_dies(w),
             A::AgentDies(Node::Source) => w.source.doing.take().map(drop),
             A::AgentDies(Node::Destination) => w.destination.doing.take().map(drop),
             A::PowerFails(node) => self.power_fails(w, node),
+            A::IsLost(node) => self.is_lost(w, node),
+            A::IsReinstalled => self.is_reinstalled(w),
+            A::PodsAreCollected(node) => self.pods_are_collected(w, node),
+            A::ProbeKills => self.probe_kills(w),
+            A::BlobsVanish => self.blobs_vanish(w),
+            A::BlobIsAnother => self.blob_is_another(w),
             A::Cut(node) => self.is_cut(w, node, true),
             A::KubeletRestarts(node) => self.kubelet_restarts(w, node),
             A::RestoreIsKilled(c) => self.restore_is_killed(w, c),
             A::ProgramEnds(c) => self.program_ends(w, c),
             A::PreparationFails => self.destination_fails(w),
             A::WebhookIsMissed => self.claim_misses_the_webhook(w),
+            A::PersonResolves(resolve) => self.person_resolves(w, resolve),
             A::DeletesMigration => self.user_deletes_migration(w),
             A::DeletesSource { force } => self.user_deletes_source(w, force),
             A::DeletesReplacement { force } => self.user_deletes_replacement(w, force),
             A::HandOnSource => self.hand_on_source(w),
             A::AnotherMigration => self.another_migration(w),
         }?;
+        world.settle();
+        if self.is_void(&world) {
+            world.sleeper = None;
+        }
         (world != *before).then_some(world)
     }
 }
@@ -225,14 +199,14 @@ impl Model for Drover {
     fn init_states(&self) -> Vec<World> {
         let mut world = self.first();
         while world.status().is_some_and(|status| status.phase < self.from) {
-            let next = self.ordinary(&world);
-            world = self.apply(&world, *next.first().expect("the course goes on")).expect("it was possible");
+            world = self.ordinary().filter(|action| action.is_ordinary()).find_map(|action| self.apply(&world, action)).expect("the course goes on");
         }
         vec![world]
     }
 
     fn actions(&self, world: &World, actions: &mut Vec<Action>) {
-        actions.extend(self.ordinary(world));
+        actions.extend(self.ordinary());
+        actions.extend([Resolve::Source, Resolve::SourceSinceDestinationIsDown, Resolve::Destination].map(Action::PersonResolves));
         if world.faults > 0 {
             actions.extend(self.faults());
         }
@@ -240,6 +214,10 @@ impl Model for Drover {
 
     fn next_state(&self, world: &World, action: Action) -> Option<World> {
         self.apply(world, action)
+    }
+
+    fn within_boundary(&self, world: &World) -> bool {
+        self.until.is_none_or(|until| world.status().is_none_or(|status| status.verdict.is_some() || status.phase < until))
     }
 
     fn properties(&self) -> Vec<Property<Self>> {

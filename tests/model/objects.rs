@@ -5,12 +5,15 @@ use std::{collections::BTreeMap, sync::LazyLock};
 use drover::{
     agent::journal,
     api::{
-        Attestation, AttestationSpec, AttestationStatus, Migration, MigrationSpec, MigrationStatus, Role,
+        Attestation, AttestationSpec, AttestationStatus, Migration, MigrationSpec, MigrationStatus, NodeProfileStatus, Role,
         attestation::{ContainerId, Pushed, PushedImage, Vote},
-        migration::Destination,
+        migration::{Decider, Destination, InDoubt, Side},
     },
     domain::{
-        keys, replacement,
+        keys,
+        preflight::{self, Blocker, Facts, NodeView},
+        replacement,
+        resolution::Preference,
         tasks::{self, TaskState},
     },
 };
@@ -21,14 +24,14 @@ use k8s_openapi::{
 };
 use serde_json::json;
 
-use crate::state::{Age, Container, Journal, MOST, Mig, Object, Replacement, SourceTask, Task, View};
+use crate::state::{Age, Container, Journal, MOST, Mig, Object, Replacement, Resolve, SourceTask, Task, View};
 
 pub const MIGRATION: &str = "5f1c22aa-0000-4000-8000-000000000000";
 pub const NAMES: [&str; MOST] = ["app", "side"];
 const SOURCE: &str = "0f1c22aa-0000-4000-8000-000000000001";
 
 /// Time stands still; what is old has been made so.
-pub static NOW: LazyLock<Timestamp> = LazyLock::new(|| Timestamp::from_second(1_000_000).unwrap());
+pub static NOW: LazyLock<Timestamp> = LazyLock::new(|| Timestamp::from_second(1_000_000).expect("a moment"));
 /// Older than every limit.
 static LONG_AGO: LazyLock<Timestamp> = LazyLock::new(|| *NOW - SignedDuration::from_hours(100));
 
@@ -52,16 +55,24 @@ pub fn replacement_number(uid: &str) -> u8 {
     uid.get(34..).and_then(|digits| digits.parse().ok()).unwrap_or(0)
 }
 
-pub fn migration(mig: Mig, overdue: bool) -> Migration {
+pub fn migration(mig: Mig, overdue: bool, in_doubt: InDoubt) -> Migration {
     let destination = Destination { node_name: Some("n2".into()), ..Destination::default() };
-    let spec = MigrationSpec { pod_name: Some("p".into()), destination, deadline_seconds: 600, freeze_budget_seconds: 60, ..Default::default() };
+    let spec =
+        MigrationSpec { pod_name: Some("p".into()), destination, deadline_seconds: 600, freeze_budget_seconds: 60, in_doubt, ..Default::default() };
     let mut migration = Migration::new("m", spec);
     migration.metadata.namespace = Some("d".into());
     migration.metadata.uid = Some(MIGRATION.into());
     migration.metadata.creation_timestamp = Some(Time(if overdue { *LONG_AGO } else { *NOW }));
     migration.metadata.deletion_timestamp = mig.deleting.then(|| Time(*NOW));
     migration.metadata.finalizers = mig.finalizer.then(|| vec![keys::FINALIZER.to_owned()]);
-    migration.status = Some((*mig.status()).clone());
+    let decision = |side, destination_is_down| Preference { side, by: Decider::Person, destination_is_down }.as_annotation();
+    let decision = mig.resolve.map(|resolve| match resolve {
+        Resolve::Source => decision(Side::Source, false),
+        Resolve::SourceSinceDestinationIsDown => decision(Side::Source, true),
+        Resolve::Destination => decision(Side::Destination, false),
+    });
+    migration.metadata.annotations = decision.map(|value| [(keys::RESOLVE.to_owned(), value.to_owned())].into());
+    migration.status = Some(mig.status().clone());
     migration
 }
 
@@ -82,9 +93,23 @@ pub fn source_pod(object: Object, locked: bool, n: usize) -> Option<Pod> {
     (object != Object::Gone).then_some(pod)
 }
 
+/// What preflight says of the pod and of two healthy nodes.
+pub fn blockers(migration: &Migration, impatient: bool, n: usize) -> Vec<Blocker> {
+    let Some(mut pod) = source_pod(Object::Live, false, n) else { return vec![] };
+    for container in pod.spec.iter_mut().flat_map(|spec| &mut spec.containers).filter(|_| impatient) {
+        let probe = json!({"tcpSocket": {"port": 80}, "periodSeconds": 1, "failureThreshold": 3});
+        container.liveness_probe = Some(serde_json::from_value(probe).expect("a probe"));
+    }
+    let profile = json!({"lanes": [{"name": "image", "available": true}], "freeBytes": 1u64 << 30, "gate": {"installed": true}, "observedAt": *NOW});
+    let profile: NodeProfileStatus = serde_json::from_value(profile).expect("a profile");
+    let node = |name: &str| NodeView { name: name.into(), ready: true, profile: Some(profile.clone()), ..NodeView::default() };
+    let facts = Facts { nodes: vec![node("n1"), node("n2")], active_migrations: vec![MIGRATION.into()], now: *NOW };
+    preflight::examine(migration, &pod, &facts)
+}
+
 pub fn replacement_pod(it: Replacement, status: &MigrationStatus, mig: Mig, n: usize) -> Pod {
     let source = source_pod(Object::Live, true, n).expect("it lives");
-    let mut pod = replacement::build(&source, &migration(mig, false), &["n2".to_owned()]);
+    let mut pod = replacement::build(&source, &migration(mig, false, InDoubt::HoldFrozen), &["n2".to_owned()]);
     pod.metadata.uid = Some(replacement_uid(it.uid));
     pod.metadata.deletion_timestamp = it.deleting.then(|| Time(*NOW));
     let annotations = pod.metadata.annotations.get_or_insert_default();
@@ -106,6 +131,7 @@ pub fn attestation(role: Role, status: &AttestationStatus) -> Attestation {
     let (node_name, pod_uid) = match role {
         Role::Source => ("n1".to_owned(), SOURCE.to_owned()),
         Role::Destination => ("n2".to_owned(), replacement_uid(1)),
+        Role::Fallback => unreachable!("the model has no pods that go source-first"),
     };
     let mut attestation = Attestation::new("a", AttestationSpec { migration: "m".into(), migration_uid: MIGRATION.into(), node_name, pod_uid, role });
     attestation.status = Some(status.clone());
@@ -178,23 +204,32 @@ pub fn replacement_tasks(containers: &[Container], status: &MigrationStatus) -> 
     tasks
 }
 
+/// ID of the container that the gate let through first, as its evidence has it.
+pub fn first_id(c: usize) -> String {
+    format!("{}-new", NAMES[c])
+}
+
 /// The replacement as the destination's kubelet lists it, if it does.
 pub fn replacement_listed(view: View, containers: &[Container]) -> Option<Pod> {
-    let statuses: Vec<_> = NAMES
-        .iter()
-        .zip(containers)
-        .map(|(name, container)| {
-            let state = match container.task {
-                Task::None | Task::Made(_) | Task::Restoring => json!({"waiting": {"reason": "ContainerCreating"}}),
-                Task::Running { .. } => json!({"running": {}}),
-                // Whoever refuses a restore, also the gate: runc's error begins like this.
-                Task::Refused => json!({"waiting": {"reason": "RunContainerError", "message": "OCI runtime restore failed: refused"}}),
-                Task::Dead => json!({"terminated": {"exitCode": 137}}),
-            };
-            let restarts = u8::from(container.earlier && matches!(container.task, Task::Running { .. }));
-            json!({"name": name, "image": "i", "imageID": "", "ready": false, "restartCount": restarts, "state": state})
-        })
-        .collect();
+    let status = |(name, container): (&&str, &Container)| {
+        let id = format!("containerd://{name}-{}", if container.earlier { "again" } else { "new" });
+        let state = match container.task {
+            Task::None | Task::Made(_) | Task::Restoring => json!({"waiting": {"reason": "ContainerCreating"}}),
+            Task::Running { .. } => json!({"running": {}}),
+            // Whoever refuses a restore, also the gate: runc's error begins like this.
+            Task::Refused => json!({"waiting": {"reason": "RunContainerError", "message": "OCI runtime restore failed: refused"}}),
+            Task::Dead => json!({"terminated": {"exitCode": 137, "containerID": id}}),
+        };
+        let first = || json!({"terminated": {"exitCode": 128, "reason": "StartError", "containerID": format!("containerd://{name}-new")}});
+        let over = container.earlier || container.task == Task::Refused;
+        let restarts = u8::from(container.earlier && matches!(container.task, Task::Running { .. }));
+        let mut status = json!({"name": name, "image": "i", "imageID": "", "ready": false, "restartCount": restarts, "state": state});
+        if over {
+            status["lastState"] = first();
+        }
+        status
+    };
+    let statuses: Vec<_> = NAMES.iter().zip(containers).map(status).collect();
     let deletion = (view == View::Terminating).then_some("2026-01-01T00:00:00Z");
     let pod = json!({"metadata": {"uid": replacement_uid(1), "deletionTimestamp": deletion}, "status": {"containerStatuses": statuses}});
     let listed = matches!(view, View::Listed | View::Released | View::Terminating);

@@ -1,12 +1,21 @@
 //! What must always hold, and what must be reachable.
 
+use std::fmt;
+
 use drover::api::{Outcome, Phase, Verdict, migration::condition};
 use stateright::Property;
 
 use crate::{
+    intern::WORDS,
     model::Drover,
-    state::{SourceTask, Task, World, Wrongs},
+    state::{Resolve, SourceTask, Task, World, Wrongs},
 };
+
+/// I6, of the whole graph: from everywhere an ordinary course leads to an end, or to a hold with a reason.
+pub const ENDS: &str = "I6 it ends, or is held with a reason";
+
+/// I6, of the whole graph: a person's decision for the source is carried out.
+pub const RESOLVES: &str = "I6 what a person decides for the source ends";
 
 /// The copy, frozen copy, or complete checkpoint that is left (I2).
 pub fn survives(world: &World) -> bool {
@@ -26,13 +35,49 @@ pub fn is_held(world: &World) -> bool {
     world.status().is_some_and(|status| status.conditions.iter().any(held))
 }
 
+/// A person has decided for the source, and both nodes are there and know their claims: an ordinary course must lead to the end.
+pub fn is_decided(world: &World) -> bool {
+    let open = world.status().is_some_and(|status| status.verdict.is_none());
+    let restored = world.destination_says.is_some_and(|id| WORDS.get(id).restored.is_some());
+    let known = world.destination.containers[0].claim.is_some() && !restored;
+    let decided = world.migration.is_some_and(|mig| mig.resolve == Some(Resolve::Source));
+    decided && open && known && !world.destination.lost && !world.source.lost
+}
+
 /// Nobody is left to thaw a frozen pod, though its migration is gone.
 fn is_forsaken(world: &World) -> bool {
     world.migration.is_none() && world.source.up && world.source.task == SourceTask::Paused && world.source.fence == crate::state::Fence::Ours
 }
 
-pub fn is_quiescent(model: &Drover, world: &World) -> bool {
-    model.ordinary(world).is_empty()
+/// What a world that has come to rest rests in.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Rest {
+    Ended(&'static str),
+    Held(String),
+    /// The Migration's object is gone.
+    Removed,
+    UnderWay(Phase),
+}
+
+impl fmt::Display for Rest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ended(outcome) => f.write_str(outcome),
+            Self::Held(reason) => write!(f, "Held({reason})"),
+            Self::Removed => f.write_str("removed"),
+            Self::UnderWay(phase) => write!(f, "UNDER WAY in {phase}"),
+        }
+    }
+}
+
+pub fn rest(world: &World) -> Rest {
+    let Some(status) = world.status() else { return Rest::Removed };
+    let held = status.conditions.iter().find(|c| c.type_ == condition::HELD && c.status == "True");
+    match held {
+        _ if status.phase == Phase::Done => Rest::Ended(status.outcome.map_or("no outcome", Outcome::as_str)),
+        Some(held) => Rest::Held(held.reason.clone()),
+        None => Rest::UnderWay(status.phase),
+    }
 }
 
 fn outcome(world: &World) -> Option<Outcome> {
@@ -43,27 +88,28 @@ fn never(wrong: u16) -> impl Fn(&World) -> bool {
     move |world| !world.past.wrongs.has(wrong)
 }
 
-pub fn all() -> Vec<Property<Drover>> {
+/// What can be said of a state alone.
+pub fn of_states() -> Vec<Property<Drover>> {
     vec![
         Property::<Drover>::always("I1 one runner", |_, w| !(w.source_runs() && w.destination_runs())),
         Property::<Drover>::always("I1 no restore of a checkpoint that the source has outrun", |_, w| never(Wrongs::STALE_RESTORE)(w)),
         Property::<Drover>::always("I2 one survivor", |_, w| survives(w) || w.past.excused),
+        Property::<Drover>::always("I2 Drover ends no running copy in doubt", |_, w| never(Wrongs::COPY_ENDED)(w)),
         Property::<Drover>::always("I3 the verdict is written once", |_, w| never(Wrongs::VERDICT_REWRITTEN)(w)),
         Property::<Drover>::always("I3 no thaw after the vote without Rollback, no end without Commit and confirmation", |_, w| {
             never(Wrongs::THAWED_AFTER_VOTE)(w) && never(Wrongs::KILLED_EARLY)(w)
         }),
-        Property::<Drover>::always("I4 no rollback once anything of the replacement ran", |_, w| {
+        Property::<Drover>::always("I4 no rollback once anything of the replacement ran, unless decided in doubt", |_, w| {
             let ran = w.past.restores > 0 || w.past.cold;
-            !(ran && w.status().is_some_and(|status| status.verdict == Some(Verdict::Rollback)))
+            !(ran && w.status().is_some_and(|status| status.verdict == Some(Verdict::Rollback) && status.resolved.is_none()))
         }),
-        Property::<Drover>::always("I5 no false Migrated", |_, w| {
-            never(Wrongs::FALSE_COMMIT)(w) && (outcome(w) != Some(Outcome::Migrated) || (w.past.restores == 1 && !w.past.cold))
+        Property::<Drover>::always("I5 no false Migrated", |model, w| {
+            never(Wrongs::FALSE_COMMIT)(w) && (outcome(w) != Some(Outcome::Migrated) || (model.all_restored(w) && !w.past.cold))
         }),
+        Property::<Drover>::always("I7 nothing is restored but what the source voted for", |_, w| never(Wrongs::FORGED)(w)),
         Property::<Drover>::always("I8 no rewind", |_, w| never(Wrongs::REWOUND)(w)),
         Property::<Drover>::always("R11 only who froze thaws", |_, w| never(Wrongs::FOREIGN_THAW)(w)),
-        Property::<Drover>::always("I6 what comes to rest has ended or is held", |model, w| {
-            !is_forsaken(w) && (has_ended(w) || is_held(w) || !is_quiescent(model, w))
-        }),
+        Property::<Drover>::always("I6 nobody is frozen for a migration that is gone", |_, w| !is_forsaken(w)),
         Property::<Drover>::sometimes("Migrated", |_, w| outcome(w) == Some(Outcome::Migrated)),
         Property::<Drover>::sometimes("RolledBack before the release", |_, w| {
             outcome(w) == Some(Outcome::RolledBack) && w.status().is_some_and(|status| status.never_started.is_none())
@@ -71,6 +117,17 @@ pub fn all() -> Vec<Property<Drover>> {
         Property::<Drover>::sometimes("RolledBack after the release, with proof", |_, w| {
             outcome(w) == Some(Outcome::RolledBack) && w.status().is_some_and(|status| status.never_started.is_some())
         }),
+        Property::<Drover>::sometimes("ColdStarted, decided in doubt", |_, w| outcome(w) == Some(Outcome::ColdStarted)),
+        Property::<Drover>::sometimes("RolledBack, decided in doubt", |_, w| {
+            outcome(w) == Some(Outcome::RolledBack) && w.status().is_some_and(|status| status.resolved.is_some())
+        }),
         Property::<Drover>::sometimes("Held", |_, w| is_held(w)),
     ]
+}
+
+/// All of them, as stateright's own checkers take them.
+pub fn all() -> Vec<Property<Drover>> {
+    let mut all = of_states();
+    all.push(Property::<Drover>::always(ENDS, |model, w| has_ended(w) || is_held(w) || !model.is_at_rest(w)));
+    all
 }

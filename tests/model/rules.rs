@@ -17,18 +17,28 @@ pub enum Rule {
     AbortIsWrittenFirst,
     /// R3: a claim is closed on the disk before it is attested as closed.
     RevocationIsWritten,
+    /// R4: nobody deletes a replacement in doubt.
+    NoDeletionInDoubt,
+    /// R5: a marker that is missing proves nothing.
+    MissingIsUnknown,
     /// R3: a taken claim counts as failed only with CRIU's evidence.
     FailureNeedsProof,
     /// I4: no rollback after the release without proof.
     RollbackNeedsProof,
     /// R7: what has started and died was not restored.
     DeadIsNotRestored,
+    /// R7: what has died is said to have only once nothing of it can execute any more.
+    DeadNeedsAnEnd,
     /// R8: the fence stops new containers of the frozen pod.
     Fence,
+    /// R9: preflight refuses probes that are less patient than the freeze.
+    ProbesFit,
     /// R10: the source is ended only when its kubelet shows the deletion.
     KillNeedsDeletion,
     /// R11: only who froze thaws.
     ThawNeedsOwnFence,
+    /// R11: a pod has one active migration.
+    Lock,
     /// R12: a Migration that has not ended cannot vanish.
     Finalizer,
     /// R16: the checkpoint is out of reach before `restored` is attested.
@@ -39,12 +49,20 @@ pub enum Rule {
     ConfirmationLooks,
     /// R20: a claim is taken once.
     OneShot,
+    /// R20: the gate takes the claim before it lets the restore through.
+    GateTakes,
     /// R20: ordinary creates pass only after the confirmation.
     OpenAfterConfirmation,
     /// R20, I4: a container that runs without a taken claim was not gated.
     OnlyTakenCounts,
     /// I3: a status is written by compare-and-swap.
     CompareAndSwap,
+    /// R15, I8: what is let start without the memory is not restored after all.
+    ColdIsCold,
+    /// R18: the destination's copy of the checkpoint stays until the original is seen running.
+    CollectionWaits,
+    /// R18: the checkpoint stays until the original is seen running or the copy is confirmed.
+    Kept,
     /// R21: the API server's CEL rules.
     Cel,
     /// I7: what the source says is verified in the registry.
@@ -53,11 +71,13 @@ pub enum Rule {
 
 /// The rules that are off.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Off(u32);
+pub struct Off(u64);
 
 impl Off {
+    pub const NONE: Self = Self(0);
+
     pub fn of(rules: &[Rule]) -> Self {
-        Self(rules.iter().fold(0, |bits, rule| bits | 1 << *rule as u32))
+        Self(rules.iter().fold(0, |bits, rule| bits | (1 << *rule as u32)))
     }
 
     pub fn is(self, rule: Rule) -> bool {

@@ -1,10 +1,10 @@
 //! The source's agent, as `agent/source/*.rs` does it: each durable write and each effect is one step, and a crash may fall before any of them.
 
-use drover::api::attestation::{At, Frozen, Pushed, Remark};
+use drover::api::attestation::{At, Frozen, Inspected, Kept, Pushed, Remark};
 
 use crate::{
-    intern::WORDS,
-    manager::attestation_allows,
+    cel::attestation_allows,
+    intern::{WORDS, with_word},
     model::Drover,
     objects,
     rules::Rule,
@@ -50,6 +50,10 @@ impl Drover {
         let (step, stage) = world.source.doing.filter(|_| world.source.up)?;
         let journal = world.source.journal.unwrap_or(NEW);
         match step {
+            // What it finds is no matter of the protocol: a pod with blockers ends before anything is touched.
+            SourceStep::Inspect => self.source_attests(world, "inspected", |said| {
+                said.inspected = Some(Inspected { at: objects::now(), blockers: vec![], warnings: vec![] });
+            }),
             SourceStep::Freeze => self.freeze(world, stage, journal),
             SourceStep::Checkpoint => self.checkpoint(world, stage, journal),
             SourceStep::Push => self.push(world, stage, journal),
@@ -57,7 +61,13 @@ impl Drover {
             SourceStep::Abort => self.abort(world, stage, journal),
             SourceStep::Thaw => match stage {
                 0..=2 => self.thaw_locally(world, journal, stage),
-                3 => self.source_attests(world, |said| said.thawed = Some(At { at: objects::now() })),
+                3 => {
+                    let kept = kept(world);
+                    self.source_attests(world, if kept.is_some() { "thawed and kept" } else { "thawed" }, |said| {
+                        said.thawed = Some(At { at: objects::now() });
+                        said.kept = kept;
+                    });
+                }
                 _ => self.forgets(world),
             },
             SourceStep::Watchdog => match stage {
@@ -109,7 +119,9 @@ impl Drover {
             _ if source.task == SourceTask::Running || source.fresh != journal.fresh => self.gives_up(world),
             _ => {
                 let containers = objects::source_ids(journal.fresh, self.n);
-                self.source_attests(world, |said| said.frozen = Some(Frozen { at: objects::now(), containers }));
+                self.source_attests(world, if journal.fresh { "frozen anew" } else { "frozen" }, |said| {
+                    said.frozen = Some(Frozen { at: objects::now(), containers });
+                });
             }
         }
     }
@@ -131,7 +143,7 @@ impl Drover {
                 self.saves(world, Journal { dumped: true, ..journal });
                 world.source.doing = Some((SourceStep::Checkpoint, 0));
             }
-            _ => self.source_attests(world, |said| said.checkpointed = Some(At { at: objects::now() })),
+            _ => self.source_attests(world, "checkpointed", |said| said.checkpointed = Some(At { at: objects::now() })),
         }
     }
 
@@ -154,15 +166,15 @@ impl Drover {
                 self.saves(world, Journal { pushed: true, ..journal });
                 world.source.doing = Some((SourceStep::Push, 0));
             }
-            _ => self.source_attests(world, |said| said.pushed = Some(Pushed { at: objects::now(), images: objects::images(self.n) })),
+            _ => self.source_attests(world, "pushed", |said| said.pushed = Some(Pushed { at: objects::now(), images: objects::images(self.n) })),
         }
     }
 
     fn vote(&self, world: &mut World, stage: u8, journal: Journal) {
         match stage {
-            0 if !journal.vote && !(self.all_paused(world, journal) && self.may_vote(world, journal)) => self.gives_up(world),
+            0 if !(journal.vote || self.all_paused(world, journal) && self.may_vote(world, journal)) => self.gives_up(world),
             0 => self.saves(world, Journal { vote: true, ..journal }),
-            _ => self.source_attests(world, |said| said.vote = Some(objects::vote(self.n))),
+            _ => self.source_attests(world, "vote", |said| said.vote = Some(objects::vote(self.n))),
         }
     }
 
@@ -171,7 +183,9 @@ impl Drover {
             // A vote cannot be taken back; the verdict is awaited.
             0 if journal.vote => world.source.doing = None,
             0 => self.saves(world, Journal { aborted: true, ..journal }),
-            _ => self.source_attests(world, |said| {
+            // Before it is said.
+            1..=3 => self.thaw_locally(world, journal, stage - 1),
+            _ => self.source_attests(world, "abort", |said| {
                 said.abort.get_or_insert(Remark { at: objects::now(), message: "given up".into() });
             }),
         }
@@ -195,7 +209,11 @@ impl Drover {
                 }
             }
             1 if source.fence == Fence::Ours => source.fence = Fence::None,
-            2 => source.archive = false,
+            // It stays where the memory lives in no container any more (R18).
+            2 => {
+                let lives = source.task != SourceTask::Dead && journal.fresh == source.fresh;
+                source.archive &= !lives && journal.dumped && !self.off(Rule::Kept);
+            }
             _ => {}
         }
         self.source_goes_on(world);
@@ -219,8 +237,19 @@ impl Drover {
                 world.source.doing = None;
             }
             0 => self.thaw_locally(world, world.source.journal.unwrap_or(NEW), 1),
-            1 => self.thaw_locally(world, world.source.journal.unwrap_or(NEW), 2),
-            2 => self.source_attests(world, |said| said.ended = Some(At { at: objects::now() })),
+            // R15: no copy has the memory; the checkpoint stays for a person.
+            1 => {
+                let cold = world.status().is_some_and(|status| status.resolved.is_some());
+                world.source.archive &= cold && !self.off(Rule::Kept);
+                self.source_goes_on(world);
+            }
+            2 => {
+                let kept = kept(world);
+                self.source_attests(world, if kept.is_some() { "ended and kept" } else { "ended" }, |said| {
+                    said.ended = Some(At { at: objects::now() });
+                    said.kept = kept;
+                });
+            }
             _ => self.forgets(world),
         }
     }
@@ -246,20 +275,23 @@ impl Drover {
     }
 
     /// The last word of most steps; the thaw and the end go on to forget the journal. Without the API server it is said again later.
-    fn source_attests(&self, world: &mut World, change: impl FnOnce(&mut AttestationStatus)) {
+    fn source_attests(&self, world: &mut World, word: &str, change: impl FnOnce(&mut AttestationStatus)) {
         let on = matches!(world.source.doing, Some((SourceStep::Thaw | SourceStep::Forget, _)));
         let (Some(id), Some(())) = (world.source_says, reachable(world)) else {
             world.source.doing = None;
             return;
         };
-        let old = WORDS.get(id);
-        let mut new = (*old).clone();
-        change(&mut new);
-        if attestation_allows(&old, &new) || self.off(Rule::Cel) {
-            world.source_says = Some(WORDS.put(new));
+        let new = with_word(id, (word, self.n), change);
+        if self.off(Rule::Cel) || attestation_allows(id, new) {
+            world.source_says = Some(new);
         }
         if on { self.source_goes_on(world) } else { world.source.doing = None }
     }
+}
+
+/// What the last word names, where the archives were kept.
+fn kept(world: &World) -> Option<Kept> {
+    world.source.archive.then(|| Kept { at: objects::now(), archives: vec!["/archive".to_owned()] })
 }
 
 /// Whether the source's agent reaches the API server.

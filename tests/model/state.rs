@@ -2,7 +2,10 @@
 //! a manager holds in its memory. Statuses are the product's own values, interned.
 
 use crate::intern::Id;
-use drover::{api::MigrationStatus, markers::Claim};
+use drover::{
+    api::{MigrationStatus, Phase},
+    markers::Claim,
+};
 
 /// Most containers that a pod of the model has.
 pub const MOST: usize = 2;
@@ -35,7 +38,7 @@ pub struct World {
 /// What has happened, as no part of the product knows it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Past {
-    /// Times that the memory was resumed on the destination.
+    /// Containers whose memory was resumed on the destination, by bit.
     pub restores: u8,
     /// The replacement has run from its base image before the confirmation.
     pub cold: bool,
@@ -43,6 +46,8 @@ pub struct Past {
     pub ran_on: bool,
     /// The last running or frozen copy was lost by a user's own hand or as any pod is lost with its node.
     pub excused: bool,
+    /// Drover has deleted the released replacement without a verdict.
+    pub deleted_in_doubt: bool,
     pub wrongs: Wrongs,
 }
 
@@ -58,6 +63,8 @@ impl Wrongs {
     pub const FOREIGN_THAW: u16 = 16;
     pub const REWOUND: u16 = 32;
     pub const KILLED_EARLY: u16 = 64;
+    pub const FORGED: u16 = 128;
+    pub const COPY_ENDED: u16 = 256;
 
     pub fn add(&mut self, wrong: u16) {
         self.0 |= wrong;
@@ -73,10 +80,21 @@ pub struct Mig {
     pub status: Id,
     pub deleting: bool,
     pub finalizer: bool,
+    /// A person's decision: the annotation that `drover resolve` writes.
+    pub resolve: Option<Resolve>,
+}
+
+/// What a person may decide of a migration in doubt.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Resolve {
+    Source,
+    /// The destination node is powered off and stays so.
+    SourceSinceDestinationIsDown,
+    Destination,
 }
 
 impl Mig {
-    pub fn status(self) -> std::sync::Arc<MigrationStatus> {
+    pub fn status(self) -> &'static MigrationStatus {
         crate::intern::STATUSES.get(self.status)
     }
 }
@@ -154,6 +172,8 @@ pub enum View {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Source {
     pub up: bool,
+    /// It never comes back.
+    pub lost: bool,
     /// Cut off from the API server.
     pub cut: bool,
     pub view: View,
@@ -200,6 +220,7 @@ pub struct Journal {
 /// [`drover::domain::attest::SourceAction`], and the watchdog's.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum SourceStep {
+    Inspect,
     Freeze,
     Checkpoint,
     Push,
@@ -214,6 +235,8 @@ pub enum SourceStep {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Destination {
     pub up: bool,
+    /// It never comes back.
+    pub lost: bool,
     pub cut: bool,
     pub view: View,
     /// The checkpoint's blobs are in the registry.
@@ -226,8 +249,8 @@ pub struct Destination {
 pub struct Doing {
     pub what: DestinationStep,
     pub stage: u8,
-    /// Containers whose restore was proved to have been refused, by bit.
-    pub refused: u8,
+    /// Containers, by bit: whose restore was proved to have been refused, or whose taken restore is over.
+    pub of: u8,
 }
 
 /// [`drover::domain::attest::DestinationAction`].
@@ -237,7 +260,10 @@ pub enum DestinationStep {
     Verify,
     Restore,
     Revoke,
+    /// revoke.rs `look_for_the_end`.
+    End,
     Confirm,
+    StartCold,
     CleanAfterCommit,
     CleanAfterRollback,
 }
@@ -250,6 +276,8 @@ pub struct Container {
     /// The runtime still lists an ended one of the same name.
     pub earlier: bool,
     pub log: Log,
+    /// The node has booted since its evidence was noted.
+    pub booted: bool,
     /// The proof beside the claim.
     pub proof: bool,
     /// What the tag names.
@@ -262,6 +290,8 @@ pub struct Container {
 pub enum Img {
     Checkpoint,
     Base,
+    /// A checkpoint that the source has not made.
+    Forged,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -292,6 +322,12 @@ pub enum Log {
     },
 }
 
+impl Container {
+    /// Nothing has been made yet.
+    pub const EMPTY: Self =
+        Self { claim: None, task: Task::None, earlier: false, log: Log::None, booted: false, proof: false, tag: None, store: false };
+}
+
 impl World {
     /// Writes the Migration's object: whoever has read it before holds an outdated one.
     pub fn write_migration(&mut self, to: Option<Mig>) {
@@ -303,8 +339,15 @@ impl World {
         }
     }
 
-    pub fn status(&self) -> Option<std::sync::Arc<MigrationStatus>> {
+    pub fn status(&self) -> Option<&'static MigrationStatus> {
         self.migration.map(Mig::status)
+    }
+
+    /// Forgets what makes no difference any more, so that worlds that go on alike are one.
+    pub fn settle(&mut self) {
+        let released = self.status().is_none_or(|status| status.phase >= Phase::Restoring);
+        self.overdue &= !released;
+        self.source.moved &= self.source.journal.is_some_and(|journal| journal.dumped && !journal.vote);
     }
 
     pub fn source_runs(&self) -> bool {

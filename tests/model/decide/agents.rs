@@ -1,0 +1,253 @@
+//! What the agents, the kubelets' views and the gate are asked.
+
+use std::sync::LazyLock;
+
+use drover::{
+    api::{AttestationStatus, MigrationStatus, Verdict, attestation::ContainerId},
+    domain::{
+        attest::{self, DestinationAction, SourceAction},
+        tasks::{self, Finding},
+        verdict,
+    },
+    gate,
+    markers::Claim,
+};
+
+use super::pretend::{as_if_confirmed, as_if_voted};
+use crate::{
+    intern::{Id, Memo, STATUSES, WORDS},
+    model::Drover,
+    objects::{self, NAMES, NOW},
+    rules::Rule,
+    state::{Container, DestinationStep, Fence, Journal, Log, Mig, SourceStep, Task, View, World},
+};
+
+static SOURCE: Memo<(Id, Id, Option<Id>, Option<Journal>, View), Option<SourceStep>> = Memo::new();
+static DESTINATION: Memo<(Id, Id, Option<Id>), Option<DestinationStep>> = Memo::new();
+static LEFT: Memo<([(Task, bool); 2], View, usize), bool> = Memo::new();
+static OVER: Memo<([Container; 2], View, usize, usize), bool> = Memo::new();
+static GATE: Memo<([Option<Claim>; 2], usize, usize), gate::Rule> = Memo::new();
+static JUDGE: Memo<(Id, [Container; 2], View, usize), Found> = Memo::new();
+static REFUSED: Memo<(Id, [Container; 2], View, usize, usize), bool> = Memo::new();
+static CONFIRM: Memo<(Id, Id, [Container; 2], View, usize), Option<String>> = Memo::new();
+
+/// How often the agents' side of the product was asked something new.
+pub fn questions() -> usize {
+    SOURCE.len() + DESTINATION.len() + LEFT.len() + OVER.len() + GATE.len() + JUDGE.len() + REFUSED.len() + CONFIRM.len()
+}
+
+/// What [`tasks::judge`] and [`tasks::trouble`] say together.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Found {
+    NotYet,
+    /// It runs without the memory.
+    Cold(String),
+    Restored(Vec<ContainerId>),
+    Wrong(String),
+}
+
+fn words(id: Option<Id>) -> &'static AttestationStatus {
+    static NOTHING: LazyLock<AttestationStatus> = LazyLock::new(AttestationStatus::default);
+    id.map_or(&NOTHING, |id| WORDS.get(id))
+}
+
+impl Drover {
+    /// [`attest::source_next`] as `SourceAgent::decide` asks it.
+    pub fn source_next(&self, world: &World) -> Option<SourceStep> {
+        let (mig, own) = (world.migration?, world.source_says?);
+        let mut destination = world.destination_says;
+        if self.off(Rule::Confirmation) && mig.status().verdict == Some(Verdict::Commit) {
+            destination = destination.map(as_if_confirmed);
+        }
+        let journal = world.source.journal;
+        let view = if self.off(Rule::KillNeedsDeletion) && mig.status().verdict.is_some() { View::Terminating } else { world.source.view };
+        let step = *SOURCE.ask((mig.status, own, destination, journal, view), |(status, own, destination, journal, view)| {
+            let status = STATUSES.get(*status);
+            let matters = match status.verdict {
+                None => journal.is_some_and(|journal| journal.frozen.is_some()),
+                Some(Verdict::Commit) => WORDS.get(*own).ended.is_none(),
+                Some(Verdict::Rollback) => false,
+            };
+            let deletion = match view {
+                _ if !matters => attest::Deletion::NotShown,
+                // adapters/kubelet.rs: a list that is not whole is an error; it is asked again.
+                View::Unsynced => return None,
+                View::Unlisted => attest::Deletion::Gone,
+                View::Terminating => attest::Deletion::Shown,
+                View::Listed | View::Released => attest::Deletion::NotShown,
+            };
+            let journal = journal.map(|it| objects::journal(it, 1).view()).unwrap_or_default();
+            let budget = std::time::Duration::from_mins(1);
+            match attest::source_next(status, WORDS.get(*own), words(*destination), &journal, deletion, budget, *NOW) {
+                SourceAction::Wait => None,
+                SourceAction::Inspect => Some(SourceStep::Inspect),
+                SourceAction::Freeze => Some(SourceStep::Freeze),
+                SourceAction::Checkpoint => Some(SourceStep::Checkpoint),
+                SourceAction::Push => Some(SourceStep::Push),
+                SourceAction::Vote => Some(SourceStep::Vote),
+                SourceAction::Abort(_) => Some(SourceStep::Abort),
+                SourceAction::Thaw => Some(SourceStep::Thaw),
+                SourceAction::Kill => Some(SourceStep::Kill),
+                SourceAction::Forget => Some(SourceStep::Forget),
+                SourceAction::End | SourceAction::Collect | SourceAction::Keep => unreachable!("the model has no pods that go source-first"),
+            }
+        });
+        // A source that was never asked for its vote pushes no further.
+        step.filter(|step| !(self.off(Rule::ReleaseNeedsTheVote) && *step == SourceStep::Vote))
+    }
+
+    /// Whether the watchdog thaws: [`drover::agent::journal::Journal::is_overdue`].
+    pub fn is_overdue(&self, journal: Journal) -> bool {
+        let asked = if self.off(Rule::VoterWaits) { Journal { vote: false, ..journal } } else { journal };
+        objects::journal(asked, self.n).is_overdue(*NOW)
+    }
+
+    /// `SourceAgent::all_paused`, by [`tasks::all_paused`].
+    pub fn all_paused(&self, world: &World, journal: Journal) -> bool {
+        let source = &world.source;
+        self.off(Rule::VoteNeedsPause)
+            || tasks::all_paused(&objects::source_ids(journal.fresh, self.n), &objects::source_tasks(source.task, source.fresh, self.n))
+    }
+
+    /// [`verdict::may_vote`].
+    pub fn may_vote(&self, world: &World, journal: Journal) -> bool {
+        let source = &world.source;
+        let before = objects::journal(journal, self.n).cpu_nanos;
+        let now = objects::cpu(source.moved && !self.off(Rule::VoteNeedsCpu), journal.fresh, self.n);
+        let fenced = source.fence == Fence::Ours;
+        verdict::may_vote(&objects::source_ids(journal.fresh, self.n), &before, &now, fenced).is_ok()
+    }
+
+    /// [`attest::destination_next`].
+    pub fn destination_next(&self, world: &World) -> Option<DestinationStep> {
+        let (mig, own) = (world.migration?, world.destination_says?);
+        let mut source = world.source_says.map(|id| if self.off(Rule::ReleaseNeedsTheVote) { as_if_voted(id, self.n) } else { id });
+        if self.off(Rule::CollectionWaits) && mig.status().verdict == Some(Verdict::Rollback) {
+            source = None;
+        }
+        *DESTINATION.ask((mig.status, own, source), |(status, own, source)| {
+            match attest::destination_next(STATUSES.get(*status), WORDS.get(*own), words(*source)) {
+                DestinationAction::Wait => None,
+                DestinationAction::Prepare => Some(DestinationStep::Prepare),
+                DestinationAction::Verify => Some(DestinationStep::Verify),
+                DestinationAction::Arm => unreachable!("the model has no pods that go source-first"),
+                DestinationAction::Restore => Some(DestinationStep::Restore),
+                DestinationAction::Revoke => Some(DestinationStep::Revoke),
+                DestinationAction::Confirm => Some(DestinationStep::Confirm),
+                DestinationAction::StartCold => Some(DestinationStep::StartCold),
+                DestinationAction::CleanAfterCommit => Some(DestinationStep::CleanAfterCommit),
+                DestinationAction::CleanAfterRollback => Some(DestinationStep::CleanAfterRollback),
+            }
+        })
+    }
+
+    /// `DestinationAgent::judge`, by [`tasks::judge`] and [`tasks::trouble`].
+    pub fn judge(&self, world: &World, mig: Mig) -> &'static Found {
+        let mut containers = world.destination.containers;
+        if self.off(Rule::DeadIsNotRestored) {
+            for container in &mut containers {
+                if container.task == Task::Dead {
+                    *container = Container { task: Task::Running { restored: true }, earlier: false, ..*container };
+                }
+            }
+        }
+        JUDGE.ask((mig.status, containers, world.destination.view, self.n), |(status, containers, view, n)| {
+            let status = STATUSES.get(*status);
+            let finding = tasks::judge(&status.containers, &objects::replacement_tasks(&containers[..*n], status));
+            let pod = objects::replacement_listed(*view, &containers[..*n]);
+            match (finding, pod.as_ref().and_then(tasks::trouble)) {
+                (Finding::Cold(message), _) => Found::Cold(message),
+                (Finding::Wrong(message), _) | (_, Some(message)) => Found::Wrong(message),
+                // The kubelet's answer is awaited.
+                _ if *view == View::Unsynced => Found::NotYet,
+                (Finding::NotYet, None) => Found::NotYet,
+                (Finding::Restored(containers), None) => Found::Restored(containers),
+            }
+        })
+    }
+
+    /// [`tasks::nothing_left`]; a kubelet that has not read its pods cannot say so.
+    pub fn nothing_left(&self, world: &World) -> bool {
+        let (view, n) = (world.destination.view, self.n);
+        view != View::Unsynced
+            && *LEFT.ask((world.destination.containers.map(|c| (c.task, c.earlier)), view, n), |_| {
+                let containers = &world.destination.containers[..n];
+                let tasks = objects::replacement_tasks(containers, &MigrationStatus::default());
+                tasks::nothing_left(objects::replacement_listed(view, containers).as_ref(), &tasks)
+            })
+    }
+
+    /// [`tasks::unconfirmed`].
+    pub fn unconfirmed(&self, world: &World, mig: Mig) -> Option<&'static str> {
+        if self.off(Rule::ConfirmationLooks) {
+            return None;
+        }
+        let key = (mig.status, world.destination_says?, world.destination.containers, world.destination.view, self.n);
+        let answer = CONFIRM.ask(key, |(status, own, containers, view, n)| {
+            let status = STATUSES.get(*status);
+            let Some(restored) = &WORDS.get(*own).restored else { return Some("nothing was attested as restored".to_owned()) };
+            let pod = objects::replacement_listed(*view, &containers[..*n]);
+            tasks::unconfirmed(&status.containers, &restored.containers, &objects::replacement_tasks(&containers[..*n], status), pod.as_ref())
+        });
+        answer.as_deref()
+    }
+
+    /// `DestinationAgent::proof_of_failure`, by [`tasks::refused`].
+    pub fn refused(&self, world: &World, mig: Mig, c: usize) -> bool {
+        if self.off(Rule::FailureNeedsProof) {
+            let alive = matches!(world.destination.containers[c].task, Task::Running { .. } | Task::Restoring);
+            return !alive;
+        }
+        let key = (mig.status, world.destination.containers, world.destination.view, self.n, c);
+        *REFUSED.ask(key, |(status, containers, view, n, c)| {
+            // A log that a power failure has cut proves nothing.
+            let Some(log) = objects::log_text(containers[*c].log).filter(|_| !containers[*c].booted) else { return false };
+            let tasks = objects::replacement_tasks(&containers[..*n], STATUSES.get(*status));
+            tasks::refused(NAMES[*c], &tasks, log, objects::replacement_listed(*view, &containers[..*n]).as_ref()).is_some()
+        })
+    }
+
+    /// [`tasks::is_over`], as `DestinationAgent::look_for_the_end` asks it.
+    pub fn is_over(&self, world: &World, c: usize) -> bool {
+        if self.off(Rule::DeadNeedsAnEnd) {
+            return true;
+        }
+        *OVER.ask((world.destination.containers, world.destination.view, self.n, c), |(containers, view, n, c)| {
+            let tasks = objects::replacement_tasks(&containers[..*n], &MigrationStatus::default());
+            let pod = objects::replacement_listed(*view, &containers[..*n]);
+            let container = containers[*c];
+            container.log != Log::None && tasks::is_over(NAMES[*c], &objects::first_id(*c), container.booted, &tasks, pod.as_ref())
+        })
+    }
+
+    /// [`tasks::none_awaits_its_restore`], as `DestinationAgent::start_cold` asks it.
+    pub fn none_awaits_its_restore(&self, world: &World, mig: Mig) -> bool {
+        if self.off(Rule::ColdIsCold) {
+            return true;
+        }
+        let (view, containers) = (world.destination.view, &world.destination.containers[..self.n]);
+        let over: Vec<String> = (0..self.n).filter(|c| containers[*c].log != Log::None).map(objects::first_id).collect();
+        let (tasks, pod) = (objects::replacement_tasks(containers, mig.status()), objects::replacement_listed(view, containers));
+        view != View::Unsynced && tasks::none_awaits_its_restore(&mig.status().containers, &over, &tasks, pod.as_ref())
+    }
+
+    /// [`tasks::all_run`].
+    pub fn all_run(&self, world: &World, mig: Mig) -> bool {
+        let containers = &world.destination.containers[..self.n];
+        tasks::all_run(&mig.status().containers, &objects::replacement_tasks(containers, mig.status()))
+    }
+
+    /// The destination's gate, by [`gate::rule`].
+    pub fn gate(&self, containers: &[Container], c: usize) -> gate::Rule {
+        let claims = [containers[0].claim, containers[1].claim];
+        let rule = *GATE.ask((claims, self.n, c), |(claims, n, c)| {
+            let claims: Vec<(String, Claim)> =
+                NAMES[..*n].iter().zip(claims).filter_map(|(name, claim)| Some(((*name).to_owned(), (*claim)?))).collect();
+            gate::rule(&claims, NAMES[*c])
+        });
+        match rule {
+            gate::Rule::Over(Claim::Taken) if self.off(Rule::OneShot) => gate::Rule::Pass,
+            rule => rule,
+        }
+    }
+}

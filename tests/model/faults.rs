@@ -1,0 +1,274 @@
+//! What breaks, what is mended again, what people do, and time.
+
+use std::fmt;
+
+use drover::api::{Phase, Verdict};
+
+use crate::{
+    decide::{Clock, aged},
+    intern::WORDS,
+    kubelets::{end, gone},
+    model::Drover,
+    properties::{is_held, survives},
+    rules::Rule,
+    state::{
+        Age, Container, Decision, DestinationStep, Doing, Eff, Fence, Img, Journal, Log, MOST, Mig, Object, Replacement, Resolve, SourceStep,
+        SourceTask, Task, View, World,
+    },
+};
+
+/// A node.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Node {
+    Source,
+    Destination,
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Source => "source node",
+            Self::Destination => "destination node",
+        })
+    }
+}
+
+impl Drover {
+    pub fn power_fails(&self, world: &mut World, node: Node) -> Option<()> {
+        match node {
+            Node::Source => {
+                let source = &mut world.source;
+                source.up.then_some(())?;
+                // A running pod dies with its node, and a frozen one of which there is no complete checkpoint yet.
+                let kept = source.archive && source.journal.is_some_and(|journal| journal.dumped);
+                let ordinary = source.task == SourceTask::Running || !(kept || world.destination.blobs);
+                (source.up, source.doing, source.view) = (false, None, View::Unsynced);
+                if source.task != SourceTask::Dead {
+                    source.task = SourceTask::Dead;
+                    world.past.excused |= ordinary;
+                }
+            }
+            Node::Destination => {
+                let destination = &mut world.destination;
+                destination.up.then_some(())?;
+                (destination.up, destination.doing, destination.view) = (false, None, View::Unsynced);
+                let ran = destination.containers.iter().any(|c| matches!(c.task, Task::Running { .. }));
+                for container in &mut destination.containers {
+                    end(&mut container.task);
+                    container.booted = container.log != Log::None;
+                    // What CRIU wrote last was not on the disk yet.
+                    container.log = match container.log {
+                        Log::Resumed { error: true } => Log::Error,
+                        Log::Resumed { error: false } => Log::Begun,
+                        log => log,
+                    };
+                }
+                world.past.excused |= ran && gone(world);
+            }
+        }
+        Some(())
+    }
+
+    pub fn boots(&self, world: &mut World, node: Node) -> Option<()> {
+        let (up, lost) = match node {
+            Node::Source => (&mut world.source.up, world.source.lost),
+            Node::Destination => (&mut world.destination.up, world.destination.lost),
+        };
+        (!*up && !lost).then(|| *up = true)
+    }
+
+    /// The node never comes back, nor does its disk: a person takes it out of the cluster.
+    pub fn is_lost(&self, world: &mut World, node: Node) -> Option<()> {
+        let up = match node {
+            Node::Source => world.source.up,
+            Node::Destination => world.destination.up,
+        };
+        if up {
+            self.power_fails(world, node)?;
+        }
+        match node {
+            Node::Source => {
+                let source = &mut world.source;
+                // With the vote a complete checkpoint is at the destination, until the source is seen running again or its copy is (R18).
+                let ordinary = !source.journal.is_some_and(|journal| journal.vote);
+                (source.lost, source.cut, source.archive, source.journal, source.fence) = (true, false, false, None, Fence::None);
+                world.past.excused |= ordinary && !survives(world);
+            }
+            Node::Destination => {
+                let destination = &mut world.destination;
+                (destination.lost, destination.cut, destination.blobs) = (true, false, false);
+                destination.containers = [Container::EMPTY; MOST];
+                world.past.excused |= gone(world) && !survives(world);
+            }
+        }
+        Some(())
+    }
+
+    /// The destination comes back under its name with an empty disk.
+    pub fn is_reinstalled(&self, world: &mut World) -> Option<()> {
+        world.destination.up.then_some(())?;
+        self.is_lost(world, Node::Destination)?;
+        world.destination.lost = false;
+        Some(())
+    }
+
+    /// The pod collector removes the pods of a node that is no more.
+    pub fn pods_are_collected(&self, world: &mut World, node: Node) -> Option<()> {
+        match node {
+            Node::Source => (world.source.lost && world.source_pod != Object::Gone).then(|| world.source_pod = Object::Gone),
+            Node::Destination => (world.destination.lost && world.replacement.is_some()).then(|| world.replacement = None),
+        }
+    }
+
+    /// A probe that the frozen program does not answer: with the patience that preflight demands (R9) that cannot come before the vote.
+    pub fn probe_kills(&self, world: &mut World) -> Option<()> {
+        let source = &mut world.source;
+        let voted = source.journal.is_some_and(|journal| journal.vote);
+        let frozen = source.up && source.view == View::Listed && source.task == SourceTask::Paused && source.fence == Fence::Ours;
+        (frozen && (voted || self.impatient)).then(|| source.task = SourceTask::Dead)
+    }
+
+    /// The registry's blobs are lost: a full disk, a person.
+    pub fn blobs_vanish(&self, world: &mut World) -> Option<()> {
+        let blobs = &mut world.destination.blobs;
+        (world.destination.up && *blobs).then(|| *blobs = false)?;
+        world.past.excused |= gone(world) && !survives(world);
+        Some(())
+    }
+
+    /// Before the release the registry comes to hold another image than the one that was pushed.
+    pub fn blob_is_another(&self, world: &mut World) -> Option<()> {
+        let early = world.status().is_some_and(|status| status.phase < Phase::Restoring && status.verdict.is_none());
+        let destination = &mut world.destination;
+        (destination.up && early && destination.blobs && destination.containers[0].tag == Some(Img::Checkpoint)).then_some(())?;
+        // What is exchanged after it was verified is the work of the source's own credentials: nobody else may push.
+        let verifies = matches!(destination.doing, Some(Doing { what: DestinationStep::Verify, .. }));
+        let ready = world.destination_says.is_some_and(|id| WORDS.get(id).ready.is_some());
+        (!ready && !verifies).then(|| destination.containers[0].tag = Some(Img::Forged))
+    }
+
+    pub fn is_cut(&self, world: &mut World, node: Node, cut: bool) -> Option<()> {
+        let now = match node {
+            Node::Source => &mut world.source.cut,
+            Node::Destination => &mut world.destination.cut,
+        };
+        (*now != cut).then(|| *now = cut)
+    }
+
+    /// A restarted kubelet lists nothing until it has read the API server.
+    pub fn kubelet_restarts(&self, world: &mut World, node: Node) -> Option<()> {
+        let (up, view) = match node {
+            Node::Source => (world.source.up, &mut world.source.view),
+            Node::Destination => (world.destination.up, &mut world.destination.view),
+        };
+        (up && *view != View::Unsynced).then(|| *view = View::Unsynced)
+    }
+
+    /// The node controller writes down whether the destination answers.
+    pub fn node_status_follows(&self, world: &mut World) -> Option<()> {
+        let ready = world.destination.up && !world.destination.cut;
+        (world.node_ready != ready).then(|| world.node_ready = ready)
+    }
+
+    pub fn time_passes(&self, world: &mut World, clock: Option<Clock>) -> Option<()> {
+        let mig = world.migration?;
+        let Some(clock) = clock else {
+            // The deadline counts until the release.
+            (!world.overdue && mig.status().phase < Phase::Restoring).then_some(())?;
+            world.overdue = true;
+            return Some(());
+        };
+        let counts = match clock {
+            Clock::Phase => matches!(mig.status().phase, Phase::Restoring | Phase::Finishing),
+            Clock::Revocation => mig.status().phase == Phase::Restoring,
+        };
+        let status = aged(mig.status, clock).filter(|_| counts)?;
+        // Nobody has written: a sleeping manager is not outdated by it.
+        world.migration = Some(Mig { status, ..mig });
+        Some(())
+    }
+
+    /// The freeze budget is over.
+    pub fn budget_ends(&self, world: &mut World) -> Option<()> {
+        let journal = world.source.journal.filter(|it| it.frozen == Some(Age::Fresh) && (!it.vote || self.off(Rule::VoterWaits)))?;
+        world.source.journal = Some(Journal { frozen: Some(Age::Old), ..journal });
+        Some(())
+    }
+
+    /// A person decides a migration that is held, truthfully: who says that the destination is down keeps it down.
+    pub fn person_resolves(&self, world: &mut World, resolve: Resolve) -> Option<()> {
+        let mig = world.migration.filter(|mig| mig.resolve.is_none() && is_held(world) && !mig.deleting)?;
+        if resolve == Resolve::SourceSinceDestinationIsDown {
+            (!world.destination.up).then(|| world.destination.lost = true)?;
+        }
+        world.write_migration(Some(Mig { resolve: Some(resolve), ..mig }));
+        Some(())
+    }
+
+    pub fn user_deletes_migration(&self, world: &mut World) -> Option<()> {
+        let mig = world.migration.filter(|mig| !mig.deleting)?;
+        let kept = mig.finalizer && !self.off(Rule::Finalizer);
+        world.write_migration(kept.then_some(Mig { deleting: true, ..mig }));
+        Some(())
+    }
+
+    pub fn user_deletes_source(&self, world: &mut World, force: bool) -> Option<()> {
+        let to = if force { Object::Gone } else { Object::Deleting };
+        (world.source_pod != Object::Gone && world.source_pod != to).then_some(())?;
+        world.source_pod = to;
+        world.past.excused = true;
+        Some(())
+    }
+
+    pub fn user_deletes_replacement(&self, world: &mut World, force: bool) -> Option<()> {
+        let pod = world.replacement.as_mut().filter(|pod| force || !pod.deleting)?;
+        pod.deleting = true;
+        if force {
+            world.replacement = None;
+        }
+        // A copy that is the only one, or is about to be: the user's own hand.
+        let committed = world.status().is_some_and(|status| status.verdict == Some(Verdict::Commit));
+        world.past.excused |= committed || gone(world);
+        Some(())
+    }
+
+    /// Somebody resumes the frozen containers by hand, or pauses them again, before the vote. Not between the end of the dump and the reading of
+    /// its CPU times: those few milliseconds are R2's limit.
+    pub fn hand_on_source(&self, world: &mut World) -> Option<()> {
+        let source = &mut world.source;
+        let frozen = source.journal.is_some_and(|it| it.frozen.is_some() && !it.vote) && source.fence == Fence::Ours;
+        let reading = matches!(source.doing, Some((SourceStep::Checkpoint, 1)));
+        (source.up && frozen && !reading).then_some(())?;
+        match source.task {
+            SourceTask::Paused => {
+                source.task = SourceTask::Running;
+                source.executes(&mut world.past);
+            }
+            SourceTask::Running => source.task = SourceTask::Paused,
+            SourceTask::Dead => return None,
+        }
+        Some(())
+    }
+
+    /// Another migration of the same pod freezes it: after the end of this one, which is ordinary; or before its freeze, where the lock does not
+    /// keep it away (R11).
+    pub fn another_migration(&self, world: &mut World) -> Option<()> {
+        let ended = world.status().is_none_or(|status| status.outcome.is_some());
+        let admitted = ended && !world.locked || self.off(Rule::Lock);
+        let source = &mut world.source;
+        let free = world.source_pod == Object::Live && source.fence == Fence::None && source.task == SourceTask::Running;
+        (source.up && admitted && free).then_some(())?;
+        (source.fence, source.task) = (Fence::Other, SourceTask::Paused);
+        world.locked |= ended;
+        Some(())
+    }
+
+    /// The webhook is away when the claim is written: the manager writes the images itself.
+    pub fn claim_misses_the_webhook(&self, world: &mut World) -> Option<()> {
+        let mig = world.migration?;
+        let claim = self.advance(world, mig)?;
+        let pod = world.replacement.filter(|pod| claim == Decision::Effects([Some(Eff::Claim(pod.uid)), None]))?;
+        world.replacement = Some(Replacement { claimed: true, ..pod });
+        Some(())
+    }
+}

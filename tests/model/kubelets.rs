@@ -1,0 +1,216 @@
+//! Kubelets, runtimes, CRIU and the gate.
+
+use drover::{api::Verdict, gate, markers::Claim};
+
+use crate::{
+    intern::WORDS,
+    model::Drover,
+    rules::Rule,
+    state::{DestinationStep, Doing, Fence, Img, Log, Object, SourceTask, Task, View, World, Wrongs},
+};
+
+impl Drover {
+    /// The source's kubelet reads its pods from the API server.
+    pub fn source_syncs(&self, world: &mut World) -> Option<()> {
+        (world.source.up && !world.source.cut).then_some(())?;
+        let view = match world.source_pod {
+            Object::Live => View::Listed,
+            Object::Deleting => View::Terminating,
+            Object::Gone => View::Unlisted,
+        };
+        (world.source.view != view).then(|| world.source.view = view)
+    }
+
+    /// It ends what is being deleted, when the grace period is over, and what it does not know.
+    pub fn source_kubelet_kills(&self, world: &mut World) -> Option<()> {
+        let source = &mut world.source;
+        let doomed = source.up && matches!(source.view, View::Terminating | View::Unlisted) && source.task != SourceTask::Dead;
+        doomed.then(|| source.task = SourceTask::Dead)
+    }
+
+    /// It tells the API server that nothing of the pod is left.
+    pub fn source_kubelet_removes(&self, world: &mut World) -> Option<()> {
+        let source = &mut world.source;
+        let over = source.up && !source.cut && source.view == View::Terminating && source.task == SourceTask::Dead;
+        (over && world.source_pod == Object::Deleting).then_some(())?;
+        world.source_pod = Object::Gone;
+        source.view = View::Unlisted;
+        Some(())
+    }
+
+    /// It restarts a dead container in place; the gate has its word (gate.rs `by_fence`).
+    pub fn source_kubelet_restarts(&self, world: &mut World) -> Option<()> {
+        let source = &mut world.source;
+        let dead = source.up && source.view == View::Listed && source.task == SourceTask::Dead;
+        (dead && (source.fence == Fence::None || self.off(Rule::Fence))).then_some(())?;
+        source.task = SourceTask::Running;
+        source.fresh = true;
+        source.executes(&mut world.past);
+        Some(())
+    }
+
+    /// The destination's kubelet reads its pods, and tells of the sandbox.
+    pub fn destination_syncs(&self, world: &mut World) -> Option<()> {
+        (world.destination.up && !world.destination.cut).then_some(())?;
+        let before = (world.destination.view, world.replacement);
+        world.destination.view = match &mut world.replacement {
+            Some(pod) if pod.uid == 1 && pod.deleting => View::Terminating,
+            Some(pod) if pod.uid == 1 => {
+                pod.sandbox = true;
+                if pod.images { View::Released } else { View::Listed }
+            }
+            _ => View::Unlisted,
+        };
+        ((world.destination.view, world.replacement) != before).then_some(())
+    }
+
+    /// It ends what is being deleted or is not its own; what has ended of a pod that it does not know it removes.
+    pub fn destination_kubelet_kills(&self, world: &mut World) -> Option<()> {
+        let destination = &mut world.destination;
+        (destination.up && matches!(destination.view, View::Terminating | View::Unlisted)).then_some(())?;
+        let before = destination.containers;
+        for container in &mut destination.containers {
+            end(&mut container.task);
+        }
+        let ran = before.iter().any(|c| c.task == Task::Running { restored: true });
+        if ran && world.past.deleted_in_doubt {
+            world.past.wrongs.add(Wrongs::COPY_ENDED);
+        }
+        let destination = &mut world.destination;
+        if before == destination.containers && destination.view == View::Unlisted {
+            destination.containers.iter_mut().for_each(|c| (c.task, c.earlier) = (Task::None, false));
+        }
+        (before != destination.containers).then_some(())
+    }
+
+    pub fn destination_kubelet_removes(&self, world: &mut World) -> Option<()> {
+        let destination = &mut world.destination;
+        let idle = |task: Task| !matches!(task, Task::Running { .. } | Task::Restoring);
+        let over = destination.up && !destination.cut && destination.view == View::Terminating && destination.containers.iter().all(|c| idle(c.task));
+        (over && world.replacement.is_some_and(|pod| pod.uid == 1 && pod.deleting)).then_some(())?;
+        world.replacement = None;
+        destination.view = View::Unlisted;
+        destination.containers.iter_mut().for_each(|c| (c.task, c.earlier) = (Task::None, false));
+        Some(())
+    }
+
+    /// It pulls a released image, unless the store has it, and makes the container.
+    pub fn makes(&self, world: &mut World, c: usize) -> Option<()> {
+        (world.destination.up && world.destination.view == View::Released).then_some(())?;
+        let rule = self.gate(&world.destination.containers, c);
+        let destination = &mut world.destination;
+        let blobs = destination.blobs;
+        let container = &mut destination.containers[c];
+        match container.task {
+            Task::None | Task::Dead => {}
+            // It is tried again and again; that shows only once the gate says something else.
+            Task::Refused if matches!(rule, gate::Rule::Pass | gate::Rule::Take) => {}
+            _ => return None,
+        }
+        let image = match container.tag {
+            _ if container.store => Img::Checkpoint,
+            Some(Img::Checkpoint | Img::Forged) if !blobs => return None,
+            Some(Img::Forged) => {
+                world.past.wrongs.add(Wrongs::FORGED);
+                Img::Checkpoint
+            }
+            image => image?,
+        };
+        container.store |= image == Img::Checkpoint;
+        container.earlier |= matches!(container.task, Task::Dead | Task::Refused);
+        container.task = Task::Made(image);
+        Some(())
+    }
+
+    /// It starts the container: runc, and in it the gate.
+    pub fn starts(&self, world: &mut World, c: usize) -> Option<()> {
+        let Task::Made(image) = world.destination.containers[c].task else { return None };
+        world.destination.up.then_some(())?;
+        let rule = if self.opens_early(world) { gate::Rule::Pass } else { self.gate(&world.destination.containers, c) };
+        let container = &mut world.destination.containers[c];
+        let passes = matches!(rule, gate::Rule::Pass | gate::Rule::Take);
+        if rule == gate::Rule::Take {
+            (container.log, container.booted) = (Log::Begun, false);
+            if !self.off(Rule::GateTakes) {
+                container.claim = Some(Claim::Taken);
+            }
+        }
+        container.task = match image {
+            _ if !passes => Task::Refused,
+            Img::Checkpoint | Img::Forged => Task::Restoring,
+            Img::Base => Task::Running { restored: false },
+        };
+        if container.task == (Task::Running { restored: false }) {
+            let confirmed = world.destination_says.is_some_and(|id| WORDS.get(id).confirmed.is_some());
+            world.past.cold |= !confirmed;
+        }
+        Some(())
+    }
+
+    /// CRIU logs an error that ends nothing.
+    pub fn criu_complains(&self, world: &mut World, c: usize) -> Option<()> {
+        let container = &mut world.destination.containers[c];
+        (world.destination.up && container.task == Task::Restoring && container.log == Log::Begun).then(|| container.log = Log::Error)
+    }
+
+    /// CRIU resumes the processes.
+    pub fn criu_resumes(&self, world: &mut World, c: usize) -> Option<()> {
+        let container = &mut world.destination.containers[c];
+        (world.destination.up && container.task == Task::Restoring).then_some(())?;
+        container.task = Task::Running { restored: true };
+        if container.log != Log::None {
+            container.log = Log::Resumed { error: container.log == Log::Error };
+        }
+        if world.past.restores & (1 << c) != 0 {
+            world.past.wrongs.add(Wrongs::REWOUND);
+        }
+        world.past.restores |= 1 << c;
+        if world.past.ran_on {
+            world.past.wrongs.add(Wrongs::STALE_RESTORE);
+        }
+        Some(())
+    }
+
+    /// CRIU refuses before the resume point: the commonest failure of all.
+    pub fn criu_refuses(&self, world: &mut World, c: usize) -> Option<()> {
+        let container = &mut world.destination.containers[c];
+        (world.destination.up && container.task == Task::Restoring).then_some(())?;
+        container.task = Task::Refused;
+        if container.log == Log::Begun {
+            container.log = Log::Error;
+        }
+        Some(())
+    }
+
+    /// The restore is killed from outside, and its log breaks off.
+    pub fn restore_is_killed(&self, world: &mut World, c: usize) -> Option<()> {
+        let container = &mut world.destination.containers[c];
+        (container.task == Task::Restoring).then(|| container.task = Task::Refused)
+    }
+
+    /// The program ends by itself on the destination.
+    pub fn program_ends(&self, world: &mut World, c: usize) -> Option<()> {
+        let container = &mut world.destination.containers[c];
+        matches!(container.task, Task::Running { .. }).then_some(())?;
+        container.task = Task::Dead;
+        // What a program loses when it ends by itself is its own affair, once it is the only copy.
+        world.past.excused |= world.status().is_some_and(|status| status.verdict == Some(Verdict::Commit)) && gone(world);
+        Some(())
+    }
+}
+
+pub fn end(task: &mut Task) {
+    *task = match *task {
+        Task::Running { .. } => Task::Dead,
+        Task::Restoring => Task::Refused,
+        task => task,
+    };
+}
+
+/// Whether the copy is an ordinary pod by now, which ends as any pod does: it was seen running after the commit (R17), though perhaps that is not
+/// written yet, or the source is past saving anyhow.
+pub fn gone(world: &World) -> bool {
+    let confirmed = world.destination_says.is_some_and(|id| WORDS.get(id).confirmed.is_some());
+    let seen = matches!(world.destination.doing, Some(Doing { what: DestinationStep::Confirm, .. }));
+    confirmed || seen || world.source.task == SourceTask::Dead
+}

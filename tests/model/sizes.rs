@@ -1,0 +1,97 @@
+//! How large the model is: what a plain `cargo test` can afford, what `make test` can, and what an hour can.
+
+use std::time::Duration;
+
+use drover::api::{Phase, migration::InDoubt};
+
+use crate::{explore::Bounds, model::Drover, rules::Off};
+
+/// `small`: the size of `make test`, for an optimised search. Without it, and without [`MINUTES`], a few seconds' worth.
+const SIZE: &str = "MODEL_SIZE";
+/// Minutes that the deep size may take.
+const MINUTES: &str = "MODEL_MINUTES";
+/// One size by hand: "containers faults naps policy phase".
+const TRY: &str = "MODEL_TRY";
+/// States that fit into some ten gigabytes.
+const MOST_STATES: usize = 60_000_000;
+
+/// How much time there is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scale {
+    Tiny,
+    Small,
+    Deep,
+}
+
+pub fn scale() -> Scale {
+    match (minutes(), std::env::var(SIZE).as_deref()) {
+        (Some(_), _) => Scale::Deep,
+        (None, Ok("small")) => Scale::Small,
+        (None, Ok(other)) => panic!("{SIZE}={other}: it can be small, or not be set"),
+        (None, Err(_)) => Scale::Tiny,
+    }
+}
+
+fn minutes() -> Option<u64> {
+    std::env::var(MINUTES).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{MINUTES}={text}: a number of minutes is needed")))
+}
+
+const fn size(n: usize, faults: u8, naps: u8, from: Phase, in_doubt: InDoubt) -> Drover {
+    Drover { n, faults, naps, from, until: None, impatient: false, in_doubt, off: Off::NONE }
+}
+
+/// Small enough for two searches.
+pub const fn smallest() -> Drover {
+    size(1, 0, 0, Phase::Restoring, InDoubt::HoldFrozen)
+}
+
+const fn until_the_release(model: Drover) -> Drover {
+    Drover { until: Some(Phase::Restoring), ..model }
+}
+
+/// What is explored, the longest first.
+pub fn all() -> Vec<(Drover, Bounds)> {
+    use {InDoubt as D, Phase as P};
+    let bounds = |seconds| Bounds { states: MOST_STATES, time: Duration::from_secs(seconds), first: false };
+    if let Ok(text) = std::env::var(TRY) {
+        return vec![(by_hand(&text), bounds(600))];
+    }
+    let whole = |models: &[Drover]| models.iter().map(|model| (*model, Bounds { time: Duration::MAX, ..bounds(0) })).collect();
+    // Every end that is possible without a fault.
+    let tiny = [smallest(), size(1, 1, 0, P::Finishing, D::PreferDestination)];
+    let small = [
+        size(1, 1, 0, P::Restoring, D::HoldFrozen),
+        until_the_release(size(1, 1, 0, P::Checkpointing, D::HoldFrozen)),
+        size(2, 0, 0, P::Restoring, D::HoldFrozen),
+        size(1, 0, 1, P::AwaitingReadiness, D::HoldFrozen),
+        size(1, 0, 0, P::Restoring, D::PreferDestination),
+        size(1, 0, 0, P::Pending, D::PreferSource),
+    ];
+    let minutes = match (scale(), minutes()) {
+        (Scale::Deep, Some(minutes)) => minutes,
+        (Scale::Small, _) => return whole(&small),
+        _ => return whole(&tiny),
+    };
+    let deep = [
+        size(1, 1, 0, P::Pending, D::HoldFrozen),
+        size(1, 1, 0, P::Pending, D::PreferSource),
+        size(1, 1, 0, P::Pending, D::PreferDestination),
+        size(2, 0, 1, P::Pending, D::HoldFrozen),
+        size(2, 1, 0, P::Transferring, D::HoldFrozen),
+        size(1, 1, 1, P::Transferring, D::HoldFrozen),
+        size(1, 2, 0, P::Transferring, D::HoldFrozen),
+        size(1, 3, 0, P::Restoring, D::HoldFrozen),
+    ];
+    // Two at a time.
+    let each = minutes * 60 * 2 / deep.len() as u64;
+    deep.into_iter().map(|model| (model, bounds(each))).collect()
+}
+
+fn by_hand(text: &str) -> Drover {
+    let numbers: Vec<usize> = text.split_whitespace().map(|n| n.parse().unwrap_or_else(|_| panic!("{TRY}={text}: {n} is no number"))).collect();
+    let [n, faults, naps, policy, phase] = numbers[..] else { panic!("{TRY}={text}: five numbers are needed") };
+    let policies = [InDoubt::HoldFrozen, InDoubt::PreferSource, InDoubt::PreferDestination];
+    let phases = [Phase::Pending, Phase::Preparing, Phase::Freezing, Phase::Transferring, Phase::Restoring, Phase::Finishing];
+    let small = |n: usize| u8::try_from(n).expect("a small number");
+    size(n, small(faults), small(naps), phases[phase], policies[policy])
+}

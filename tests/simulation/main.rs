@@ -1,0 +1,151 @@
+//! Manager, agents and gate as they are built, in a simulated cluster: ports, clock and chance come from a seed, and one seed is one schedule of
+//! steps and faults that replays exactly. See `docs/simulation.md`.
+//!
+//! - `DROVER_SIM_SEEDS` (how many), `DROVER_SIM_START` (the first): `make simulate` runs many.
+//! - `DROVER_SIM_SEED=n cargo test --test simulation -- --nocapture one_seed` tells the story of one.
+#![allow(missing_docs, clippy::struct_excessive_bools, clippy::ref_option)]
+
+mod agent_api;
+mod api;
+mod cluster;
+mod environment;
+mod faults;
+mod kubelet;
+mod mutation;
+mod node;
+mod process;
+mod rules;
+mod run;
+mod runtime;
+mod start;
+mod truth;
+mod world;
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+use drover::api::{Attestation, Migration};
+use kube::CustomResourceExt as _;
+
+use mutation::Mutation;
+use run::{Report, run};
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Runs seeds on every core until one fails, all have run, or the time is over; in the order of the seeds.
+fn run_seeds(first: u64, count: u64, limit: Duration, mutation: Mutation, to_the_end: bool) -> (Vec<Report>, Option<Report>) {
+    let (next, failed_at) = (AtomicU64::new(first), AtomicU64::new(u64::MAX));
+    let began = Instant::now();
+    let work = || {
+        let mut reports = vec![];
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + count || seed > failed_at.load(Ordering::Relaxed) || began.elapsed() > limit {
+                return reports;
+            }
+            let mut report = run(seed, mutation);
+            if report.broken.is_some() {
+                if !to_the_end {
+                    failed_at.fetch_min(seed, Ordering::Relaxed);
+                }
+            } else {
+                report.story.clear();
+            }
+            reports.push(report);
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let mut reports: Vec<Report> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().filter_map(|worker| worker.join().ok()).flatten().collect()
+    });
+    reports.sort_by_key(|report| report.seed);
+    let failed = reports.iter().find(|report| report.broken.is_some()).cloned();
+    (reports, failed)
+}
+
+#[test]
+fn nothing_breaks() {
+    let (first, count) = (number("DROVER_SIM_START").unwrap_or(1), number("DROVER_SIM_SEEDS").unwrap_or(50));
+    let limit = Duration::from_secs(number("DROVER_SIM_SECONDS").unwrap_or(600));
+    let began = Instant::now();
+    let (reports, failed) = run_seeds(first, count, limit, Mutation::None, true);
+    let mut ends: BTreeMap<&str, u64> = BTreeMap::new();
+    reports.iter().flat_map(|report| report.ends.values()).for_each(|end| *ends.entry(end).or_default() += 1);
+    let calls: u64 = reports.iter().map(|report| report.calls).sum();
+    let seconds = began.elapsed().as_secs_f64();
+    println!("{} schedules from seed {first}, {calls} port calls, {seconds:.1} s; migrations ended: {ends:?}", reports.len());
+    for report in &reports {
+        report.broken.iter().for_each(|what| println!("seed {}: {what}", report.seed));
+    }
+    if let Some(failed) = failed {
+        panic!("{}", failed.tell());
+    }
+    // Holds are rare.
+    for (end, within) in [("Migrated", 30), ("RolledBack", 30), ("Failed", 100), ("ColdStarted", 3000), ("Held", 3000)] {
+        assert!(reports.len() < within || ends.contains_key(end), "no schedule ends as {end}: {ends:?}");
+    }
+}
+
+#[test]
+fn one_seed() {
+    let seed = number("DROVER_SIM_SEED");
+    let report = run(seed.unwrap_or(1), Mutation::None);
+    if seed.is_some() {
+        println!("{}", report.tell());
+    }
+    assert_eq!(report.broken, None);
+}
+
+#[test]
+fn a_seed_replays_exactly() {
+    for seed in 1..=6 {
+        let (one, other) = (run(seed, Mutation::None), run(seed, Mutation::None));
+        assert_eq!((one.story, one.calls), (other.story, other.calls), "seed {seed}");
+    }
+}
+
+fn finds(mutation: Mutation, invariants: &[&str]) {
+    let (reports, failed) = run_seeds(1, 2000, Duration::from_mins(5), mutation, false);
+    let (seed, found) = failed.and_then(|report| Some((report.seed, report.broken?))).unwrap_or_default();
+    assert!(!found.is_empty(), "{} seeds did not find {mutation:?}", reports.len());
+    println!("{mutation:?} is found by seed {seed}: {found}");
+    assert!(invariants.iter().any(|invariant| found.contains(invariant)), "{mutation:?} is found for another reason: {found}");
+}
+
+#[test]
+fn the_simulation_finds_a_missing_gate() {
+    finds(Mutation::NoGate, &["I1", "I4", "I8"]);
+}
+
+#[test]
+fn the_simulation_finds_writes_that_are_not_compared() {
+    finds(Mutation::NoCompareAndSwap, &["I3", "I4", "R2", "I1", "I2"]);
+}
+
+#[test]
+fn the_simulation_finds_journals_that_are_not_durable() {
+    finds(Mutation::JournalsAreNotDurable, &["R2", "I1", "I2", "I6", "is left"]);
+}
+
+#[test]
+fn the_simulation_finds_markers_that_are_not_durable() {
+    finds(Mutation::MarkersAreNotDurable, &["I1", "I2", "I4", "I8", "I6"]);
+}
+
+#[test]
+fn the_simulated_api_server_knows_every_rule() {
+    let crd = |crd| serde_json::to_value(crd).unwrap_or_default();
+    for (in_crd, mut known) in [
+        (rules::messages_in(&crd(Migration::crd())), rules::MIGRATION.iter().map(|(message, _)| *message).collect::<Vec<_>>()),
+        (rules::messages_in(&crd(Attestation::crd())), rules::ATTESTATION.iter().map(|(message, _)| *message).collect::<Vec<_>>()),
+    ] {
+        known.sort_unstable();
+        assert_eq!(in_crd, known, "the CRD's rules have changed: change tests/simulation/rules.rs with them");
+    }
+}
