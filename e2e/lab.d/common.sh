@@ -66,10 +66,19 @@ remember() { # NAME PID
   started=$(start_time "$2") || return 1
   echo "$2 $started" >"$RUN/$1.pid"
 }
+# What the caller has open is not for those that outlive it: with a lock of the caller's they would hold it for as long as they live.
+close_inherited() {
+  local descriptor
+  for descriptor in /proc/"$BASHPID"/fd/*; do
+    descriptor=${descriptor##*/}
+    [ "$descriptor" -le 2 ] || eval "exec $descriptor>&-"
+  done
+}
 in_background() { # NAME COMMAND…: remembered from its first moment, with its output in the log; the command must exec
   local name=$1
   shift
   (
+    close_inherited
     remember "$name" "$BASHPID"
     "$@"
   ) >>"$LOG/$name.log" 2>&1 </dev/null 9>&- &

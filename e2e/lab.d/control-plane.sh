@@ -49,6 +49,7 @@ part_kcm() {
     "--service-account-private-key-file=$PKI/sa.key" "--root-ca-file=$PKI/ca.crt" --use-service-account-credentials=true
     "--cluster-signing-cert-file=$PKI/ca.crt" "--cluster-signing-key-file=$PKI/ca.key"
     --leader-elect=false --bind-address=127.0.0.1
+    --node-monitor-grace-period=16s --node-monitor-period=2s # as kubelet.yaml's lease: a node that is away is seen soon
     "--authentication-kubeconfig=$PKI/kcm.kubeconfig" "--authorization-kubeconfig=$PKI/kcm.kubeconfig")
 }
 
@@ -153,7 +154,7 @@ scheduler_config_write() {
   } >"$LAB/scheduler.yaml.new"
   mv "$LAB/scheduler.yaml.new" "$LAB/scheduler.yaml"
 }
-scheduler_config() { # FILE|default
+scheduler_config() { # FILE|default: nothing happens where it runs with that already
   local before
   before=$(cat "$LAB/scheduler.yaml") || die "the lab is not up; run: e2e/lab up"
   case ${1:-} in
@@ -164,6 +165,7 @@ scheduler_config() { # FILE|default
     scheduler_config_write <"$1"
     ;;
   esac
+  ! part_ready scheduler || [ "$(cat "$LAB/scheduler.yaml")" != "$before" ] || return 0
   end_process scheduler
   start_part scheduler
   if ! (wait_part scheduler); then

@@ -2,7 +2,7 @@
 # Installs Drover on the lab (`e2e/lab install`) and removes it (`e2e/lab uninstall`). Running it again changes only what has changed: the
 # images' tags are made of their content, containerd is restarted only for a configuration that it has not read.
 #
-# PREBUILT=DIR takes drover and drover-gate from there instead of building them.
+# PREBUILT=DIR takes drover and drover-gate from there instead of building them. PROFILE=release builds them as `make docker-build` does.
 set -euo pipefail
 shopt -s inherit_errexit # else a failure inside $(…) goes unnoticed
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -26,7 +26,7 @@ programs() {
     DROVER=$PREBUILT/drover GATE=$PREBUILT/drover-gate
   else
     say "building drover and drover-gate"
-    paths=$("$ROOT/.build/binaries")
+    paths=$(PROFILE=${PROFILE:-dev} "$ROOT/.build/binaries")
     DROVER=$(sed -n 1p <<<"$paths") GATE=$(sed -n 2p <<<"$paths")
   fi
   for path in "$DROVER" "$GATE"; do [ -x "$path" ] || die "there is no program $path"; done
@@ -53,22 +53,25 @@ copy_to() { # NODE FILE PATH: only where it differs; by rename, for the old one 
 
 # The node's part: the gate, containerd's and CRIU's settings.
 node() { # NODE
-  local state loaded=/run/lab/drover-containerd.loaded
+  local loaded=/run/lab/drover-containerd.loaded
   copy_to "$1" "$GATE" /usr/local/bin/drover-gate
   copy_to "$1" "$DROVER" /usr/local/bin/drover
   "$LAB" exec "$1" /usr/local/bin/drover node setup --apply </dev/null >"$WORK/$1.setup" 2>&1 || {
     cat "$WORK/$1.setup" >&2
     die "drover node setup failed on $1"
   }
-  # The mark lies in memory: after a reboot containerd has read its configuration anyway, and once too often does no harm
-  state=$("$LAB" exec "$1" sh -c 'find /etc/containerd -type f | sort | xargs sha256sum | sha256sum' </dev/null)
-  # shellcheck disable=SC2016
-  if ! "$LAB" exec "$1" sh -c '[ "$(cat "$0" 2>/dev/null)" = "$1" ]' "$loaded" "$state" </dev/null; then
+  if [ "$("$LAB" exec "$1" cat "$loaded" </dev/null 2>/dev/null)" != "$(settings "$1")" ]; then
     say "$1: restarting containerd, which has new settings"
     "$LAB" restart "$1" containerd </dev/null
     # shellcheck disable=SC2016
-    "$LAB" exec "$1" sh -c 'echo "$1" >"$0"' "$loaded" "$state" </dev/null
+    "$LAB" exec "$1" sh -c 'echo "$1" >"$0"' "$loaded" "$(settings "$1")" </dev/null
   fi
+}
+
+# The settings, and the containerd that has read them: whoever restarted it in between may have had others. The mark lies in memory: after a
+# reboot containerd has read its configuration anyway, and once too often does no harm.
+settings() { # NODE
+  "$LAB" exec "$1" sh -c 'find /etc/containerd -type f | sort | xargs sha256sum | sha256sum; cat /run/lab/containerd.pid' </dev/null
 }
 
 profiles_ready() {
@@ -76,6 +79,20 @@ profiles_ready() {
   for node in "${NODES[@]}"; do
     [ "$("$LAB" kubectl get nodeprofile "$node" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}' 2>/dev/null)" = True ] || return 1
   done
+}
+
+# The chart's sample, with what it leaves open; where the extender is switched off, there is none.
+scheduler() {
+  local sample ca address
+  sample=$("$LAB" kubectl -n "$NAMESPACE" get configmap drover-kube-scheduler --ignore-not-found -o 'jsonpath={.data.config\.yaml}')
+  if [ -z "$sample" ]; then
+    "$LAB" scheduler-config default
+    return
+  fi
+  ca=$("$LAB" kubectl -n "$NAMESPACE" get secret drover-ca -o 'jsonpath={.data.tls\.crt}')
+  address=$("$LAB" kubectl get node "${NODES[0]}" -o 'jsonpath={.status.addresses[?(@.type=="InternalIP")].address}')
+  sed "/^#/d; s|NODE_ADDRESS|$address|; s|CA_DATA|$ca|" <<<"$sample" >"$WORK/scheduler.yaml"
+  "$LAB" scheduler-config "$WORK/scheduler.yaml"
 }
 
 explain() {
@@ -114,11 +131,13 @@ install() {
     }
     sleep 0.3
   done
+  scheduler
   say "Drover is ready"
 }
 
 # The nodes' settings stay, as they would on a real node: pods that have moved need them.
 uninstall() {
+  "$LAB" scheduler-config default
   "$LAB" helm uninstall "$RELEASE" --namespace "$NAMESPACE" --ignore-not-found --wait --timeout "${PATIENCE}s"
   "$LAB" kubectl delete namespace "$NAMESPACE" --ignore-not-found --timeout="${PATIENCE}s"
   "$LAB" kubectl delete nodeprofiles --all --ignore-not-found 2>/dev/null || true # no CRD, no profiles

@@ -93,6 +93,7 @@ clusterDNS: [10.96.0.10]
 clusterDomain: cluster.local
 resolvConf: /etc/resolv.conf
 registerNode: true
+nodeLeaseDurationSeconds: 12 # renewed each 3 s; the controller manager waits for 16 s
 Y
 }
 
@@ -160,8 +161,21 @@ node_boot() { # NODE: becomes the node
     bash "$PARTS/node-init.sh" "$1" "$NODES/$1" "$root" "$BIN" "$PKI" "$LOG"
 }
 
+# A frozen process dies of a SIGKILL only once it is thawed, and with the signal pending it executes nothing any more. First the node itself, so that
+# nobody in it sees the others die.
+node_kill_frozen() { # NODE
+  local pid state
+  ! pid=$(pid_of "$1") || kill -KILL "$pid" 2>/dev/null || true
+  find "/sys/fs/cgroup/freezer/$(node_ns "$1")" -name freezer.state 2>/dev/null | while read -r state; do
+    [ "$(cat "$state" 2>/dev/null)" != THAWED ] || continue
+    xargs -r kill -KILL <"${state%/*}/cgroup.procs" 2>/dev/null || true
+    echo THAWED >"$state"
+  done || true
+}
+
 # Ends what is left of a node that ran: its processes, cgroups and network. Its disk stays.
 node_clear() { # NODE
+  node_kill_frozen "$1"
   end_process "$1" KILL
   end_process "$1-outer" KILL
   wait_until 20 node_cgroups_remove "$1" || die "the cgroups of $1 cannot be removed; what is in them: find /sys/fs/cgroup/*/$(node_ns "$1") -name cgroup.procs -exec cat {} +"

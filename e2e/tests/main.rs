@@ -22,12 +22,22 @@
 mod support;
 
 mod crash;
+mod crd_rules;
+mod extender;
+mod faults;
+mod front;
+mod gate;
 mod kills;
 mod kubelet_auth;
+mod mends;
 mod moves;
+mod no_gate;
+mod owners;
 mod policies;
+mod preflight;
 mod private_image;
 mod redis;
 mod refusals;
 mod rollbacks;
+mod same_name;
 mod samples;

@@ -86,11 +86,22 @@ fn a_registry_that_hangs_from_the_start_never_freezes_the_pod() {
     });
 }
 
+/// What preflight could not have seen: the ring is made after it.
 #[test]
 fn a_checkpoint_that_criu_refuses_rolls_back_with_its_words() {
     with_namespace("io-uring", |namespace| async move {
-        namespace.run(&pod("c", "n1", &[serde_json::json!({"name": "c", "image": IO_URING})])).await;
+        let late = serde_json::json!({"name": "c", "image": IO_URING, "args": ["late"]});
+        namespace.run(&pod("c", "n1", &[late])).await;
+        let registry = Part::Registry("n2");
+        let goes_on = lab::Restore(move || registry.signal("CONT"));
+        registry.signal("STOP");
         let migration = namespace.make(to("c", "n2")).await;
+        namespace.until_phase(&migration.name_any(), Phase::Preparing).await;
+        namespace.exec("c", &["/iouring", "wake"]);
+        while namespace.logs("c", "c").await.lines().last().is_none_or(|line| line.ends_with("ring -1")) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        drop(goes_on);
         let migration = rolled_back(&namespace, &migration, "Error (criu/").await;
         assert!(status(&migration).message.contains("io_uring"), "it says what to do: {}", status(&migration).message);
         // Its lines are "NUMBER ring FD".

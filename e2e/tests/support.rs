@@ -6,7 +6,9 @@ pub mod explain;
 pub mod lab;
 pub mod leftovers;
 pub mod migrations;
+pub mod moving;
 pub mod pods;
+pub mod webhook;
 
 use std::{
     panic::AssertUnwindSafe,
@@ -67,11 +69,15 @@ pub fn with_namespace<F: Future<Output = ()>>(name: &str, test: impl FnOnce(Name
     });
 }
 
+/// The way to the lab's API server, as its administrator.
+pub async fn config() -> Config {
+    let kubeconfig = Kubeconfig::read_from(lab::lab(&["kubeconfig"]).trim()).unwrap();
+    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap()
+}
+
 impl Namespace {
     async fn create(name: &str) -> Self {
-        let kubeconfig = Kubeconfig::read_from(lab::lab(&["kubeconfig"]).trim()).unwrap();
-        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
-        let client = Client::try_from(config).unwrap();
+        let client = Client::try_from(config().await).unwrap();
         let millis = Timestamp::now().as_millisecond() % 100_000_000;
         let namespace = Self { client: client.clone(), name: format!("e2e-{name}-{millis}"), since: Timestamp::now() };
         let object = KubeNamespace { metadata: ObjectMeta { name: Some(namespace.name.clone()), ..Default::default() }, ..Default::default() };

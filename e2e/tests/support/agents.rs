@@ -2,7 +2,14 @@
 
 use std::{fs, process::Command, time::Duration};
 
-use super::{NODES, SYSTEM, eventually, lab};
+use axum::http::{HeaderName, HeaderValue, Request};
+use kube::{
+    Client,
+    client::{Body, ClientBuilder},
+};
+use tower::util::MapRequestLayer;
+
+use super::{NODES, SYSTEM, config, eventually, lab};
 
 /// A process of Drover's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,13 +23,15 @@ pub enum Part {
 }
 
 /// A node's network namespace tells its processes from others'. The registry has the agent pod's, which is the node's.
-fn node_of(pid: u32) -> Option<&'static str> {
+pub fn node_of(pid: u32) -> Option<&'static str> {
     let own = fs::read_link(format!("/proc/{pid}/ns/net")).ok()?;
-    NODES.into_iter().find(|node| {
-        let first = fs::read_to_string(run_folder().join(format!("{node}.pid"))).unwrap_or_default();
-        let first = first.split_whitespace().next().unwrap_or_default();
-        fs::read_link(format!("/proc/{first}/ns/net")).is_ok_and(|net| net == own)
-    })
+    NODES.into_iter().find(|node| fs::read_link(format!("/proc/{}/ns/net", first_process(node))).is_ok_and(|net| net == own))
+}
+
+/// The first process of a node, as this machine counts; empty where the node is powered off.
+pub fn first_process(node: &str) -> String {
+    let remembered = fs::read_to_string(run_folder().join(format!("{node}.pid"))).unwrap_or_default();
+    remembered.split_whitespace().next().unwrap_or_default().to_owned()
 }
 
 /// Where the lab keeps the pids of its nodes.
@@ -97,4 +106,22 @@ pub fn ready() {
         let all = NODES.map(Part::Agent).map(|part| part.pids().len());
         (all != [1, 1] || Part::Managers.pids().len() < 2).then(|| format!("agents {all:?}, managers {}", Part::Managers.pids().len()))
     });
+    // A profile that was written while a runtime was away refuses every move until the next one.
+    eventually(Duration::from_secs(45), || {
+        let lanes = "{range .items[*]}{.status.lanes[?(@.name==\"image\")].available} {end}";
+        let said = lab::try_lab(&["kubectl", "get", "nodeprofiles", "-o", &format!("jsonpath={lanes}")]).unwrap_or_default();
+        (said.split_whitespace().collect::<Vec<_>>() != ["true"; 2]).then(|| format!("both nodes take pods: {said}"))
+    });
+}
+
+/// A client that the API server takes for the agent of this node, as a token bound to a pod there would make it.
+pub async fn client(node: &str) -> Client {
+    let username = format!("system:serviceaccount:{SYSTEM}:drover-agent");
+    let headers = [("impersonate-user", username.as_str()), ("impersonate-extra-authentication.kubernetes.io%2fnode-name", node)]
+        .map(|(name, value)| (HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap()));
+    let impersonate = MapRequestLayer::new(move |mut request: Request<Body>| {
+        request.headers_mut().extend(headers.clone());
+        request
+    });
+    ClientBuilder::try_from(config().await).unwrap().with_layer(&impersonate).build()
 }

@@ -57,7 +57,8 @@ pub fn assert_went_on(source: &[Line], destination: &[Line], migration: &Migrati
     for line in replayed.filter(|line| line.number >= source[0].number) {
         assert!(source.contains(line), "{line:?} was never printed on the source");
     }
-    let released = entered(migration, Phase::Restoring).expect("the replacement was released");
+    // A migration that fell back before the release has never entered Restoring.
+    let released = entered(migration, Phase::Restoring).or_else(|| entered(migration, Phase::Finishing)).expect("something was released");
     // The very first may have read the clock before the freeze and have been printed after the restore.
     let later = destination.iter().filter(|line| line.number > first_new.number).collect::<Vec<_>>();
     assert!(!later.is_empty(), "the destination goes on");

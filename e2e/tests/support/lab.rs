@@ -2,7 +2,8 @@
 
 use std::{
     env,
-    path::PathBuf,
+    fs::File,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -31,6 +32,14 @@ pub fn lab(arguments: &[&str]) -> String {
 #[track_caller]
 pub fn on_node(node: &str, script: &str) -> String {
     lab(&["exec", node, "sh", "-c", script])
+}
+
+/// Puts a program of this machine on a node, in a folder that is made for it.
+#[track_caller]
+pub fn put(node: &str, file: &Path, path: &str) {
+    let script = format!("mkdir -p \"$(dirname {path})\" && cat >{path} && chmod 755 {path}");
+    let put = Command::new(program()).args(["exec", node, "sh", "-c", &script]).stdin(File::open(file).unwrap()).status().expect("e2e/lab runs");
+    assert!(put.success(), "{path} could not be put on {node}");
 }
 
 /// Undoes an injected fault also when the test fails.

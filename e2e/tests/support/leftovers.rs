@@ -33,11 +33,17 @@ impl Namespace {
         });
         let credentials = lab::try_lab(&["kubectl", "-n", SYSTEM, "get", "secret", PULL_SECRET, "-o", "jsonpath={.data}"]).unwrap_or_default();
         assert!(!credentials.contains(&migration.uid().unwrap()), "the pull credentials are left");
+        let templates = self.kubectl(&["get", "podtemplates", "-o", "name"]).unwrap_or_default();
+        assert!(!templates.contains(&migration.name_any()), "the kept template is left: {templates}");
         if status(migration).outcome == Some(Outcome::Migrated) {
             return;
         }
-        if let Some(replacement) = status(migration).replacement {
-            assert!(self.pods().get_opt(&replacement.name).await.unwrap().is_none(), "the waiting replacement {} is left", replacement.name);
+        let made = status(migration);
+        for pod in [made.replacement, made.placeholder].into_iter().flatten() {
+            let found = self.pods().get_opt(&pod.name).await.unwrap();
+            // A same-name replacement has the name of the source, or of the pod that it fell back to.
+            let left = found.filter(|found| found.annotations().contains_key(keys::REPLACES) && found.uid().as_ref() == Some(&pod.uid));
+            assert!(left.is_none(), "the waiting replacement {} is left", pod.name);
         }
         if let Some(source) = status(migration).source {
             let pod = self.pods().get(&source.name).await.unwrap();
@@ -47,8 +53,9 @@ impl Namespace {
 
     /// What of a migration is on the nodes, a line for each thing.
     pub fn on_nodes(&self, migration: &Migration, sizes: &[u64]) -> String {
-        let script = node_script(migration, &self.name, sizes);
-        let lines = |node: &str| lab::on_node(node, &script).lines().map(|line| format!("{node}: {line}\n")).collect::<String>();
+        let lines = |node: &str| {
+            lab::on_node(node, &node_script(migration, &self.name, sizes, node)).lines().map(|line| format!("{node}: {line}\n")).collect::<String>()
+        };
         NODES.iter().map(|node| lines(node)).collect()
     }
 
@@ -65,14 +72,11 @@ impl Namespace {
 }
 
 /// Prints a line for each thing left on a node.
-fn node_script(migration: &Migration, namespace: &str, sizes: &[u64]) -> String {
+fn node_script(migration: &Migration, namespace: &str, sizes: &[u64], node: &str) -> String {
     let status = status(migration);
     let uid = migration.uid().unwrap();
-    let pods: Vec<String> = [status.source.as_ref().map(|s| s.uid.clone()), status.replacement.as_ref().map(|r| r.uid.clone())]
-        .into_iter()
-        .flatten()
-        .filter(|uid| !uid.is_empty())
-        .collect();
+    let made = [&status.replacement, &status.placeholder, &status.fallback].into_iter().flatten().map(|pod| pod.uid.clone());
+    let pods = status.source.iter().map(|source| source.uid.clone()).chain(made).filter(|uid| !uid.is_empty());
     let pod = status.source.as_ref().map(|s| s.name.clone()).unwrap_or_default();
     let mut script = String::from("cd /var/lib/drover; ");
     for pod in pods {
@@ -87,8 +91,9 @@ fn node_script(migration: &Migration, namespace: &str, sizes: &[u64]) -> String 
         let repository = destination.repository;
         script += &format!("ctr -n k8s.io images ls -q 2>/dev/null | grep -F '{repository}'; ");
         let folder = format!("registry/docker/registry/v2/repositories/{repository}");
-        // After a move the tags stay, naming the base images, so that a restart can pull.
-        let left = if status.outcome == Some(Outcome::Migrated) { "/_uploads -mindepth 1" } else { " -maxdepth 0" };
+        // Where the pod was restored the tags stay, naming the base images, so that a restart can pull.
+        let restored_here = status.fallback.is_some() && status.source.is_some_and(|source| source.node_name == node);
+        let left = if status.outcome == Some(Outcome::Migrated) || restored_here { "/_uploads -mindepth 1" } else { " -maxdepth 0" };
         script += &format!("find {folder}{left} 2>/dev/null; ");
     }
     script + "true"

@@ -15,7 +15,9 @@ use super::Namespace;
 /// A program that prints a growing number, kept in memory only; CRIU can carry it.
 pub const COUNTER: &str = "10.88.0.1:5000/counter:1";
 /// A counter with an io_uring, which CRIU refuses.
-pub const IO_URING: &str = "10.88.0.1:5000/iouring:1";
+pub const IO_URING: &str = "10.88.0.1:5000/iouring:2";
+/// A program with everything that is mended on the way.
+pub const MENDS: &str = "10.88.0.1:5000/mends:1";
 /// Debian's Redis.
 pub const REDIS: &str = "10.88.0.1:5000/redis:1";
 

@@ -1,0 +1,123 @@
+//! The scheduler extender, asked by the lab's real kube-scheduler: `e2e/lab install` gives it the chart's configuration.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::{
+    Api, ResourceExt as _,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+
+use drover::{
+    api::{NodeProfile, Phase},
+    domain::keys,
+};
+
+use crate::support::{
+    Namespace, SYSTEM,
+    agents::{self, Part, signal_all},
+    eventually,
+    lab::{self, Restore},
+    migrations::{replacement, to},
+    moving::Moving,
+    pods::{container, counter},
+    with_namespace,
+};
+
+/// Keeps every pod off a node until it is dropped; a cordon would be a matter of the preflight.
+async fn taint(namespace: &Namespace, node: &'static str) -> impl Drop + use<> {
+    let nodes: Api<Node> = Api::all(namespace.client.clone());
+    let taints = json!({"spec": {"taints": [{"key": "e2e.example/away", "effect": "NoSchedule"}]}});
+    nodes.patch(node, &PatchParams::default(), &Patch::Merge(taints)).await.unwrap();
+    Restore(move || drop(lab::try_lab(&["kubectl", "taint", "node", node, "e2e.example/away-"])))
+}
+
+/// Has a node's profile say when its agent looked last, as that agent would write it.
+async fn last_seen(node: &str, ago: Duration) {
+    let profiles: Api<NodeProfile> = Api::all(agents::client(node).await);
+    let status = Patch::Merge(json!({"status": {"observedAt": (Timestamp::now() - ago).to_string()}}));
+    profiles.patch_status(node, &PatchParams::default(), &status).await.unwrap();
+}
+
+/// What the condition PodScheduled says while it is false.
+fn unscheduled(pod: Option<&Pod>) -> String {
+    let conditions = pod.and_then(|pod| pod.status.as_ref()?.conditions.as_ref());
+    let condition = conditions.into_iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
+    condition.and_then(|c| c.message.clone()).unwrap_or_default()
+}
+
+/// How often all managers have answered so.
+fn answered(verb: &str, answer: &str) -> u64 {
+    let pods = ["kubectl", "-n", SYSTEM, "get", "pods", "-l", "app.kubernetes.io/component=manager", "-o", "name"];
+    let line = format!("drover_extender_answers_total{{verb=\"{verb}\",answer=\"{answer}\"}} ");
+    let count = |pod: &str| {
+        let path = format!("/api/v1/namespaces/{SYSTEM}/pods/{}:8080/proxy/metrics", pod.trim_start_matches("pod/"));
+        let metrics = lab::lab(&["kubectl", "get", "--raw", &path]);
+        metrics.lines().find_map(|text| text.strip_prefix(&line)?.trim().parse::<u64>().ok()).unwrap_or(0)
+    };
+    lab::lab(&pods).lines().map(count).sum()
+}
+
+#[test]
+fn a_replacement_that_its_node_cannot_take_says_why_and_goes_on() {
+    with_namespace("extender", |namespace| async move {
+        let (placed, refused) = (answered("filter", "placed"), answered("filter", "refused"));
+        let tainted = taint(&namespace, "n2").await;
+        let mut moving = Moving::begin(&namespace, 1, to("c", "n2")).await;
+        moving.migration = namespace.until_phase(&moving.name(), Phase::Preparing).await;
+        let copy = replacement(&moving.migration);
+        namespace.until_pod(&copy, "waits for the taint", |pod| unscheduled(pod).contains("untolerated taint")).await;
+
+        let agent = Part::Agent("n2").pids();
+        signal_all(&agent, "STOP");
+        let wakes = Restore(move || signal_all(&agent, "CONT"));
+        last_seen("n2", Duration::from_mins(10)).await;
+        drop(tainted);
+        namespace.until_pod(&copy, "is refused by the extender", |pod| unscheduled(pod).contains("drover: ")).await;
+        let mut described = String::new();
+        eventually(Duration::from_secs(10), || {
+            described = namespace.kubectl(&["describe", "pod", &copy]).unwrap();
+            let explained = described.lines().any(|line| {
+                line.contains("FailedScheduling")
+                    && line.contains("drover: node n2 has a silent agent, last seen 6")
+                    && line.contains("look at its drover-agent")
+            });
+            (!explained).then(|| format!("kubectl describe pod explains itself:\n{described}"))
+        });
+        assert!(described.contains("Preemption is not helpful"), "nothing is to be preempted there:\n{described}");
+
+        drop(wakes);
+        last_seen("n2", Duration::ZERO).await;
+        // kube-scheduler tries a refused pod again when the pod or the cluster changes.
+        namespace.annotate(&copy, "e2e.example/again", "please").await.unwrap();
+        moving.migrates().await;
+        assert!(answered("filter", "placed") > placed && answered("filter", "refused") > refused, "the manager counts what it answers");
+        agents::ready();
+    });
+}
+
+#[test]
+fn pods_are_scheduled_while_no_manager_answers() {
+    with_namespace("no-extender", |namespace| async move {
+        let skipped = || lab::lab(&["logs", "scheduler", "-n", "100000"]).matches("Skipping extender as it returned error").count();
+        let before = skipped();
+        let managers = Part::Managers.pids();
+        signal_all(&managers, "STOP");
+        let wake = Restore(move || signal_all(&managers, "CONT"));
+        let mut pod = counter("c", "", 0, 100);
+        pod.spec.as_mut().unwrap().node_name = None;
+        let pod = namespace.pods().create(&PostParams::default(), &pod).await.unwrap();
+        let running = |pod: Option<&Pod>| pod.is_some_and(|pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some()));
+        namespace.until_pod(&pod.name_any(), "is placed", running).await;
+        drop(wake);
+        assert!(skipped() > before, "kube-scheduler has tried to ask");
+        let ready = |pod: Option<&Pod>| {
+            pod.is_some_and(|pod| pod.status.as_ref().is_some_and(|s| s.container_statuses.is_some()) && container(pod, "c").ready)
+        };
+        namespace.until_pod(&pod.name_any(), "runs", ready).await;
+        assert!(!pod.annotations().contains_key(keys::REPLACES));
+        agents::ready();
+    });
+}

@@ -1,0 +1,132 @@
+//! Users who delete, force, or ask twice while a migration runs.
+
+use std::time::Duration;
+
+use kube::{
+    ResourceExt as _,
+    api::DeleteParams,
+    runtime::{conditions::is_deleted, wait::await_condition},
+};
+
+use drover::api::{Outcome, Phase, Verdict};
+
+use crate::support::{
+    Namespace, eventually,
+    leftovers::AFTER_SWEEP,
+    migrations::{assert_outcome, replacement, status, to},
+    moving::{Moment, Moving},
+    with_namespace,
+};
+
+/// Removes a pod's object at once, as `kubectl delete pod --force --grace-period=0` does.
+async fn force_delete(namespace: &Namespace, pod: &str) {
+    namespace.pods().delete(pod, &DeleteParams::default().grace_period(0)).await.unwrap();
+}
+
+#[test]
+fn a_source_that_is_removed_by_force_before_its_vote_ends_and_nothing_takes_its_place() {
+    with_namespace("force-source", |namespace| async move {
+        let mut moving = Moving::begin(&namespace, 64, to("c", "n2")).await;
+        moving.hold(Moment::BeforeVote).await;
+        force_delete(&namespace, "c").await;
+        moving.go_on();
+        moving.migration = namespace.until_done(&moving.name()).await;
+        assert_outcome(&moving.migration, Outcome::RolledBack);
+        // Manager, agent and kubelet see it at the same time; who is first names what it saw.
+        let message = status(&moving.migration).message;
+        let seen = ["the source pod c is", "the source pod is being deleted", "container c", "paused"];
+        assert!(seen.iter().any(|seen| message.contains(seen)), "{message}");
+        eventually(Duration::from_secs(20), || {
+            let running = namespace.running();
+            (!running.is_empty()).then(|| format!("nothing runs; there are {running:?}"))
+        });
+        eventually(AFTER_SWEEP, || {
+            let left = namespace.on_nodes(&moving.migration, &[]);
+            (!left.is_empty()).then(|| format!("nothing is left; there is\n{left}"))
+        });
+    });
+}
+
+#[test]
+fn a_source_that_is_removed_by_force_after_the_release_goes_on_at_the_destination() {
+    with_namespace("force-released", |namespace| async move {
+        let mut moving = Moving::begin(&namespace, 64, to("c", "n2")).await;
+        moving.hold(Moment::Taken).await;
+        force_delete(&namespace, "c").await;
+        moving.go_on();
+        moving.migrates().await;
+    });
+}
+
+fn a_replacement_is_removed(name: &str, moment: Moment, because: &'static str) {
+    with_namespace(name, |namespace| async move {
+        let mut moving = Moving::begin(&namespace, moment.mib(), to("c", "n2")).await;
+        moving.hold(moment).await;
+        force_delete(&namespace, &replacement(&moving.migration)).await;
+        moving.go_on();
+        moving.rolls_back(because, AFTER_SWEEP).await;
+    });
+}
+
+#[test]
+fn a_replacement_that_is_removed_by_force_before_the_vote_rolls_back() {
+    a_replacement_is_removed("force-waiting", Moment::BeforeVote, "the waiting replacement");
+}
+
+#[test]
+fn a_replacement_that_is_removed_by_force_before_its_restore_rolls_back() {
+    a_replacement_is_removed("force-unstarted", Moment::Released, "c revoked");
+}
+
+/// It has executed, and what it did is lost: a person decides that the source goes on.
+#[test]
+fn a_replacement_that_is_removed_by_force_once_it_counts_is_held_until_a_person_decides() {
+    with_namespace("force-running", |namespace| async move {
+        let mut moving = Moving::begin(&namespace, 64, to("c", "n2")).await;
+        moving.hold(Moment::Taken).await;
+        drop(moving.until_copy_counts().await);
+        force_delete(&namespace, &replacement(&moving.migration)).await;
+        eventually(Duration::from_secs(20), || (!namespace.running().is_empty()).then(|| "its kubelet ends the copy".to_owned()));
+        moving.go_on();
+        moving.until_held("Died").await;
+        assert_eq!(namespace.running(), [] as [String; 0], "the source stays frozen");
+        moving.resolve(&["--prefer", "source"]);
+        moving.rolls_back("what the replacement did since the release is lost", AFTER_SWEEP).await;
+    });
+}
+
+#[test]
+fn a_second_migration_of_a_pod_on_its_way_is_refused() {
+    with_namespace("second", |namespace| async move {
+        let mut moving = Moving::begin(&namespace, 64, to("c", "n2")).await;
+        moving.hold(Moment::BeforeVote).await;
+        let second = namespace.make(to("c", "n2")).await;
+        let second = namespace.until_done(&second.name_any()).await;
+        assert_outcome(&second, Outcome::Failed);
+        let message = status(&second).message;
+        assert!(message.contains(&moving.migration.uid().unwrap()), "it names the Migration that runs: {message}");
+        moving.go_on();
+        moving.migrates().await;
+    });
+}
+
+/// R12: what is released is not cancelled; the Migration goes when it has ended.
+#[test]
+fn a_migration_that_is_deleted_after_the_release_ends_first() {
+    with_namespace("deleted-released", |namespace| async move {
+        let mut moving = Moving::begin(&namespace, 64, to("c", "n2")).await;
+        moving.hold(Moment::Taken).await;
+        namespace.migrations().delete(&moving.name(), &DeleteParams::default()).await.unwrap();
+        let deleting = namespace.migrations().get(&moving.name()).await.unwrap();
+        assert!(deleting.metadata.deletion_timestamp.is_some() && deleting.phase() == Phase::Restoring, "it stays: {}", deleting.phase());
+        moving.go_on();
+        let committed = moving.until("committed", |m| m.verdict() == Some(Verdict::Commit)).await.clone();
+        let (name, uid) = (committed.name_any(), committed.uid().unwrap());
+        let gone = await_condition(namespace.migrations(), &name, is_deleted(&uid));
+        tokio::time::timeout(Duration::from_mins(1), gone).await.expect("the Migration goes").unwrap();
+        let copy = namespace.follow(&replacement(&committed), "c").await;
+        copy.beyond(moving.source.last() + 5).await;
+        crate::support::counter::assert_went_on(&moving.source.lines(), &copy.lines(), &committed);
+        namespace.assert_one_runs("n2");
+    });
+}
