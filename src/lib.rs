@@ -49,3 +49,5 @@ pub mod telemetry;
 #[cfg(test)]
 #[cfg(feature = "full")]
 mod testing;
+#[cfg(feature = "full")]
+pub mod watching;

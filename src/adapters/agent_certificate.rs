@@ -31,8 +31,10 @@ use crate::{
 
 /// Life that is asked for, in seconds: short, since nothing revokes it.
 const LIFETIME_SECONDS: i32 = 24 * 60 * 60;
-/// How often the request is looked at until it is answered.
-const POLL: Duration = Duration::from_secs(1);
+/// How often the request is looked at until it is answered: often at first, since a frozen pod may wait for the answer, and seldom where no manager
+/// runs.
+const FIRST_POLL: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_secs(2);
 /// After so long without an answer another request is made.
 const PATIENCE: Duration = Duration::from_mins(2);
 /// How often the wall clock is looked at, and how long a failed renewal waits.
@@ -150,6 +152,7 @@ fn object(node: &str, request_pem: &str) -> CertificateSigningRequest {
 
 /// Waits for the chain. Asking again bridges a restart of the API server, which a watch would have to be rebuilt for.
 async fn answered(requests: &Api<CertificateSigningRequest>, name: &str) -> Result<String, Error> {
+    let mut pause = FIRST_POLL;
     loop {
         match requests.get(name).await {
             Ok(request) => {
@@ -160,7 +163,8 @@ async fn answered(requests: &Api<CertificateSigningRequest>, name: &str) -> Resu
             Err(error @ kube::Error::Api(_)) => return Err(Error::Api { verb: "get", source: Box::new(error) }),
             Err(error) => debug!(%error, name, "asking again"),
         }
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(POLL);
     }
 }
 

@@ -18,6 +18,7 @@ use super::{destination::DestinationAgent, source::SourceAgent};
 use crate::{
     api::{Attestation, Migration, MigrationStatus, Role, Verdict, attestation::attestation_name},
     ports::{Failure, PortError},
+    watching,
 };
 
 /// How often budgets are looked at; they are whole seconds.
@@ -41,6 +42,7 @@ pub async fn run(client: Client, sides: Arc<Sides>, stop: CancellationToken) {
     Controller::new(attestations.clone(), watcher::Config::default())
         .watches(attestations, watcher::Config::default(), |changed| peers(&changed))
         .watches(Api::<Migration>::all(client), watcher::Config::default(), |migration| all(&migration))
+        .trigger_backoff(watching::backoff())
         .graceful_shutdown_on(async move { stop.cancelled().await })
         .run(look, on_error, sides)
         .for_each(|result| async move {

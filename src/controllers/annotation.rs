@@ -34,6 +34,7 @@ use crate::{
         keys,
         request::{Request, request},
     },
+    watching,
 };
 
 /// How often failed requests are looked at again.
@@ -89,7 +90,9 @@ impl AnnotationController {
     /// Where the watch ends, which it never does by itself.
     pub async fn run(self, token: CancellationToken) -> anyhow::Result<()> {
         // Metadata alone: the annotation cannot be selected by the API server, so every pod comes by here.
-        let pods = watcher(Api::<PartialObjectMeta<Pod>>::all(self.client.clone()), watcher::Config::default()).default_backoff().applied_objects();
+        let pods = watcher(Api::<PartialObjectMeta<Pod>>::all(self.client.clone()), watcher::Config::default())
+            .backoff(watching::backoff())
+            .applied_objects();
         pin_mut!(pods);
         let mut waiting: HashMap<String, Waiting> = HashMap::new();
         let mut looks = tokio::time::interval(RETRY_LOOK);

@@ -27,6 +27,7 @@ use crate::{
         keys,
     },
     ports::front::AgentSigner,
+    watching,
 };
 
 /// Life of a certificate where the request names none.
@@ -86,6 +87,7 @@ impl CertificateController {
     pub async fn run(self, token: CancellationToken) -> anyhow::Result<()> {
         let ours = watcher::Config::default().fields(&format!("spec.signerName={SIGNER}"));
         Controller::new(self.requests.clone(), ours)
+            .trigger_backoff(watching::backoff())
             .graceful_shutdown_on(token.cancelled_owned())
             .run(reconcile, |_, _, _| Action::requeue(RETRY), Arc::new(self))
             .for_each(async |result| {
