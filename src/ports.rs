@@ -108,6 +108,8 @@ pub trait Images: Send + Sync {
     async fn ensure(&self, reference: &str, credentials: &[PullCredential]) -> PortResult<()>;
     /// Removes a reference from the runtime's store, and every other name of the same image; nothing happens where it is not there.
     async fn remove(&self, reference: &str) -> PortResult<()>;
+    /// Every name in the runtime's store that is a checkpoint's, as [`crate::domain::keys::checkpoint_image`] makes them, or one by digest.
+    async fn checkpoints(&self) -> PortResult<Vec<String>>;
     /// The manifest of this node's platform of a stored image, with its digest and media type: an index is followed.
     async fn manifest(&self, reference: &str) -> PortResult<ImageManifest>;
     /// A blob of the content store, whole or as a stream of chunks.
@@ -170,6 +172,8 @@ pub trait Pusher: Send + Sync {
     async fn push(&self, archive: &std::path::Path, container: &str, mending: &Mending, target: &PushTarget) -> PortResult<PushedImage>;
     /// Packs volumes, each with its name, as one artifact and pushes it under [`crate::domain::keys::VOLUMES_TAG`].
     async fn push_volumes(&self, volumes: &[(String, PathBuf)], target: &PushTarget) -> PortResult<PushedImage>;
+    /// The same with a tar that [`inside::Inside::archive_volumes`] has written: the artifact is the same.
+    async fn push_volumes_archive(&self, archive: &std::path::Path, target: &PushTarget) -> PortResult<PushedImage>;
 }
 
 /// This node's own registry.
@@ -233,6 +237,12 @@ pub trait Cluster: Send + Sync {
     async fn attestation(&self, namespace: &str, name: &str) -> PortResult<Option<Attestation>>;
     /// The labels that a ReplicaSet selects by (`spec.selector.matchLabels`); empty where no ReplicaSet of this UID is there.
     async fn replica_set_selector(&self, namespace: &str, name: &str, uid: &str) -> PortResult<BTreeMap<String, String>>;
+    /// The pods that a Migration of several asks for; none where its Deployment is not there.
+    async fn asked_for(&self, parent: &Migration) -> PortResult<Option<Vec<Pod>>>;
+    /// The children of a Migration of several pods.
+    async fn children(&self, parent: &Migration) -> PortResult<Vec<Migration>>;
+    /// Makes a child; nothing happens where it is there already. A permanent error where another Migration has its name, or it is refused.
+    async fn make_child(&self, parent: &Migration, child: &Migration) -> PortResult<()>;
     /// Every node with its profile.
     async fn nodes(&self) -> PortResult<Vec<NodeView>>;
     /// UIDs of the migrations that have not ended.

@@ -2,6 +2,7 @@
 
 mod inside;
 mod node;
+mod pusher;
 mod tls;
 
 pub(crate) use node::{FakeNode, at, second, settled};

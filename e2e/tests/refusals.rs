@@ -63,13 +63,13 @@ fn every_reason_is_named_at_once() {
         terminal["tty"] = json!(true);
         terminal["volumeMounts"] = json!([{"name": "scratch", "mountPath": "/scratch"}]);
         let mut unfit = pod("unfit", "n1", &[terminal]);
-        unfit.spec.as_mut().unwrap().volumes = serde_json::from_value(json!([{"name": "scratch", "emptyDir": {}}])).unwrap();
+        unfit.spec.as_mut().unwrap().volumes = serde_json::from_value(json!([{"name": "scratch", "hostPath": {"path": "/tmp"}}])).unwrap();
         namespace.run(&unfit).await;
         assert_refused(
             &namespace,
             "unfit",
             "nowhere",
-            &["node nowhere does not exist", "spec.volumes[scratch]", "emptyDir", "spec.containers[c].tty"],
+            &["node nowhere does not exist", "spec.volumes[scratch]", "hostPath", "spec.containers[c].tty"],
         )
         .await;
     });

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kube::{ResourceExt as _, api::ListParams};
+use serde_json::json;
 
 use drover::{
     api::{Migration, MigrationSpec, Outcome, Phase},
@@ -25,8 +26,20 @@ fn keeping(pod: &str, node: &str) -> MigrationSpec {
     MigrationSpec { keep_name: true, ..to(pod, node) }
 }
 
+/// A file in an emptyDir of the pod, on its node.
+fn scratch(uid: &str) -> String {
+    format!("/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~empty-dir/scratch/file")
+}
+
+/// With a volume, which the kubelet removes with the source.
 async fn counting(namespace: &Namespace) -> Follower {
-    namespace.run(&counter("c", "n1", 4, 50)).await;
+    let mut pod = counter("c", "n1", 4, 50);
+    let spec = pod.spec.as_mut().unwrap();
+    spec.volumes = serde_json::from_value(json!([{"name": "scratch", "emptyDir": {}}])).unwrap();
+    spec.containers[0].volume_mounts = serde_json::from_value(json!([{"name": "scratch", "mountPath": "/scratch"}])).unwrap();
+    let pod = namespace.run(&pod).await;
+    let file = scratch(&pod.uid().unwrap());
+    lab::on_node("n1", &format!("echo content >{file} && chown 1000:2000 {file} && chmod 640 {file}"));
     let follower = namespace.follow("c", "c").await;
     follower.beyond(5).await;
     follower
@@ -37,6 +50,8 @@ async fn assert_goes_on(namespace: &Namespace, before: &Follower, node: &str, mi
     let pod = namespace.pods().get("c").await.unwrap();
     assert_eq!(pod.spec.as_ref().unwrap().node_name.as_deref(), Some(node));
     assert_eq!(container(&pod, "c").restart_count, 0);
+    let file = scratch(&pod.uid().unwrap());
+    assert_eq!(lab::on_node(node, &format!("stat -c '%u:%g %a' {file} && cat {file}")).trim(), "1000:2000 640\ncontent");
     assert!(!pod.annotations().contains_key(keys::LOCK), "it may be moved again");
     assert_ne!(pod.uid(), status(migration).source.map(|source| source.uid), "another pod has its name");
     let all = namespace.pods().list(&ListParams::default()).await.unwrap().items;

@@ -1,6 +1,7 @@
 //! The inside of this node's pods, as [`Inside`] asks for it: by way of their sandboxes' and containers' first processes, which containerd names.
 
 mod addresses;
+mod empty_dirs;
 mod stdio;
 
 use std::{
@@ -32,18 +33,29 @@ pub struct NodeInside {
     inspector: ProcInspector,
     containerd: Containerd,
     host_root: PathBuf,
+    pods: PathBuf,
 }
 
+/// The node's root as its first process sees it. What the kubelet has mounted, emptyDirs in memory among it, is there whatever the agent's own mounts
+/// have missed: an empty folder in its stead would be taken for the volume's content.
+const NODE: &str = "/proc/1/root";
+
 impl NodeInside {
-    /// The pods of the node whose root file system is at `host_root`; the agent shares its process IDs.
+    /// The pods of the node whose root file system is at `host_root`, and whose kubelet keeps pods' folders at `pods` there; the agent shares its
+    /// process IDs.
     #[must_use]
-    pub fn new(containerd: Containerd, host_root: &Path) -> Self {
-        Self { inspector: ProcInspector::new(host_root), containerd, host_root: host_root.to_owned() }
+    pub fn new(containerd: Containerd, host_root: &Path, pods: &Path) -> Self {
+        let pods = Path::new(NODE).join(pods.strip_prefix("/").unwrap_or(pods));
+        Self { inspector: ProcInspector::new(host_root), containerd, host_root: host_root.to_owned(), pods }
     }
 
     async fn sandbox(&self, pod_uid: &str) -> PortResult<Sandbox> {
         let sandbox = self.containerd.sandbox(pod_uid).await?;
         sandbox.ok_or_else(|| PortError::transient(format!("no sandbox of pod {pod_uid} runs on this node")))
+    }
+
+    fn empty_dirs(&self, pod_uid: &str) -> PortResult<Vec<Volume>> {
+        empty_dirs::of(&self.pods, pod_uid).map_err(|error| PortError::transient(format!("the pod's emptyDir volumes cannot be listed: {error}")))
     }
 
     /// The sandbox's own /dev/shm, where the agent has it too: below the runtime's folder. None where it has the node's, or none at all.
@@ -72,8 +84,11 @@ fn process(pid: u32) -> PathBuf {
 
 #[async_trait]
 impl Inside for NodeInside {
-    async fn look(&self, containers: &[ContainerId], addresses: &[String]) -> PortResult<PodFacts> {
-        self.inspector.look(containers, addresses).await
+    async fn look(&self, pod_uid: &str, containers: &[ContainerId], addresses: &[String]) -> PortResult<PodFacts> {
+        let pods = self.pods.clone();
+        let uid = pod_uid.to_owned();
+        let sizes = move || empty_dirs::of(&pods, &uid).map(|volumes| empty_dirs::bytes(&volumes));
+        self.inspector.look(containers, addresses, sizes).await
     }
 
     async fn has_sandbox(&self, pod_uid: &str) -> PortResult<bool> {
@@ -82,17 +97,30 @@ impl Inside for NodeInside {
 
     async fn volumes(&self, pod_uid: &str) -> PortResult<Vec<(String, PathBuf)>> {
         let sandbox = self.sandbox(pod_uid).await?;
-        let Some(folder) = self.shared_memory(&sandbox)? else { return Ok(vec![]) };
-        let mut entries = fs::read_dir(&folder).map_err(|error| PortError::transient(format!("the pod's /dev/shm cannot be read: {error}")))?;
-        let is_empty = entries.next().is_none();
-        Ok(if is_empty { vec![] } else { vec![(SHARED_MEMORY.to_owned(), folder)] })
+        let mut volumes = self.empty_dirs(pod_uid)?;
+        if let Some(folder) = self.shared_memory(&sandbox)? {
+            let mut entries = fs::read_dir(&folder).map_err(|error| PortError::transient(format!("the pod's /dev/shm cannot be read: {error}")))?;
+            if entries.next().is_some() {
+                volumes.push(Volume { name: SHARED_MEMORY.to_owned(), folder });
+            }
+        }
+        Ok(volumes.into_iter().map(|volume| (volume.name, volume.folder)).collect())
+    }
+
+    async fn archive_volumes(&self, pod_uid: &str, to: &Path) -> PortResult<bool> {
+        let volumes: Vec<Volume> = self.volumes(pod_uid).await?.into_iter().map(|(name, folder)| Volume { name, folder }).collect();
+        if volumes.is_empty() {
+            return Ok(false);
+        }
+        let to = to.to_owned();
+        let written = tokio::task::spawn_blocking(move || volumes::archive(&volumes, &to)).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        written.map(|()| true).map_err(|error| PortError::transient(format!("the pod's volumes could not be archived: {error}")))
     }
 
     async fn fill_volumes(&self, pod_uid: &str, mut tar: BlobStream, digest: &Digest) -> PortResult<()> {
         let sandbox = self.sandbox(pod_uid).await?;
-        let folder = self.shared_memory(&sandbox)?;
-        let folder = folder.ok_or_else(|| PortError::permanent("the replacement has no /dev/shm of its own for what the pod has in it"))?;
-        let volumes = [Volume { name: SHARED_MEMORY.to_owned(), folder }];
+        let mut volumes = self.empty_dirs(pod_uid)?;
+        volumes.extend(self.shared_memory(&sandbox)?.map(|folder| Volume { name: SHARED_MEMORY.to_owned(), folder }));
         let wanted = digest.clone();
         let (reader, sender) = Received::channel();
         let filled = tokio::task::spawn_blocking(move || {

@@ -134,22 +134,27 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 impl ProcInspector {
-    /// [`crate::ports::inside::Inside::look`].
+    /// [`crate::ports::inside::Inside::look`]; `sizes` adds up the pod's emptyDir volumes, within the same time.
     ///
     /// # Errors
-    /// Permanent where `/proc` cannot be read.
-    pub async fn look(&self, containers: &[ContainerId], addresses: &[String]) -> PortResult<PodFacts> {
+    /// Permanent where `/proc` or the volumes cannot be read.
+    pub async fn look(
+        &self,
+        containers: &[ContainerId],
+        addresses: &[String],
+        sizes: impl FnOnce() -> io::Result<u64> + Send + 'static,
+    ) -> PortResult<PodFacts> {
         let (reader, containers) = (self.clone(), containers.to_vec());
         let addresses: Vec<IpAddr> = addresses.iter().filter_map(|address| address.parse().ok()).collect();
-        let reading = tokio::task::spawn_blocking(move || reader.read(&containers, &addresses));
+        let reading = tokio::task::spawn_blocking(move || io::Result::Ok(PodFacts { empty_dirs: sizes()?, ..reader.read(&containers, &addresses)? }));
         match tokio::time::timeout(LIMIT, reading).await {
             Ok(Ok(Ok(facts))) => Ok(facts),
             Ok(Ok(Err(error))) => {
                 let remedy = if error.kind() == io::ErrorKind::PermissionDenied { " (the agent needs the capability SYS_PTRACE)" } else { "" };
-                Err(PortError::permanent(format!("/proc could not be read: {error}{remedy}")))
+                Err(PortError::permanent(format!("the pod's processes and volumes could not be read: {error}{remedy}")))
             }
             Ok(Err(error)) => Err(PortError::transient(format!("the look ended early: {error}"))),
-            Err(_) => Err(PortError::permanent(format!("/proc was not read within {} s; a file system that the pod uses may hang", LIMIT.as_secs()))),
+            Err(_) => Err(PortError::permanent(format!("the pod was not read within {} s; a file system that it uses may hang", LIMIT.as_secs()))),
         }
     }
 }

@@ -9,8 +9,10 @@ mod tests;
 mod unpack;
 
 use std::{
+    fs,
     io::{self, Read, Write},
-    path::PathBuf,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
 };
 
 use bytes::Bytes;
@@ -44,6 +46,27 @@ pub fn measure(volumes: &[Volume]) -> io::Result<Layer> {
     let mut counted = Counted { hash: Sha256::new(), size: 0 };
     pack::pack(volumes, &mut counted)?;
     Ok(Layer { digest: Digest::from_sha256(&counted.hash.finalize().into()), size: counted.size })
+}
+
+/// Writes the same tar to a file, in the place of one that is there. Blocks.
+///
+/// # Errors
+/// As [`measure`].
+pub fn archive(volumes: &[Volume], to: &Path) -> io::Result<()> {
+    let file = fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(to)?;
+    let mut out = io::BufWriter::with_capacity(CHUNK, file);
+    pack::pack(volumes, &mut out)?;
+    out.flush()
+}
+
+/// Length and hash of a tar that was written before. Blocks.
+///
+/// # Errors
+/// What the file system says.
+pub fn measure_archive(archive: &Path) -> io::Result<Layer> {
+    let file = fs::File::open(archive)?;
+    let size = file.metadata()?.len();
+    Ok(Layer { digest: Hashed::new(io::BufReader::with_capacity(CHUNK, file)).finish()?, size })
 }
 
 /// The same tar as a stream; a thread reads while the last chunks are being sent.

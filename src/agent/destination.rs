@@ -312,15 +312,16 @@ impl DestinationAgent {
         Ok(true)
     }
 
-    /// Removes repositories and claims that no active migration and no pod of this node needs any more.
+    /// Removes repositories, images and claims that no active migration and no pod of this node needs any more.
     ///
     /// # Errors
     /// What a port said; the next sweep tries again.
     pub async fn sweep(&self) -> PortResult<()> {
         // In this order: a repository that was there before the lists were read, and is in neither, belongs to nobody.
         let stored = self.parts.registry.repositories().await?;
+        let images = self.parts.images.checkpoints().await?;
         let marked = self.parts.markers.pods().map_err(|e| PortError::transient(format!("failed to list the claims: {e}")))?;
-        if stored.is_empty() && marked.is_empty() {
+        if stored.is_empty() && images.is_empty() && marked.is_empty() {
             return Ok(());
         }
         let arrivals = self.parts.api.arrivals().await?;
@@ -340,6 +341,13 @@ impl DestinationAgent {
             let specs = pods.iter().filter_map(|pod| pod.spec.as_ref());
             specs.flat_map(|spec| &spec.containers).any(|c| c.image.as_ref().is_some_and(|image| image.starts_with(&prefix)))
         };
+        for image in images {
+            let repository = keys::checkpoint_repository(&image).unwrap_or_default();
+            if !active(repository) && !used(repository) {
+                tracing::info!(image, "no migration and no pod needs this image any more");
+                self.parts.images.remove(&image).await?;
+            }
+        }
         for repository in stored.iter().filter(|name| !active(name) && !used(name)) {
             tracing::info!(repository, "no migration and no pod needs this repository any more");
             self.parts.registry.purge_repository(repository).await?;

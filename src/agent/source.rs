@@ -20,7 +20,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 use super::journal::{Journal, Journals};
 use crate::{
-    api::{Attestation, AttestationStatus, Migration, Phase, Role, Verdict, attestation::attestation_name},
+    api::{Attestation, AttestationStatus, Migration, MigrationStatus, Phase, Role, Verdict, attestation::attestation_name},
     domain::attest::{Deletion, SourceAction, source_next},
     markers::Markers,
     ports::{AgentApi, Clock, Failure, Kubelet, PortError, PortResult, Pusher, Runtime, inside::Inside},
@@ -68,6 +68,12 @@ struct Look {
     journal: Journal,
     /// The journal as the disk had it.
     stored: Option<Journal>,
+}
+
+impl Look {
+    fn is_source_first(&self) -> bool {
+        self.migration.status.as_ref().is_some_and(MigrationStatus::is_source_first)
+    }
 }
 
 impl SourceAgent {

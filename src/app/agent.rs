@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -47,6 +47,7 @@ use crate::{
     ports::{AgentApi, Images, Kubelet, Runtime, SystemClock, front::Identity, inside::Inside},
     readiness::Readiness,
     shutdown::{Tasks, on_signal},
+    watching,
 };
 
 /// The service account's token, which kubelets accept by TokenReview.
@@ -124,7 +125,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         images: containerd.clone(),
         kubelet: Arc::new(LocalKubelet::new(kubelet_settings(&settings))?),
         api: Arc::new(KubeAgentApi::new(calling, &settings.namespace, &settings.node)),
-        inside: Arc::new(NodeInside::new(Containerd::clone(&containerd), &settings.host_root)),
+        inside: Arc::new(NodeInside::new(Containerd::clone(&containerd), &settings.host_root, &pods_folder(&settings.kubelet.checkpoints))),
         registry: Arc::new(LocalDistribution::new(&settings.registry_socket, &settings.registry_data, containerd.clone())?),
     };
     let (identified, identity) = watch::channel(Arc::new(Identity::absent()));
@@ -165,6 +166,11 @@ fn keep_profile(
         profile::keep(&probe, &*api, &SystemClock, &push_address, token).await;
         Ok(())
     }
+}
+
+/// Where the kubelet keeps pods' folders: beside its checkpoints, below its root (`getPodsDir`, `getCheckpointsDir` in `pkg/kubelet/kubelet_getters.go`).
+fn pods_folder(checkpoints: &Path) -> PathBuf {
+    checkpoints.with_file_name("pods")
 }
 
 /// `host:port` of this node's push door.
@@ -237,7 +243,7 @@ fn destination_parts(settings: &Settings, node: &Node, pusher: AgentPusher) -> D
 /// The migrations as the push door knows them.
 fn follow_migrations(client: Client, tasks: &mut Tasks) -> Store<Migration> {
     let (store, writer) = reflector::store();
-    let stream = reflector::reflector(writer, watcher(Api::<Migration>::all(client), watcher::Config::default())).default_backoff();
+    let stream = reflector::reflector(writer, watcher(Api::<Migration>::all(client), watcher::Config::default())).backoff(watching::backoff());
     let token = tasks.token();
     tasks.spawn("migration store", async move {
         tokio::pin!(stream);

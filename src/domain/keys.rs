@@ -39,6 +39,8 @@ pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 pub const CHEAPEST: &str = "-2147483648";
 /// Finalizer of a Migration until it has ended (R12).
 pub const FINALIZER: &str = "drover.dev/migration";
+/// Label on the child of a Migration of several pods: the parent's UID.
+pub const PARENT_UID: &str = "drover.dev/parent-uid";
 /// Label on what Drover makes for a migration (attestations, secrets): the Migration's UID.
 pub const MIGRATION_UID: &str = "drover.dev/migration-uid";
 /// Field manager of every write of the manager.
@@ -54,7 +56,7 @@ pub const PULL_ADDRESS: &str = "127.0.0.1:5785";
 /// Prefix of every repository with checkpoints.
 pub const REPOSITORY_PREFIX: &str = "drover/";
 
-/// Tag of the artifact with what is carried beside the containers (/dev/shm). No container has such a name: theirs are DNS labels.
+/// Tag of the artifact with what is carried beside the containers (emptyDir volumes, /dev/shm). No container has such a name: theirs are DNS labels.
 pub const VOLUMES_TAG: &str = "_volumes";
 
 /// The annotation value that asks for a migration, under either key; the full key wins.
@@ -96,10 +98,17 @@ pub fn checkpoint_image(repository: &str, container: &str) -> String {
     format!("{PULL_ADDRESS}/{repository}:{container}")
 }
 
+/// The repository of an image reference that names a checkpoint of Drover's, by tag or digest.
+#[must_use]
+pub fn checkpoint_repository(image: &str) -> Option<&str> {
+    let path = image.strip_prefix(PULL_ADDRESS)?.strip_prefix('/')?;
+    path.split([':', '@']).next().filter(|repository| repository.starts_with(REPOSITORY_PREFIX))
+}
+
 /// Whether an image reference names a checkpoint of Drover's.
 #[must_use]
 pub fn is_checkpoint_image(image: &str) -> bool {
-    image.strip_prefix(PULL_ADDRESS).and_then(|rest| rest.strip_prefix('/')).is_some_and(|rest| rest.starts_with(REPOSITORY_PREFIX))
+    checkpoint_repository(image).is_some()
 }
 
 #[cfg(test)]
@@ -122,6 +131,8 @@ mod tests {
 
     #[test]
     fn only_drovers_own_repositories_are_checkpoints() {
+        assert_eq!(checkpoint_repository(&checkpoint_image("drover/00ff", "c")), Some("drover/00ff"));
+        assert_eq!(checkpoint_repository("127.0.0.1:5785/drover/00ff@sha256:aa"), Some("drover/00ff"));
         assert!(is_checkpoint_image(&checkpoint_image("drover/00ff", "c")));
         assert!(!is_checkpoint_image("127.0.0.1:5785/library/redis:7"));
         assert!(!is_checkpoint_image("127.0.0.1:57850/drover/x:c"));

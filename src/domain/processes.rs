@@ -16,6 +16,9 @@ pub const GHOST_LIMIT: u64 = 1 << 30;
 /// Most bytes that /dev/shm may show. A sandbox has 64 MiB of it, but a file may claim more than it has; its holes are sent as zeros.
 pub const SHARED_MEMORY_LIMIT: u64 = 1 << 30;
 
+/// Most bytes that a pod's emptyDir volumes may have: they are read and sent while it is frozen.
+pub const EMPTY_DIR_LIMIT: u64 = 1 << 30;
+
 /// Most findings of a kind that are told; the API server's objects are no place for a list of ten thousand files.
 const MOST: usize = 24;
 
@@ -47,6 +50,13 @@ pub fn judge(pod: &PodFacts) -> Findings {
             "/dev/shm",
             format!("its files claim {} bytes, and at most {SHARED_MEMORY_LIMIT} are carried", pod.shared_memory),
             "make them smaller",
+        ));
+    }
+    if pod.empty_dirs > EMPTY_DIR_LIMIT {
+        blockers.push(Blocker::new(
+            "spec.volumes",
+            format!("its emptyDir volumes have {} bytes, and at most {EMPTY_DIR_LIMIT} are carried, since the pod is frozen as long", pod.empty_dirs),
+            "keep less in them",
         ));
     }
     let mut warnings: Vec<Blocker> = pod.processes.iter().flat_map(journal_warnings).collect();

@@ -1,14 +1,14 @@
 //! The fake node's inside of a pod.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 
-use super::{FakeNode, node::State};
+use super::FakeNode;
 use crate::{
-    api::attestation::{ContainerId, PushedImage},
-    domain::{ids::Digest, keys, processes::PodFacts},
-    ports::{BlobStream, PortResult, PushTarget, inside},
+    api::attestation::ContainerId,
+    domain::{ids::Digest, processes::PodFacts},
+    ports::{BlobStream, PortError, PortResult, inside},
 };
 
 /// What is inside of the fake node's pod.
@@ -34,17 +34,9 @@ impl FakeNode {
     }
 }
 
-/// The artifact that the fake pushes.
-pub(super) fn push_volumes(state: &mut State, volumes: &[(String, PathBuf)], target: &PushTarget) -> PushedImage {
-    state.trace.push(format!("push {} volumes", volumes.len()));
-    let image = PushedImage { container: keys::VOLUMES_TAG.into(), digest: format!("sha256:{}", "c".repeat(64)), bytes: 9 };
-    state.registry.insert(format!("{}:{}", target.repository, keys::VOLUMES_TAG), image.clone());
-    image
-}
-
 #[async_trait]
 impl inside::Inside for FakeNode {
-    async fn look(&self, _containers: &[ContainerId], _addresses: &[String]) -> PortResult<PodFacts> {
+    async fn look(&self, _pod_uid: &str, _containers: &[ContainerId], _addresses: &[String]) -> PortResult<PodFacts> {
         self.call("look", |state| {
             state.trace.push("look".into());
             Ok(state.inside.facts.clone())
@@ -56,6 +48,16 @@ impl inside::Inside for FakeNode {
     }
     async fn volumes(&self, _pod_uid: &str) -> PortResult<Vec<(String, PathBuf)>> {
         self.call("volumes", |state| Ok(state.inside.volumes.clone())).await
+    }
+    async fn archive_volumes(&self, _pod_uid: &str, to: &Path) -> PortResult<bool> {
+        self.call("archive_volumes", |state| {
+            if state.inside.volumes.is_empty() {
+                return Ok(false);
+            }
+            state.trace.push("archive volumes".into());
+            std::fs::write(to, b"volumes").map(|()| true).map_err(|error| PortError::transient(error.to_string()))
+        })
+        .await
     }
     async fn fill_volumes(&self, _pod_uid: &str, _tar: BlobStream, digest: &Digest) -> PortResult<()> {
         self.inside("fill_volumes", &[digest.to_string()]).await

@@ -21,8 +21,8 @@ use crate::{
     },
     domain::ids::Digest,
     ports::{
-        AgentApi, BlobStream, Clock, Failure, ImageManifest, Images, Kubelet, LocalRegistry, Mending, PortError, PortResult, PullCredential,
-        PushTarget, Pusher, Runtime, Task, TaskState,
+        AgentApi, BlobStream, Clock, Failure, ImageManifest, Images, Kubelet, LocalRegistry, PortError, PortResult, PullCredential, Runtime, Task,
+        TaskState,
     },
 };
 
@@ -61,6 +61,8 @@ pub(crate) struct State {
     pub(crate) checkpoints: PathBuf,
     /// The one migration.
     pub(crate) migration: Option<Migration>,
+    /// Checkpoints in the runtime's store.
+    pub(crate) checkpoint_images: Vec<String>,
     /// The inside of the pod.
     pub(crate) inside: super::inside::Inside,
     attestations: BTreeMap<String, Attestation>,
@@ -87,6 +89,7 @@ impl FakeNode {
             pods: vec![],
             checkpoints: PathBuf::from("/nonexistent"),
             migration: Some(migration),
+            checkpoint_images: vec![],
             inside: super::inside::Inside::default(),
             attestations: BTreeMap::new(),
             registry: BTreeMap::new(),
@@ -246,23 +249,6 @@ impl Kubelet for FakeNode {
 }
 
 #[async_trait]
-impl Pusher for FakeNode {
-    async fn push(&self, _archive: &Path, container: &str, _mending: &Mending, target: &PushTarget) -> PortResult<PushedImage> {
-        self.call("push", |state| {
-            state.trace.push(format!("push {container}"));
-            let image = PushedImage { container: container.into(), digest: format!("sha256:{}", "a".repeat(64)), bytes: 7 };
-            state.registry.insert(format!("{}:{container}", target.repository), image.clone());
-            Ok(image)
-        })
-        .await
-    }
-
-    async fn push_volumes(&self, volumes: &[(String, PathBuf)], target: &PushTarget) -> PortResult<PushedImage> {
-        self.call("push_volumes", |state| Ok(super::inside::push_volumes(state, volumes, target))).await
-    }
-}
-
-#[async_trait]
 impl Images for FakeNode {
     async fn ensure(&self, reference: &str, _credentials: &[PullCredential]) -> PortResult<()> {
         self.call("ensure", |state| {
@@ -277,6 +263,9 @@ impl Images for FakeNode {
             Ok(())
         })
         .await
+    }
+    async fn checkpoints(&self) -> PortResult<Vec<String>> {
+        self.call("checkpoints", |state| Ok(state.checkpoint_images.clone())).await
     }
     async fn manifest(&self, _reference: &str) -> PortResult<ImageManifest> {
         let digest = Digest::from_sha256(&[7; 32]);

@@ -210,11 +210,15 @@ impl Pusher for Handle {
     async fn push_volumes(&self, _volumes: &[(String, PathBuf)], _target: &PushTarget) -> PortResult<PushedImage> {
         Err(PortError::permanent("no pod has volumes here"))
     }
+
+    async fn push_volumes_archive(&self, _archive: &Path, _target: &PushTarget) -> PortResult<PushedImage> {
+        Err(PortError::permanent("no pod has volumes here"))
+    }
 }
 
 #[async_trait]
 impl Inside for Handle {
-    async fn look(&self, _containers: &[ContainerId], _addresses: &[String]) -> PortResult<PodFacts> {
+    async fn look(&self, _pod_uid: &str, _containers: &[ContainerId], _addresses: &[String]) -> PortResult<PodFacts> {
         self.call(Door::Runtime(self.at()), |_| Ok(PodFacts::default())).await
     }
 
@@ -225,6 +229,10 @@ impl Inside for Handle {
 
     async fn volumes(&self, _pod_uid: &str) -> PortResult<Vec<(String, PathBuf)>> {
         self.call(Door::Runtime(self.at()), |_| Ok(vec![])).await
+    }
+
+    async fn archive_volumes(&self, _pod_uid: &str, _to: &Path) -> PortResult<bool> {
+        self.call(Door::Runtime(self.at()), |_| Ok(false)).await
     }
 
     async fn fill_volumes(&self, _pod_uid: &str, _tar: BlobStream, _digest: &Digest) -> PortResult<()> {
@@ -265,6 +273,14 @@ impl Images for Handle {
                 world.nodes[at].store.remove(reference);
             });
             Ok(())
+        })
+        .await
+    }
+
+    async fn checkpoints(&self) -> PortResult<Vec<String>> {
+        let at = self.at();
+        self.call(Door::Runtime(at), |world| {
+            Ok(world.nodes[at].store.keys().filter(|name| drover::domain::keys::is_checkpoint_image(name)).cloned().collect())
         })
         .await
     }

@@ -9,7 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use backon::{ExponentialBuilder, Retryable as _};
-use reqwest::{Certificate, Client, Identity, Url};
+use reqwest::{Body, Certificate, Client, Identity, Url};
 use tokio::sync::watch;
 
 use super::client::{Distribution, Manifest};
@@ -33,18 +33,22 @@ const ATTEMPTS: usize = 3;
 /// How long the destination's agent may take to accept a connection. It is in the same cluster.
 const CONNECT: Duration = Duration::from_secs(5);
 
+/// How long a push waits for the first certificate of an agent that has just been restarted; a running manager signs in a second or two.
+const CERTIFICATE: Duration = Duration::from_secs(10);
+
 /// Pushes to other nodes' agents. The identity is read for each push, since certificates rotate.
 #[derive(Debug, Clone)]
 pub struct AgentPusher {
     identity: watch::Receiver<Arc<front::Identity>>,
     first_pause: Duration,
+    certificate: Duration,
 }
 
 impl AgentPusher {
     /// A pusher that shows this certificate and trusts this CA.
     #[must_use]
     pub fn new(identity: watch::Receiver<Arc<front::Identity>>) -> Self {
-        Self { identity, first_pause: Duration::from_millis(200) }
+        Self { identity, first_pause: Duration::from_millis(200), certificate: CERTIFICATE }
     }
 
     /// The same with another pause before the second attempt; each further one doubles it.
@@ -60,10 +64,7 @@ impl AgentPusher {
         }
         let address = resolve(&target.address).await?;
         let name = node_server_name(&target.node);
-        let own = Arc::clone(&self.identity.borrow());
-        if own.is_absent() {
-            return Err(PortError::transient("this agent has no certificate yet: is Drover's manager running?"));
-        }
+        let own = self.own_certificate().await?;
         let shown = format!("{}\n{}", own.chain_pem, own.key_pem);
         let unusable = |error: reqwest::Error| PortError::permanent(format!("the agent's own certificate cannot be used: {error}"));
         let client = Client::builder()
@@ -83,6 +84,15 @@ impl AgentPusher {
         Ok(Distribution::new(client, base))
     }
 
+    /// A restarted agent finds its frozen pod before its certificate is signed: to fail at once would give up a move that a second would save.
+    async fn own_certificate(&self) -> PortResult<Arc<front::Identity>> {
+        let mut identity = self.identity.clone();
+        match tokio::time::timeout(self.certificate, identity.wait_for(|own| !own.is_absent())).await {
+            Ok(Ok(own)) => Ok(Arc::clone(&own)),
+            _ => Err(PortError::transient("this agent has no certificate yet: is Drover's manager running?")),
+        }
+    }
+
     async fn push_once(&self, registry: &Distribution, archive: &Archive, container: &str, repository: &str) -> PortResult<PushedImage> {
         let size = archive.size();
         let mut stream = archive.stream();
@@ -96,16 +106,49 @@ impl AgentPusher {
         Ok(PushedImage { container: container.to_owned(), digest: made.manifest.digest.to_string(), bytes: size })
     }
 
-    async fn push_volumes_once(&self, registry: &Distribution, volumes: &[Volume], layer: &Layer, repository: &str) -> PortResult<PushedImage> {
-        let chunks = volumes::stream(volumes.to_vec());
-        let stream = futures::stream::unfold(chunks, |mut chunks| async move { Some((chunks.recv().await?, chunks)) });
-        registry.put_blob(repository, &layer.digest, layer.size, reqwest::Body::wrap_stream(stream)).await?;
-        let made = image::volumes_artifact(layer);
-        registry.ensure_blob(repository, &made.config).await?;
-        let manifest = Manifest { media_type: image::MANIFEST_MEDIA_TYPE.to_owned(), bytes: made.manifest.bytes };
-        registry.put_manifest(repository, keys::VOLUMES_TAG, &manifest).await?;
-        Ok(PushedImage { container: keys::VOLUMES_TAG.to_owned(), digest: made.manifest.digest.to_string(), bytes: layer.size })
+    /// Pushes the tar of a pod's volumes.
+    async fn push_volumes_layer(&self, layer: std::io::Result<Layer>, content: &VolumesTar<'_>, target: &PushTarget) -> PortResult<PushedImage> {
+        let layer = layer.map_err(|error| unreadable(&error))?;
+        let registry = self.registry_of(target).await?;
+        let policy = ExponentialBuilder::default().with_min_delay(self.first_pause).with_max_times(ATTEMPTS - 1);
+        (|| push_volumes_once(&registry, content, &layer, &target.repository))
+            .retry(policy)
+            .when(|error| error.kind == Failure::Transient)
+            .notify(|error, pause| tracing::warn!(%error, ?pause, "the push failed; all volumes are sent again"))
+            .await
+            .map_err(|error| error.context(&format!("push of the pod's volumes to node {}", target.node)))
     }
+}
+
+/// Where the tar of a pod's volumes comes from, for each attempt anew.
+enum VolumesTar<'a> {
+    Folders(Vec<Volume>),
+    File(&'a Path),
+}
+
+impl VolumesTar<'_> {
+    async fn body(&self) -> PortResult<Body> {
+        match self {
+            Self::Folders(volumes) => {
+                let chunks = volumes::stream(volumes.clone());
+                Ok(Body::wrap_stream(futures::stream::unfold(chunks, |mut chunks| async move { Some((chunks.recv().await?, chunks)) })))
+            }
+            Self::File(archive) => tokio::fs::File::open(archive).await.map(Body::from).map_err(|error| unreadable(&error)),
+        }
+    }
+}
+
+async fn push_volumes_once(registry: &Distribution, content: &VolumesTar<'_>, layer: &Layer, repository: &str) -> PortResult<PushedImage> {
+    registry.put_blob(repository, &layer.digest, layer.size, content.body().await?).await?;
+    let made = image::volumes_artifact(layer);
+    registry.ensure_blob(repository, &made.config).await?;
+    let manifest = Manifest { media_type: image::MANIFEST_MEDIA_TYPE.to_owned(), bytes: made.manifest.bytes };
+    registry.put_manifest(repository, keys::VOLUMES_TAG, &manifest).await?;
+    Ok(PushedImage { container: keys::VOLUMES_TAG.to_owned(), digest: made.manifest.digest.to_string(), bytes: layer.size })
+}
+
+fn unreadable(error: &std::io::Error) -> PortError {
+    PortError::transient(format!("the pod's volumes could not be read: {error}"))
 }
 
 #[async_trait]
@@ -129,15 +172,14 @@ impl Pusher for AgentPusher {
         let volumes: Vec<Volume> = volumes.iter().map(|(name, folder)| Volume { name: name.clone(), folder: folder.clone() }).collect();
         let measured = volumes.clone();
         let layer = tokio::task::spawn_blocking(move || volumes::measure(&measured)).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-        let layer = layer.map_err(|error| PortError::transient(format!("the pod's volumes could not be read: {error}")))?;
-        let registry = self.registry_of(target).await?;
-        let policy = ExponentialBuilder::default().with_min_delay(self.first_pause).with_max_times(ATTEMPTS - 1);
-        (|| self.push_volumes_once(&registry, &volumes, &layer, &target.repository))
-            .retry(policy)
-            .when(|error| error.kind == Failure::Transient)
-            .notify(|error, pause| tracing::warn!(%error, ?pause, "the push failed; all volumes are sent again"))
-            .await
-            .map_err(|error| error.context(&format!("push of the pod's volumes to node {}", target.node)))
+        self.push_volumes_layer(layer, &VolumesTar::Folders(volumes), target).await
+    }
+
+    async fn push_volumes_archive(&self, archive: &Path, target: &PushTarget) -> PortResult<PushedImage> {
+        let measured = archive.to_owned();
+        let layer =
+            tokio::task::spawn_blocking(move || volumes::measure_archive(&measured)).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        self.push_volumes_layer(layer, &VolumesTar::File(archive), target).await
     }
 }
 

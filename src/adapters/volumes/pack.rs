@@ -18,6 +18,8 @@ pub(super) fn pack(volumes: &[Volume], out: &mut impl Write) -> io::Result<()> {
     let mut tar = Builder::new(out);
     for volume in volumes {
         let mut names = HashMap::new();
+        // A program may have changed the owner or mode of the volume itself; databases do.
+        add(&mut tar, Path::new(&volume.name), &fs::symlink_metadata(&volume.folder)?, EntryType::Directory, 0, &mut io::empty())?;
         add_folder(&mut tar, &volume.folder, Path::new(&volume.name), &mut names)?;
     }
     tar.finish()

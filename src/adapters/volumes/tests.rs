@@ -32,6 +32,8 @@ fn everything_comes_out_as_it_went_in() {
     symlink("/etc/shadow", at("link")).unwrap();
     rustix::fs::mknodat(rustix::fs::CWD, at("fifo"), rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600), 0).unwrap();
     fs::write(at(&"n".repeat(200)), b"long").unwrap();
+    fs::set_permissions(from.path(), fs::Permissions::from_mode(0o2750)).unwrap();
+    fs::File::open(at("folder/file")).unwrap().set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_hours(24)).unwrap();
     fs::write(to.path().join("old"), b"from an earlier try").unwrap();
 
     unpack(packed(from.path()).as_slice(), &volume(to.path())).unwrap();
@@ -43,6 +45,11 @@ fn everything_comes_out_as_it_went_in() {
     assert!(found("fifo").file_type().is_fifo());
     assert_eq!(fs::read(to.path().join("n".repeat(200))).unwrap(), b"long");
     assert!(!to.path().join("old").exists());
+    assert_eq!(
+        (to.path().metadata().unwrap().mode() & 0o7777, found("folder/file").mtime()),
+        (0o2750, 86_400),
+        "the volume's own mode, a file's time"
+    );
     assert_eq!(packed(from.path()), packed(to.path()), "owners and modes too");
 }
 
@@ -70,6 +77,11 @@ async fn the_stream_is_what_was_measured() {
     }
     assert_eq!((all.len() as u64, crate::domain::image::digest_of(&all)), (layer.size, layer.digest.clone()));
     assert_eq!(Hashed::new(all.as_slice()).finish().unwrap(), layer.digest);
+    let kept = folder.path().with_extension("tar");
+    archive(&volume(folder.path()), &kept).unwrap();
+    let found = (measure_archive(&kept).unwrap(), fs::metadata(&kept).unwrap().mode() & 0o777);
+    fs::remove_file(kept).unwrap();
+    assert_eq!(found, (layer, 0o600));
 }
 
 #[test]

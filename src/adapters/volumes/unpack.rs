@@ -7,6 +7,7 @@ use std::{
     io::{self, Read, Seek as _, SeekFrom, Write as _},
     os::unix::fs::{PermissionsExt as _, chown, fchown, lchown, symlink},
     path::{Component, Path, PathBuf},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use rustix::fs::{CWD, FileType, Mode};
@@ -49,14 +50,21 @@ struct Made<'a> {
 
 impl Made<'_> {
     fn add<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> io::Result<()> {
-        let path = self.place(&entry.path()?)?;
+        let name = entry.path()?.into_owned();
         let header = entry.header();
+        let modified = UNIX_EPOCH + Duration::from_secs(header.mtime()?);
         let mode = Permissions::from_mode(header.mode()? & 0o7777);
+        let itself = self.volumes.iter().find(|volume| name == Path::new(&volume.name)).filter(|_| header.entry_type() == EntryType::Directory);
+        let path = itself.map_or_else(|| self.place(&name), |volume| Ok(volume.folder.clone()))?;
         let id = |id: u64| u32::try_from(id).map_err(|_| wrong(&path, "has an owner that is no number of 32 bits"));
         let (uid, gid) = (Some(id(header.uid()?)?), Some(id(header.gid()?)?));
         match header.entry_type() {
             EntryType::Directory => {
-                fs::create_dir(&path)?;
+                if itself.is_none() {
+                    fs::create_dir(&path)?;
+                }
+                // Whose group one is not, one cannot make a folder's to inherit; as one's own it keeps that when it is given away.
+                chown(&path, Some(0), Some(0))?;
                 fs::set_permissions(&path, mode)?;
                 chown(&path, uid, gid)?;
                 self.folders.insert(path);
@@ -68,6 +76,7 @@ impl Made<'_> {
                 file.set_len(size)?;
                 // Before the owner changes: then it may not be done any more.
                 file.set_permissions(mode)?;
+                file.set_modified(modified)?;
                 fchown(&file, uid, gid)?;
                 self.files.insert(path);
             }

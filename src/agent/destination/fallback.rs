@@ -1,12 +1,15 @@
 //! The fallback: a pod whose source was deleted goes on where it was, from the archive kept on this node (R13). It is a restore like any other, but for
 //! where the checkpoint comes from.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use super::{DestinationAgent, Look, SOON};
 use crate::{
-    api::Role,
-    domain::attest::{FallbackAction, fallback_next},
+    api::{Role, attestation::PushedImage},
+    domain::{
+        attest::{FallbackAction, fallback_next},
+        keys,
+    },
     ports::{Mending, PortError, PortResult, PushTarget},
 };
 
@@ -65,14 +68,23 @@ impl DestinationAgent {
             let archive = archive.ok_or_else(|| PortError::permanent(format!("the journal names no archive of container {container}")))?;
             let mending = Mending { base_image: base_image.to_owned() };
             let pushed = self.parts.pusher.push(archive, container, &mending, &target).await;
-            // Whatever it is, it may pass (a door that has not seen the verdict yet, a full disk), and nothing else is left to try.
-            let pushed = pushed.map_err(|e| PortError::transient(format!("the kept archive {} cannot be used: {e}", archive.display())))?;
             let voted = look.course.containers.iter().find(|c| c.name == container).map(|c| c.digest.as_str());
-            if voted != Some(pushed.digest.as_str()) {
-                let message = format!("the kept archive {} is not the one that was voted for: it gives {}", archive.display(), pushed.digest);
-                return Err(PortError::permanent(message));
-            }
+            held_to_the_vote(archive, pushed, voted)?;
+        }
+        if let Some(voted) = look.volumes() {
+            let archive = journal.archives.get(keys::VOLUMES_TAG);
+            let archive = archive.ok_or_else(|| PortError::permanent("the journal names no archive of the pod's volumes"))?;
+            held_to_the_vote(archive, self.parts.pusher.push_volumes_archive(archive, &target).await, Some(&voted.digest))?;
         }
         Ok(())
     }
+}
+
+fn held_to_the_vote(archive: &Path, pushed: PortResult<PushedImage>, voted: Option<&str>) -> PortResult<()> {
+    // Whatever it is, it may pass (a door that has not seen the verdict yet, a full disk), and nothing else is left to try.
+    let pushed = pushed.map_err(|e| PortError::transient(format!("the kept archive {} cannot be used: {e}", archive.display())))?;
+    if voted == Some(pushed.digest.as_str()) {
+        return Ok(());
+    }
+    Err(PortError::permanent(format!("the kept archive {} is not the one that was voted for: it gives {}", archive.display(), pushed.digest)))
 }

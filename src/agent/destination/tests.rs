@@ -302,11 +302,13 @@ async fn the_sweep_spares_what_a_pod_needs() {
     let course = Course::released(Phase::Done);
     course.node.state().pods[0].spec =
         serde_json::from_value(json!({"containers": [{"name": "app", "image": keys::checkpoint_image(&repository(), "app")}]})).unwrap();
+    let image = keys::checkpoint_image(&repository(), "app");
+    course.node.state().checkpoint_images = vec![image.clone()];
     settled(course.agent.sweep()).unwrap().unwrap();
     assert_eq!(course.trace(), Vec::<String>::new());
     course.node.state().pods.clear();
     settled(course.agent.sweep()).unwrap().unwrap();
-    assert_eq!(course.trace(), ["purge_repository"]);
+    assert_eq!(course.trace(), [format!("remove {image}").as_str(), "purge_repository"], "a pulled checkpoint holds the memory too");
 }
 
 #[tokio::test]

@@ -1,10 +1,12 @@
 //! The end of a source that goes before the release, whose archives then stand for it (R13, R14).
 
+use std::path::PathBuf;
+
 use super::{Look, SourceAgent, disk};
 use crate::{
     agent::journal::Journal,
     api::attestation::{Archived, At, Kept},
-    domain::tasks::nothing_left,
+    domain::{keys, tasks::nothing_left},
     ports::{PortResult, TaskState},
 };
 
@@ -47,6 +49,20 @@ impl SourceAgent {
         })
         .await?;
         self.parts.journals.remove(&journal.migration_uid).map_err(|e| disk("remove the journal", &e))
+    }
+
+    /// The kubelet removes the volumes with the source, so that a fallback needs them from elsewhere (R14).
+    pub(super) async fn keep_volumes(&self, journal: &mut Journal) -> PortResult<()> {
+        let archive = self.volumes_archive(journal);
+        if self.parts.inside.archive_volumes(&journal.pod_uid, &archive).await? {
+            journal.archives.insert(keys::VOLUMES_TAG.to_owned(), archive);
+        }
+        Ok(())
+    }
+
+    /// Where this migration keeps the pod's volumes.
+    pub(super) fn volumes_archive(&self, journal: &Journal) -> PathBuf {
+        self.parts.checkpoint_folder.join(format!("volumes-{}.tar", journal.migration_uid))
     }
 
     /// From the end of the source on nothing else holds the memory (R14).

@@ -4,6 +4,7 @@ use super::{Look, SourceAgent, disk};
 use crate::{
     agent::journal::Journal,
     api::attestation::{At, ContainerId, Frozen, Kept, Remark},
+    domain::tasks::nothing_left,
     ports::{PortError, PortResult, Task, TaskState},
 };
 
@@ -134,7 +135,8 @@ impl SourceAgent {
         let Ok(_one_at_a_time) = turn.try_lock() else { return Ok(()) };
         // A vote may have been written since the list was read.
         let Some(journal) = self.stored(&listed.migration_uid)? else { return Ok(()) };
-        if journal.vote.is_some() && self.is_frozen(&journal).await? {
+        let is_gone = self.is_gone(&journal.pod_uid).await?;
+        if journal.vote.is_some() && !is_gone && self.is_frozen(&journal).await? {
             tracing::error!(
                 migration = journal.migration,
                 namespace = journal.namespace,
@@ -143,8 +145,15 @@ impl SourceAgent {
             );
             return Ok(());
         }
-        tracing::warn!(migration = journal.migration, namespace = journal.namespace, "the Migration is gone; thawing its pod");
-        self.thaw_locally(&journal).await?;
+        tracing::warn!(
+            migration = journal.migration,
+            namespace = journal.namespace,
+            is_gone,
+            "the Migration is gone; its pod is thawed, where it still is"
+        );
+        for archive in self.thaw_locally(&journal).await? {
+            tracing::warn!(migration = journal.migration, namespace = journal.namespace, archive, "kept the memory of a pod that runs nowhere");
+        }
         self.parts.journals.remove(&journal.migration_uid).map_err(|e| disk("remove the journal", &e))
     }
 
@@ -157,6 +166,12 @@ impl SourceAgent {
             Some(owner) => owner == journal.migration_uid,
             None => self.live_tasks(&journal.pod_uid).await?.iter().any(paused),
         })
+    }
+
+    /// Whether the pod was deleted with its migration: neither kubelet nor runtime has anything of it.
+    async fn is_gone(&self, pod_uid: &str) -> PortResult<bool> {
+        let pod = self.parts.kubelet.pod(pod_uid).await?;
+        Ok(nothing_left(pod.as_ref(), &self.parts.runtime.tasks(pod_uid).await?))
     }
 
     fn journals(&self) -> PortResult<Vec<Journal>> {

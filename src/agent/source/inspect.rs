@@ -1,6 +1,6 @@
 //! The look at the running processes, before anything is touched.
 
-use super::{Look, SourceAgent, steps::SHARED_MEMORY_IS_NOT_KEPT};
+use super::{Look, SourceAgent};
 use crate::{
     api::attestation::{Finding, Inspected},
     domain::{preflight::Blocker, processes},
@@ -12,14 +12,8 @@ impl SourceAgent {
     pub(super) async fn inspect(&self, look: &Look) -> PortResult<()> {
         let source = look.migration.status.as_ref().and_then(|status| status.source.clone()).unwrap_or_default();
         let containers: Vec<_> = source.containers.iter().map(crate::api::migration::RunningContainer::id).collect();
-        let found = match self.parts.inside.look(&containers, &source.pod_ips).await {
-            Ok(facts) => {
-                let mut found = processes::judge(&facts);
-                if facts.shared_memory > 0 && look.migration.spec.keep_name {
-                    found.blockers.push(Blocker::new("spec.keepName", SHARED_MEMORY_IS_NOT_KEPT, ""));
-                }
-                found
-            }
+        let found = match self.parts.inside.look(&source.uid, &containers, &source.pod_ips).await {
+            Ok(facts) => processes::judge(&facts),
             Err(error) if error.kind == Failure::Permanent => {
                 let remedy = "see the log of this node's drover-agent";
                 processes::Findings { blockers: vec![Blocker::new("processes", error.message, remedy)], ..processes::Findings::default() }

@@ -6,12 +6,9 @@ use super::{Look, SourceAgent, disk};
 use crate::{
     agent::journal::Journal,
     api::attestation::{At, Kept, Pushed, PushedImage, Vote},
-    domain::{attest::SourceAction, tasks::all_paused, verdict},
+    domain::{attest::SourceAction, keys, tasks::all_paused, verdict},
     ports::{Mending, PortError, PortResult, PushTarget},
 };
-
-/// Why a pod is not moved with its source gone first.
-pub(super) const SHARED_MEMORY_IS_NOT_KEPT: &str = "the pod has files in /dev/shm, which are not kept on the source node yet, and its source would be deleted before the restore; leave spec.keepName out, and have the gate on both nodes";
 
 impl SourceAgent {
     pub(super) async fn perform(&self, look: &Look, action: &SourceAction) -> PortResult<()> {
@@ -54,13 +51,13 @@ impl SourceAgent {
     async fn checkpoint(&self, look: &Look) -> PortResult<()> {
         let mut journal = look.journal.clone();
         if !journal.is_checkpointed() {
-            self.dump(&mut journal).await?;
+            self.dump(look, &mut journal).await?;
         }
         let at = self.now();
         self.attest(look, |status| status.checkpointed = Some(At { at })).await
     }
 
-    async fn dump(&self, journal: &mut Journal) -> PortResult<()> {
+    async fn dump(&self, look: &Look, journal: &mut Journal) -> PortResult<()> {
         // Taken again after a crash, the archives of the first time may be the last to have the memory: that is seen before they go.
         self.all_paused(journal).await?;
         self.remove_archives(journal)?;
@@ -72,6 +69,9 @@ impl SourceAgent {
             let archive = archive.map_err(|e| e.context(&format!("the checkpoint of container {} failed", container.name)))?;
             journal.archives.insert(container.name, archive);
         }
+        if look.is_source_first() {
+            self.keep_volumes(journal).await?;
+        }
         self.all_paused(journal).await?;
         for container in &journal.containers {
             journal.cpu_nanos.insert(container.container_id.clone(), self.parts.runtime.cpu_nanos(&container.container_id).await?);
@@ -82,8 +82,7 @@ impl SourceAgent {
     async fn push(&self, look: &Look) -> PortResult<()> {
         let mut journal = look.journal.clone();
         if journal.pushed.is_none() {
-            let first = look.migration.status.as_ref().is_some_and(crate::api::MigrationStatus::is_source_first);
-            let synced = async { if first { self.sync_archives(&look.journal).await } else { Ok(()) } };
+            let synced = async { if look.is_source_first() { self.sync_archives(&look.journal).await } else { Ok(()) } };
             let (images, ()) = tokio::try_join!(self.push_all(look), synced)?;
             journal.pushed = Some(Pushed { at: self.now(), images });
             self.save(&journal)?;
@@ -106,15 +105,17 @@ impl SourceAgent {
             images.push(pushed.map_err(|e| e.context(&format!("the push of container {} to node {} failed", container.name, target.node)))?);
         }
         // Everything of the pod is paused, so nothing in them changes any more.
-        let volumes = self.parts.inside.volumes(&look.journal.pod_uid).await?;
-        if !volumes.is_empty() {
-            if look.migration.status.as_ref().is_some_and(crate::api::MigrationStatus::is_source_first) {
-                // The fallback would have to restore it without them.
-                return Err(PortError::permanent(SHARED_MEMORY_IS_NOT_KEPT));
+        let pushed = if look.is_source_first() {
+            let Some(kept) = look.journal.archives.get(keys::VOLUMES_TAG) else { return Ok(images) };
+            self.parts.pusher.push_volumes_archive(kept, &target).await
+        } else {
+            let volumes = self.parts.inside.volumes(&look.journal.pod_uid).await?;
+            if volumes.is_empty() {
+                return Ok(images);
             }
-            let pushed = self.parts.pusher.push_volumes(&volumes, &target).await;
-            images.push(pushed.map_err(|e| e.context(&format!("the push of the pod's volumes to node {} failed", target.node)))?);
-        }
+            self.parts.pusher.push_volumes(&volumes, &target).await
+        };
+        images.push(pushed.map_err(|e| e.context(&format!("the push of the pod's volumes to node {} failed", target.node)))?);
         Ok(images)
     }
 
@@ -182,7 +183,10 @@ impl SourceAgent {
                 fs::remove_file(archive).map_err(|e| disk("remove an archive", &e))?;
             }
         }
-        Ok(())
+        match fs::remove_file(self.volumes_archive(journal)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(disk("remove the volumes' archive", &error)),
+            _ => Ok(()),
+        }
     }
 
     /// The kubelet's archives of a container of this pod, oldest first.
@@ -206,15 +210,20 @@ impl SourceAgent {
     /// in its middle, or after it, the same paths come out. One that no journal names counts too: the agent died before it heard of it.
     pub(super) fn keep_archives(&self, journal: &Journal) -> PortResult<Vec<String>> {
         let mut kept = vec![];
-        for container in &journal.containers {
-            let to = self.parts.checkpoint_folder.join(format!("kept-{}-{}.tar", journal.migration_uid, container.name));
-            if let Some(newest) = self.archives_of(journal, &container.name)?.last() {
-                fs::rename(newest, &to).map_err(|e| disk("keep an archive", &e))?;
+        let mut keep = |name: &str, from: Option<&PathBuf>| -> PortResult<()> {
+            let to = self.parts.checkpoint_folder.join(format!("kept-{}-{name}.tar", journal.migration_uid));
+            if let Some(from) = from {
+                fs::rename(from, &to).map_err(|e| disk("keep an archive", &e))?;
             }
             if to.exists() {
                 kept.push(to.display().to_string());
             }
+            Ok(())
+        };
+        for container in &journal.containers {
+            keep(&container.name, self.archives_of(journal, &container.name)?.last())?;
         }
+        keep(keys::VOLUMES_TAG, Some(self.volumes_archive(journal)).filter(|archive| archive.exists()).as_ref())?;
         Ok(kept)
     }
 }

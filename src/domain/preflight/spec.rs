@@ -129,14 +129,18 @@ fn volume_blocker(volume: &Volume) -> Option<Blocker> {
     if mounted_anew {
         return None;
     }
-    let (message, remedy) = if volume.empty_dir.is_some() {
-        ("emptyDir: its content is not moved yet", "keep the data in the container's own file system")
+    let (message, remedy) = if let Some(empty_dir) = &volume.empty_dir {
+        let medium = empty_dir.medium.as_deref().unwrap_or_default();
+        if ["", "Memory"].contains(&medium) {
+            return None;
+        }
+        ("emptyDir: only those on the node's disk or in its memory are moved", "leave its medium out, or set it to Memory")
     } else if volume.host_path.is_some() {
         ("hostPath: its content stays on the node", "use a volume that the destination has too")
     } else if volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some() {
         ("persistentVolumeClaim: is not moved yet", "a pod with claims cannot be moved yet")
     } else {
-        ("this kind of volume is not supported", "use ConfigMap, Secret, projected or downwardAPI volumes")
+        ("this kind of volume is not supported", "use emptyDir, ConfigMap, Secret, projected or downwardAPI volumes")
     };
     Some(Blocker::new(format!("spec.volumes[{}]", volume.name), message, remedy))
 }
@@ -159,6 +163,8 @@ mod tests {
     #[test]
     fn an_ordinary_pod_has_no_blocker() {
         assert_eq!(blockers(&pod(&serde_json::json!({}))), vec![]);
+        let volumes = serde_json::json!([{"name": "disk", "emptyDir": {}}, {"name": "ram", "emptyDir": {"medium": "Memory"}}]);
+        assert_eq!(blockers(&pod(&serde_json::json!({"spec": {"volumes": volumes}}))), vec![]);
     }
 
     #[test]
@@ -166,7 +172,7 @@ mod tests {
         let owner = serde_json::json!([{"apiVersion": "v1", "kind": "ReplicaSet", "name": "r", "uid": "u", "controller": true}]);
         let cases = [
             (serde_json::json!({"spec": {"hostPID": true}}), "spec.hostPID"),
-            (serde_json::json!({"spec": {"volumes": [{"name": "d", "emptyDir": {}}]}}), "spec.volumes[d]"),
+            (serde_json::json!({"spec": {"volumes": [{"name": "d", "emptyDir": {"medium": "HugePages"}}]}}), "spec.volumes[d]"),
             (serde_json::json!({"spec": {"containers": [{"name": "c", "tty": true}]}}), "spec.containers[c].tty"),
             (serde_json::json!({"spec": {"initContainers": [{"name": "i"}]}}), "spec.initContainers"),
             (serde_json::json!({"metadata": {"ownerReferences": owner}}), "metadata.ownerReferences"),

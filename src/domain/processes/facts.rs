@@ -7,6 +7,8 @@ pub struct PodFacts {
     pub processes: Vec<Process>,
     /// Bytes that the files in its /dev/shm claim to have.
     pub shared_memory: u64,
+    /// Bytes that the files in its emptyDir volumes claim to have.
+    pub empty_dirs: u64,
     /// Sockets that are bound to the pod's own address and wait for others there.
     pub listeners: Vec<Listener>,
     /// Established TCP connections with both ends in the pod.

@@ -27,6 +27,9 @@ impl Images for Store {
     async fn remove(&self, _: &str) -> PortResult<()> {
         Ok(())
     }
+    async fn checkpoints(&self) -> PortResult<Vec<String>> {
+        Ok(vec![])
+    }
     async fn manifest(&self, reference: &str) -> PortResult<ImageManifest> {
         Err(PortError::permanent(reference))
     }

@@ -71,6 +71,10 @@ async fn volumes_are_pushed_as_an_artifact_of_their_own() {
     assert_eq!((pushed.container.as_str(), pushed.bytes % 512), (crate::domain::keys::VOLUMES_TAG, 0));
     let last = scene.fake.seen.lock().unwrap().last().cloned();
     assert_eq!(last, Some(format!("PUT /v2/{REPOSITORY}/manifests/_volumes")));
+
+    let kept = scene.folder.path().join("kept.tar");
+    volumes::archive(&[Volume { name: "shm".to_owned(), folder: scene.folder.path().join("shm") }], &kept).unwrap();
+    assert_eq!(scene.pusher.push_volumes_archive(&kept, &scene.target).await.unwrap(), pushed, "one that was kept is the same artifact");
 }
 
 #[tokio::test]
@@ -94,4 +98,29 @@ async fn a_stranger_cannot_push() {
     let scene = scene("n2", |_| Ca::new().leaf(&node_server_name("n1")));
     assert!(scene.push().await.is_err());
     assert!(scene.fake.seen.lock().unwrap().is_empty());
+}
+
+/// The agent's first certificate comes `after` so long; a push waits a second for it.
+async fn pushed_by_a_restarted_agent(after: Duration) -> PortResult<PushedImage> {
+    let mut scene = scene("n2", of_n1);
+    let signed = scene.pusher.identity.borrow().clone();
+    let (identified, identity) = watch::channel(Arc::new(front::Identity::absent()));
+    scene.pusher = AgentPusher { identity, certificate: Duration::from_secs(1), ..scene.pusher };
+    tokio::spawn(async move {
+        tokio::time::sleep(after).await;
+        identified.send_replace(signed);
+        identified.closed().await;
+    });
+    scene.push().await
+}
+
+#[tokio::test]
+async fn a_restarted_agent_waits_for_its_certificate() {
+    pushed_by_a_restarted_agent(Duration::from_millis(50)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_push_does_not_wait_for_ever_for_a_certificate() {
+    let error = pushed_by_a_restarted_agent(Duration::from_mins(1)).await.unwrap_err();
+    assert!(error.message.contains("no certificate yet"), "{error}");
 }

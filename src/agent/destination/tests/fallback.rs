@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::*;
+use super::{mend::volumes, *};
 use crate::{agent::journal::Journal, api::migration::ReplacementStatus};
 
 const UID: &str = "5f1c22aa-0000-4000-8000-000000000001";
@@ -125,6 +125,29 @@ async fn the_fallback_is_restored_from_the_kept_archive() {
     let ended = ["attest confirmed", "purge_images 1", "attest cleaned"];
     assert_eq!(course.trace(), [&restored[..], &ended].concat());
     assert_eq!(course.claim_of(NEW), None, "an ordinary pod has no claims");
+}
+
+#[tokio::test]
+async fn the_fallback_gets_its_volumes_back() {
+    let course = Course::falling_back();
+    let vote = Some(Vote { at: at(1), containers: vec![], images: vec![image('a'), volumes()] });
+    course.node.other_attests(Role::Source, AttestationStatus { vote, ..Default::default() });
+    course.node.state().registry.insert(format!("{}:{}", repository(), keys::VOLUMES_TAG), volumes());
+    if course.look_back().is_err() {
+        course.node.state().now = second(100 + 31);
+        course.look_back().unwrap();
+    }
+    assert!(course.said_back().failure.is_some_and(|failure| failure.message.contains("no archive of the pod's volumes")));
+
+    let mut journal = course.agent.parts.journals.load(UID).unwrap().unwrap();
+    journal.archives.insert(keys::VOLUMES_TAG.into(), course.disk.path().join("volumes.tar"));
+    course.agent.parts.journals.save(&journal).unwrap();
+    course.node.state().trace.clear();
+    course.look_back().unwrap();
+    let filled = format!("fill_volumes {}", volumes().digest);
+    let trace = course.trace();
+    let at = |step: &str| trace.iter().position(|done| done == step).unwrap_or_else(|| panic!("{step}: {trace:?}"));
+    assert!(at("push app") < at("push kept volumes") && at("push kept volumes") < at(&filled) && at(&filled) < at("attest prepared"));
 }
 
 #[tokio::test]

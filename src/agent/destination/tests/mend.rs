@@ -4,7 +4,7 @@ use super::*;
 
 const ADDRESSES: [&str; 2] = ["10.244.1.7", "fd00::7"];
 
-fn volumes() -> PushedImage {
+pub(super) fn volumes() -> PushedImage {
     PushedImage { container: keys::VOLUMES_TAG.into(), digest: format!("sha256:{}", "c".repeat(64)), bytes: 9 }
 }
 

@@ -49,18 +49,20 @@ async fn volumes_that_cannot_be_carried_thaw_the_pod() {
 }
 
 #[tokio::test]
-async fn volumes_keep_a_pod_from_going_source_first() {
+async fn volumes_are_kept_with_the_archives_where_the_source_goes_first() {
     let course = Course::new();
     course.node.state().inside.volumes = vec![("shm".into(), "/proc/7/root/dev/shm".into())];
     course.node.manager_writes(|status| status.source_first = Some(true));
     course.go_on();
-    assert!(course.said().abort.is_some_and(|abort| abort.message.contains("/dev/shm")));
-    course.assert_thawed();
+    let kept = course.disk.path().join("checkpoints").join(format!("volumes-{UID}.tar"));
+    let trace = course.node.state().trace.clone();
+    let at = |step: &str| trace.iter().position(|done| done == step).unwrap_or_else(|| panic!("{step}: {trace:?}"));
+    assert!(at("archive volumes") < at("push kept volumes") && at("push kept volumes") < at("attest vote"), "{trace:?}");
+    assert!(kept.exists(), "the kubelet removes the volumes with the source");
+    assert!(at("sync volumes") < at("attest vote"), "{trace:?}");
 
-    let course = Course::new();
-    course.node.state().inside.facts.shared_memory = 1;
-    course.node.state().migration.as_mut().unwrap().spec.keep_name = true;
-    course.node.manager_writes(|status| status.phase = Phase::Preflight);
-    course.look().unwrap();
-    assert_eq!(course.said().inspected.unwrap().blockers[0].field, "spec.keepName");
+    course.node.manager_writes(|status| status.verdict = Some(Verdict::Rollback));
+    course.go_on();
+    assert!(!kept.exists());
+    course.assert_thawed();
 }

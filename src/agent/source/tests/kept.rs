@@ -106,3 +106,16 @@ async fn a_voted_journal_that_outlived_its_thaw_and_its_migration_is_swept_and_a
     settled(course.agent().sweep()).unwrap().unwrap();
     assert_eq!(course.journals().all().unwrap(), vec![]);
 }
+
+#[tokio::test]
+async fn what_was_deleted_with_its_migration_is_forgotten_once_nothing_of_it_is_left_and_its_memory_kept() {
+    let course = Course::voted();
+    course.node.state().migration = None;
+    course.node.state().pods.clear();
+    settled(course.agent().sweep()).unwrap().unwrap();
+    course.assert_frozen();
+    course.node.state().tasks.clear();
+    settled(course.agent().sweep()).unwrap().unwrap();
+    assert_eq!((course.markers().fenced_by(POD).unwrap(), course.journals().all().unwrap()), (None, vec![]));
+    assert_eq!(kept_names(&course).len(), 2);
+}
