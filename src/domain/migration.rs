@@ -30,6 +30,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use course::Course;
 pub use observed::{Observed, pod_is_gone};
+pub(in crate::domain) use status::StatusExt;
 
 use super::verdict;
 use crate::api::{Migration, MigrationStatus, Phase, Role, Verdict, migration::SourceStatus};
@@ -140,6 +141,9 @@ pub fn advance(migration: &Migration, observed: &Observed, now: Timestamp) -> St
     let course = Course { migration, observed, now };
     if status.phase != Phase::Done && !observed::has_finalizer(migration) && !observed::is_being_deleted(migration) {
         return Step::perform(vec![Effect::AddFinalizer]);
+    }
+    if course.is_abandoned(&status) {
+        return Step::perform(vec![Effect::RemovePullCredentials, Effect::RemoveFinalizer]);
     }
     if let Some(reason) = course.reason_to_roll_back(&status) {
         return course.roll_back(status, &reason);

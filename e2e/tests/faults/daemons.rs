@@ -14,7 +14,7 @@ use crate::support::{
 fn restarted(node: &'static str, daemon: &'static str, moment: Moment) {
     let name = format!("{node}-{daemon}-{}", format!("{moment:?}").to_lowercase());
     with_namespace(&name, |namespace| async move {
-        let mut moving = Moving::begin(&namespace, moment.mib(), to("c", "n2")).await;
+        let mut moving = Moving::begin(&namespace, 32, to("c", "n2")).await;
         moving.hold(moment).await;
         lab::lab(&["restart", node, daemon]);
         moving.go_on();

@@ -82,7 +82,7 @@ mod slow {
     #[test]
     fn a_destination_that_is_cut_off_after_the_release_is_held_and_then_migrates() {
         with_namespace("cut-restoring", |namespace| async move {
-            let mut moving = Moving::begin(&namespace, Moment::Released.mib(), to("c", "n2")).await;
+            let mut moving = Moving::begin(&namespace, 32, to("c", "n2")).await;
             moving.hold(Moment::Released).await;
             let cut = Cut::node("n2");
             // Its own node serves the image.

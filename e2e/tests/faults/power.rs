@@ -60,7 +60,7 @@ mod slow {
     #[test]
     fn a_destination_that_loses_power_before_the_restore_is_held_and_then_rolled_back() {
         with_namespace("destination-released", |namespace| async move {
-            let mut moving = Moving::begin(&namespace, Moment::Released.mib(), to("c", "n2")).await;
+            let mut moving = Moving::begin(&namespace, 32, to("c", "n2")).await;
             moving.hold(Moment::Released).await;
             let off = PoweredOff::node("n2");
             let message = moving.until_held("InDoubt").await;

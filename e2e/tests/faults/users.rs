@@ -11,7 +11,7 @@ use kube::{
 use drover::api::{Outcome, Phase, Verdict};
 
 use crate::support::{
-    Namespace, eventually,
+    Namespace, eventually, lab,
     leftovers::AFTER_SWEEP,
     migrations::{assert_outcome, replacement, status, to},
     moving::{Moment, Moving},
@@ -60,7 +60,7 @@ fn a_source_that_is_removed_by_force_after_the_release_goes_on_at_the_destinatio
 
 fn a_replacement_is_removed(name: &str, moment: Moment, because: &'static str) {
     with_namespace(name, |namespace| async move {
-        let mut moving = Moving::begin(&namespace, moment.mib(), to("c", "n2")).await;
+        let mut moving = Moving::begin(&namespace, 32, to("c", "n2")).await;
         moving.hold(moment).await;
         force_delete(&namespace, &replacement(&moving.migration)).await;
         moving.go_on();
@@ -128,5 +128,32 @@ fn a_migration_that_is_deleted_after_the_release_ends_first() {
         copy.beyond(moving.source.last() + 5).await;
         crate::support::counter::assert_went_on(&moving.source.lines(), &copy.lines(), &committed);
         namespace.assert_one_runs("n2");
+    });
+}
+
+/// The namespace controller deletes the pods, the Migration and the attestations: nobody is left to prove anything, and nothing to prove it of.
+#[test]
+fn a_namespace_that_is_deleted_after_the_release_goes_and_leaves_nothing_that_runs() {
+    with_namespace("deleted", |namespace| async move {
+        let mut moving = Moving::begin(&namespace, 16, to("c", "n2")).await;
+        moving.hold(Moment::Taken).await;
+        lab::lab(&["kubectl", "delete", "namespace", &namespace.name, "--wait=false"]);
+        // The destination's agent has said nothing, and cannot any more.
+        eventually(Duration::from_mins(1), || {
+            let left = namespace.kubectl(&["get", "pods,attestations", "-o", "name"]).unwrap();
+            (!left.trim().is_empty()).then(|| format!("neither pods nor attestations are left; there are {left}"))
+        });
+        moving.go_on();
+        eventually(Duration::from_mins(1), || {
+            let found = lab::try_lab(&["kubectl", "get", "namespace", &namespace.name]);
+            found.is_ok().then(|| "the namespace is gone".to_owned())
+        });
+        eventually(AFTER_SWEEP, || {
+            let left = namespace.on_nodes(&moving.migration, &[]);
+            (!left.is_empty()).then(|| format!("nothing is left; there is\n{left}"))
+        });
+        assert_eq!(namespace.running(), [] as [String; 0]);
+        // The memory is kept: a namespace may have been deleted by mistake.
+        lab::on_node("n1", &format!("rm /var/lib/kubelet/checkpoints/kept-{}-c.tar", moving.migration.uid().unwrap()));
     });
 }

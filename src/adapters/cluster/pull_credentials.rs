@@ -20,7 +20,7 @@ use crate::{
     adapters::docker_config,
     api::Migration,
     domain::keys,
-    ports::{PortError, PortResult},
+    ports::{Failure, PortError, PortResult},
 };
 
 /// Name of the Secret with the pull credentials of all running migrations, in Drover's namespace; its keys are their UIDs.
@@ -92,6 +92,10 @@ impl KubeCluster {
     }
 
     pub(super) async fn remove_pull_credentials(&self, migration: &Migration) -> PortResult<()> {
-        self.patch_key(&migration.uid().unwrap_or_default(), None).await
+        match self.patch_key(&migration.uid().unwrap_or_default(), None).await {
+            // No migration has needed the Secret yet.
+            Err(error) if error.kind == Failure::NotFound => Ok(()),
+            done => done,
+        }
     }
 }

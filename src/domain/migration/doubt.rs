@@ -5,7 +5,14 @@ use std::fmt::Write as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::ResourceExt as _;
 
-use super::{Effect, Step, course::Course, observed::pod_is_gone, released::END_PATIENCE, source_first::name_fallback, status::StatusExt as _};
+use super::{
+    Effect, Step,
+    course::Course,
+    observed::{has_finalizer, is_being_deleted, pod_is_gone},
+    released::END_PATIENCE,
+    source_first::name_fallback,
+    status::StatusExt as _,
+};
 use crate::{
     api::{
         MigrationStatus, Phase, Verdict,
@@ -120,6 +127,19 @@ impl Course<'_> {
             );
         }
         self.held(status, reason, text)
+    }
+
+    /// Whether everything of a released migration was deleted, as with its namespace: both pods, the Migration, and the attestations, without which nobody can
+    /// say anything of it any more. What kubelets and agents have left they end by themselves; to wait for proof would keep the namespace for ever.
+    pub(super) fn is_abandoned(&self, status: &MigrationStatus) -> bool {
+        let pods = [(&status.replacement, &self.observed.replacement), (&status.placeholder, &self.observed.placeholder)];
+        let silent = [&self.observed.source_attestation, &self.observed.destination_attestation, &self.observed.fallback_attestation];
+        (Phase::SourceDeleting..Phase::Done).contains(&status.phase)
+            && is_being_deleted(self.migration)
+            && has_finalizer(self.migration)
+            && self.observed.source_is_gone(status)
+            && pods.into_iter().all(|(made, pod)| made.as_ref().is_none_or(|made| pod_is_gone(pod.as_ref(), &made.uid)))
+            && silent.into_iter().all(Option::is_none)
     }
 
     /// R17: committed, and the copy was not yet seen running once more. Where that goes wrong it never becomes `Migrated`: a decision for the replacement lets

@@ -15,7 +15,7 @@ pub(super) fn millis(from: Timestamp, to: Timestamp) -> u64 {
     u64::try_from(to.duration_since(from).as_millis()).unwrap_or(0)
 }
 
-pub(super) trait StatusExt {
+pub(in crate::domain) trait StatusExt {
     /// Goes on to a phase: ends the time of the one before.
     fn enter(&mut self, phase: Phase, now: Timestamp);
     /// Ends the migration.

@@ -240,3 +240,22 @@ fn a_decision_that_ends_the_replacement_is_written_first_and_nothing_is_committe
     walk.settle();
     assert_eq!((walk.status().verdict, walk.status().resolved.as_ref().unwrap().prefer), (Some(Verdict::Rollback), Side::Source), "decided once");
 }
+
+#[test]
+fn what_was_deleted_as_a_whole_is_waited_for_no_longer() {
+    let gone = |phase: Phase, keep: fn(&mut Observed, Observed)| {
+        let mut walk = Walk::new();
+        walk.walk_to(phase);
+        walk.migration.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(second(20)));
+        let before = std::mem::take(&mut walk.observed);
+        keep(&mut walk.observed, before);
+        walk.step().effects
+    };
+    let abandoned = [Effect::RemovePullCredentials, Effect::RemoveFinalizer];
+    assert_eq!(gone(Phase::Restoring, |_, _| {}), abandoned);
+    assert_ne!(gone(Phase::Restoring, |now, before| now.source = before.source), abandoned, "a frozen source is waited for");
+    assert_ne!(gone(Phase::Restoring, |now, before| now.replacement = before.replacement), abandoned, "and a copy");
+    assert_ne!(gone(Phase::Restoring, |now, before| now.source_attestation = before.source_attestation), abandoned, "and who can speak of one");
+    assert_ne!(gone(Phase::Restoring, |now, before| now.destination_attestation = before.destination_attestation), abandoned);
+    assert_ne!(gone(Phase::Transferring, |_, _| {}), abandoned, "before the release it is undone in order");
+}
