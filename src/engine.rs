@@ -1,14 +1,18 @@
 //! One look at one migration: observe, decide, and either write or act. No protocol detail, no decision of its own.
 
+mod fan_out;
+
 use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
+use fan_out::Looked;
+
 use crate::{
     api::{Migration, Phase, Role, attestation::attestation_name},
     domain::{
-        keys,
+        self, keys,
         migration::{self, Effect, Observed},
         owner,
         preflight::{self, Facts},
@@ -32,6 +36,12 @@ pub async fn reconcile(
     written: &(dyn Fn(&Migration, &Migration) + Send + Sync),
 ) -> PortResult<Option<Duration>> {
     let mut migration = migration;
+    if domain::fan_out::is_parent(&migration) && !migration.is_done() {
+        migration = match fan_out::reconcile(migration, cluster, clock, written).await? {
+            Looked::Unfinished(after) => return Ok(Some(after)),
+            Looked::Ended(migration) => *migration,
+        };
+    }
     loop {
         let observed = Box::pin(observe(&migration, cluster, clock.now(), fresh_repository)).await?;
         let mut step = migration::advance(&migration, &observed, clock.now());

@@ -65,6 +65,14 @@ const MIGRATIONS: &[Broken] = &[
     broken("an outcome before the end", "Preflight", "Finishing outcome=Failed", "status.outcome is written with phase Done"),
     broken("a false success", "Finishing verdict=Rollback", "Done verdict=Rollback outcome=Migrated", "status.outcome follows the verdict (I5)"),
     broken("a success without a verdict", "Preflight", "Done outcome=Migrated", "status.outcome follows the verdict (I5)"),
+    broken("a part of one pod", "Finishing verdict=Rollback", "Done verdict=Rollback outcome=Partial", "status.outcome follows the verdict (I5)"),
+    broken("a part of nothing", "Preflight", "Done outcome=Partial", "status.outcome is Partial only for a Migration of several pods"),
+    broken(
+        "a parent that moves a pod",
+        "Transferring children=c",
+        "Finishing children=c verdict=Rollback",
+        "a Migration of several pods moves none itself",
+    ),
     broken("a rollback without its verdict", "Preflight", "Done outcome=RolledBack", "status.outcome follows the verdict (I5)"),
 ];
 
@@ -117,6 +125,7 @@ const SOURCE_FIRST: &[Broken] = &[
 
 /// Courses that pass, one status after the other.
 const LEGAL: &[&[&str]] = &[
+    &["Pending", "Transferring children=c", "Done children=c outcome=Partial"],
     &[
         "Pending",
         "Preflight",
@@ -180,6 +189,7 @@ fn status(text: &str) -> Value {
         let value = match field {
             "resolved" => json!({"at": AT, "prefer": value, "by": "Person", "message": "so"}),
             "sourceFirst" => json!(value == "true"),
+            "children" => json!([{"pod": value, "podUid": value, "migration": value}]),
             "fallback" => json!({"name": value}),
             _ => json!(value),
         };

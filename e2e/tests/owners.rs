@@ -36,7 +36,7 @@ fn spec(replicas: u32) -> Value {
         "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [n1]}}}}})
 }
 
-async fn made<K>(namespace: &Namespace, kind: &str, replicas: u32) -> Vec<Pod>
+pub async fn made<K>(namespace: &Namespace, kind: &str, replicas: u32) -> Vec<Pod>
 where
     K: kube::Resource<Scope = kube::core::NamespaceResourceScope> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + serde::Serialize,
     K::DynamicType: Default,
@@ -50,7 +50,7 @@ where
 
 impl Namespace {
     /// Waits until just so many pods are there, and all are ready.
-    async fn until_ready(&self, wanted: usize) -> Vec<Pod> {
+    pub async fn until_ready(&self, wanted: usize) -> Vec<Pod> {
         for _ in 0..300 {
             let pods = self.pods().list(&ListParams::default()).await.unwrap().items;
             let ready = |pod: &Pod| pod.status.as_ref().is_some_and(|s| s.container_statuses.iter().flatten().any(|c| c.ready));
@@ -62,7 +62,7 @@ impl Namespace {
         panic!("not within a minute: {wanted} ready pods");
     }
 
-    async fn counts(&self, pod: &Pod) -> Follower {
+    pub async fn counts(&self, pod: &Pod) -> Follower {
         let follower = self.follow(&pod.name_any(), "c").await;
         follower.beyond(5).await;
         follower
@@ -78,7 +78,7 @@ impl Namespace {
 }
 
 /// The copy counts on where the source stopped, on n2, never restarted, and belongs to the controller of this kind.
-async fn assert_has_moved(namespace: &Namespace, before: &Follower, migration: &Migration, kind: &str) -> Pod {
+pub async fn assert_has_moved(namespace: &Namespace, before: &Follower, migration: &Migration, kind: &str) -> Pod {
     assert_outcome(migration, Outcome::Migrated);
     let name = replacement(migration);
     let pod = namespace.until_pod(&name, "belongs to its controller", |pod| pod.is_some_and(|pod| !pod.owner_references().is_empty())).await;

@@ -1,5 +1,6 @@
 //! The manager's reads and writes at the API server.
 
+mod children;
 mod lock;
 mod owner;
 mod pull_credentials;
@@ -165,6 +166,18 @@ impl Cluster for KubeCluster {
 
     async fn replica_set_selector(&self, namespace: &str, name: &str, uid: &str) -> PortResult<BTreeMap<String, String>> {
         self.selector_of(namespace, name, uid).await
+    }
+
+    async fn asked_for(&self, parent: &Migration) -> PortResult<Option<Vec<Pod>>> {
+        self.pods_asked_for(parent).await
+    }
+
+    async fn children(&self, parent: &Migration) -> PortResult<Vec<Migration>> {
+        self.children_of(parent).await
+    }
+
+    async fn make_child(&self, parent: &Migration, child: &Migration) -> PortResult<()> {
+        self.create_child(parent, child).await
     }
 
     async fn nodes(&self) -> PortResult<Vec<NodeView>> {

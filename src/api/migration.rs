@@ -47,12 +47,12 @@ pub struct MigrationSpec {
     #[schemars(length(min = 1, max = 253))]
     pub pod_name: Option<String>,
 
-    /// Name of a Deployment whose pods are all to be moved (one child Migration a pod).
+    /// Name of a Deployment whose running pods are to be moved: one child Migration a pod, one after the other, until one does not move its pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub deployment: Option<String>,
 
-    /// Selects the pods to move (one child Migration a pod).
+    /// Selects the running pods to move, as for `deployment`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub selector: Option<LabelSelector>,
 
@@ -169,7 +169,7 @@ pub enum Phase {
     Freezing,
     /// The kubelet writes the checkpoints.
     Checkpointing,
-    /// The checkpoints are packed and pushed; the source agent votes.
+    /// The checkpoints are packed and pushed; the source agent votes. A Migration of several pods is here until its last child has ended.
     Transferring,
     /// The destination's registry is asked whether it holds what was voted for.
     AwaitingReadiness,
@@ -229,6 +229,8 @@ pub enum Outcome {
     ColdStarted,
     /// Refused or failed before anything was touched.
     Failed,
+    /// Of several pods some were moved and some were not: `status.children` says which.
+    Partial,
 }
 
 impl Outcome {
@@ -240,6 +242,7 @@ impl Outcome {
             Self::RolledBack => "RolledBack",
             Self::ColdStarted => "ColdStarted",
             Self::Failed => "Failed",
+            Self::Partial => "Partial",
         }
     }
 }

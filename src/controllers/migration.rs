@@ -21,6 +21,7 @@ use crate::{
     engine,
     metrics::Metrics,
     ports::{Clock, Cluster, Failure, PortError},
+    watching,
 };
 
 /// What every look needs.
@@ -39,7 +40,10 @@ pub async fn run(client: Client, context: Context, stop: CancellationToken) {
     let migrations = controller.store();
     controller
         .owns(Api::<Attestation>::all(client.clone()), watcher::Config::default())
+        // The children of a Migration of several pods
+        .owns(Api::<Migration>::all(client.clone()), watcher::Config::default().labels(keys::PARENT_UID))
         .watches(Api::<Pod>::all(client), watcher::Config::default(), move |pod| concerned(&migrations, &pod))
+        .trigger_backoff(watching::backoff())
         .graceful_shutdown_on(async move { stop.cancelled().await })
         .run(look, on_error, Arc::new(context))
         .for_each(|result| async move {

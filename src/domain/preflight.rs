@@ -156,8 +156,6 @@ pub fn migration_blockers(migration: &Migration) -> Vec<Blocker> {
             found.push(Blocker::new(field, "is not supported yet", remedy));
         }
     };
-    unsupported("spec.deployment", spec.deployment.is_some(), "name one pod in spec.podName");
-    unsupported("spec.selector", spec.selector.is_some(), "name one pod in spec.podName");
     unsupported("spec.lane", spec.lane == Lane::Runtime, "use auto or image");
     unsupported("spec.containers", !spec.containers.is_empty(), "leave it out: all containers are restored");
     let elsewhere = spec.destination_namespace.as_ref().is_some_and(|ns| Some(ns) != migration.metadata.namespace.as_ref());

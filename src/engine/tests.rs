@@ -61,6 +61,15 @@ impl Cluster for FakeCluster {
     async fn replica_set_selector(&self, _namespace: &str, _name: &str, _uid: &str) -> PortResult<std::collections::BTreeMap<String, String>> {
         Ok(std::collections::BTreeMap::default())
     }
+    async fn asked_for(&self, _parent: &Migration) -> PortResult<Option<Vec<Pod>>> {
+        Ok(Some(self.source.clone().into_iter().collect()))
+    }
+    async fn children(&self, _parent: &Migration) -> PortResult<Vec<Migration>> {
+        Ok(vec![])
+    }
+    async fn make_child(&self, _parent: &Migration, child: &Migration) -> PortResult<()> {
+        self.call("make_child", format!("make a child for {}", child.spec.pod_name.clone().unwrap_or_default()))
+    }
     async fn nodes(&self) -> PortResult<Vec<NodeView>> {
         Ok(self.nodes.clone())
     }
@@ -157,6 +166,28 @@ async fn a_migration_that_was_refused_goes_also_when_its_pod_is_gone() {
     refused.spec.pod_name = Some("p".into());
     look(refused, &cluster).await.unwrap();
     assert_eq!(cluster.trace(), ["perform RemoveFinalizer"]);
+}
+
+#[tokio::test]
+async fn a_migration_of_several_pods_makes_children_and_touches_no_pod() {
+    let parent = || {
+        let mut parent = migration(MigrationStatus::default());
+        parent.spec =
+            MigrationSpec { selector: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector::default()), ..Default::default() };
+        parent.metadata.finalizers = None;
+        parent
+    };
+    let cluster = FakeCluster { source: source(), ..Default::default() };
+    look(parent(), &cluster).await.unwrap();
+    assert_eq!(cluster.trace(), ["write Transferring", "tell Transferring", "make a child for p"]);
+
+    let cluster = FakeCluster { source: source(), failing: Some(("make_child", Failure::Permanent)), ..Default::default() };
+    let written = look(parent(), &cluster).await.unwrap();
+    assert_eq!(cluster.trace(), ["write Transferring", "tell Transferring", "make a child for p", "write Done", "tell Failed"]);
+    assert!(written[1].message.contains("make_child was made to fail"), "{}", written[1].message);
+
+    let cluster = FakeCluster { source: source(), failing: Some(("make_child", Failure::Transient)), ..Default::default() };
+    assert_eq!(look(parent(), &cluster).await.unwrap_err().kind, Failure::Transient, "what may pass is tried again");
 }
 
 #[tokio::test]

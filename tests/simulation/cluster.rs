@@ -207,6 +207,18 @@ impl Cluster for Handle {
         unreachable!("the simulated pods belong to nobody")
     }
 
+    async fn asked_for(&self, _parent: &Migration) -> PortResult<Option<Vec<Pod>>> {
+        unreachable!("each simulated Migration is of one pod")
+    }
+
+    async fn children(&self, _parent: &Migration) -> PortResult<Vec<Migration>> {
+        unreachable!("each simulated Migration is of one pod")
+    }
+
+    async fn make_child(&self, _parent: &Migration, _child: &Migration) -> PortResult<()> {
+        unreachable!("each simulated Migration is of one pod")
+    }
+
     async fn nodes(&self) -> PortResult<Vec<NodeView>> {
         self.call(Door::Api, |world| Ok(world.nodes.iter().map(|node| node.view.clone()).collect())).await
     }

@@ -25,8 +25,13 @@ pub const MIGRATION: &[Rule<MigrationStatus>] = &[
     ("status.resolved is written once", |old, new| old.is_none_or(|old| kept(&old.resolved, &new.resolved))),
     ("status.outcome follows the verdict (I5)", |_, new| match new.outcome {
         None | Some(Outcome::Failed) => true,
+        Some(_) if !new.children.is_empty() => true,
         Some(outcome) => new.verdict.is_some_and(|verdict| (outcome == Outcome::RolledBack) == (verdict == Verdict::Rollback)),
     }),
+    ("status.children: a Migration of several pods moves none itself", |_, new| {
+        new.children.is_empty() || (new.source.is_none() && new.verdict.is_none() && new.replacement.is_none())
+    }),
+    ("status.outcome is Partial only for a Migration of several pods", |_, new| new.outcome != Some(Outcome::Partial) || !new.children.is_empty()),
     ("what was decided in doubt is never Migrated (R7)", |_, new| new.outcome != Some(Outcome::Migrated) || new.resolved.is_none()),
     ("no commit of what was not released: status.verdict is Commit only from phase Restoring", |old, new| {
         new.verdict != Some(Verdict::Commit) || old.is_some_and(|old| old.verdict == Some(Verdict::Commit) || old.phase == Phase::Restoring)

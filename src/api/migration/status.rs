@@ -21,8 +21,10 @@ use crate::api::attestation::ContainerId;
     validation = Rule::new("!has(self.phase) || self.phase != 'Restoring' || !has(self.verdict)").message("no release once a verdict stands"),
     validation = Rule::new("!(has(self.verdict) && self.verdict == 'Rollback' && !has(oldSelf.verdict) && has(oldSelf.phase) && (oldSelf.phase in ['Finishing', 'Done'] || (oldSelf.phase == 'Restoring' && !has(self.neverStarted) && !(has(self.resolved) && self.resolved.prefer == 'Source'))))").message("no rollback after the release without proof that the replacement never started (status.neverStarted), or a decision for the source (status.resolved)"),
     validation = Rule::new("!has(oldSelf.resolved) || (has(self.resolved) && self.resolved == oldSelf.resolved)").message("status.resolved is written once"),
-    validation = Rule::new("!has(self.outcome) || self.outcome == 'Failed' || (has(self.verdict) && (self.outcome == 'RolledBack') == (self.verdict == 'Rollback'))").message("status.outcome follows the verdict (I5)"),
+    validation = Rule::new("!has(self.outcome) || self.outcome == 'Failed' || has(self.children) || (has(self.verdict) && (self.outcome == 'RolledBack') == (self.verdict == 'Rollback'))").message("status.outcome follows the verdict (I5)"),
     validation = Rule::new("!(has(self.outcome) && has(self.resolved) && self.outcome == 'Migrated')").message("what was decided in doubt is never Migrated (R7)"),
+    validation = Rule::new("!has(self.children) || !(has(self.source) || has(self.verdict) || has(self.replacement))").message("status.children: a Migration of several pods moves none itself"),
+    validation = Rule::new("!has(self.outcome) || self.outcome != 'Partial' || has(self.children)").message("status.outcome is Partial only for a Migration of several pods"),
     validation = Rule::new(COMMIT_AFTER_RELEASE).optional_old_self(true).message("no commit of what was not released: status.verdict is Commit only from phase Restoring"),
     validation = Rule::new("!has(self.verdict) || self.verdict != 'Commit' || !has(self.neverStarted)").message("no commit of a replacement that never started (status.neverStarted)"),
     validation = Rule::new("!has(self.outcome) || self.phase == 'Done'").message("status.outcome is written with phase Done"),
@@ -89,6 +91,9 @@ pub struct MigrationStatus {
     /// Each phase's start and length.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub phases: Vec<PhaseTiming>,
+    /// The pods of a Migration of several, each with its own Migration, in the order in which they are moved.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub children: Vec<Child>,
     /// Milliseconds in which neither copy ran.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub frozen_millis: Option<u64>,
@@ -111,6 +116,27 @@ impl MigrationStatus {
 /// CEL has no order on enums, so the rule spells the course out. By maps: the API server estimates the cost of `indexOf` on a list as
 /// unbounded and then refuses the CRD.
 const PHASE_MONOTONE: &str = "!has(oldSelf.phase) || {'Pending':0,'Preflight':1,'Preparing':2,'Freezing':3,'Checkpointing':4,'Transferring':5,'AwaitingReadiness':6,'SourceDeleting':7,'Restoring':8,'Finishing':9,'Done':10}[self.phase] >= {'Pending':0,'Preflight':1,'Preparing':2,'Freezing':3,'Checkpointing':4,'Transferring':5,'AwaitingReadiness':6,'SourceDeleting':7,'Restoring':8,'Finishing':9,'Done':10}[oldSelf.phase]";
+
+/// One pod of a Migration of several.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Child {
+    /// Name of the pod.
+    pub pod: String,
+    /// Its UID.
+    pub pod_uid: String,
+    /// Name of the Migration that moves it.
+    pub migration: String,
+    /// Where that one is; absent until its turn has come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// How it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+    /// What a person should know of it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
 
 /// A decision in doubt: by `spec.inDoubt`, or by a person.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]

@@ -310,8 +310,8 @@ fn migrations_are_validated_with_every_reason() {
         fields(validate_migration(&bad, Some(&pod(&json!({}))))),
         ["spec.lane", "spec.containers", "spec.destinationNamespace", "spec.destination.nodeName"]
     );
-    let many = migration(&json!({"deployment": "web"}), &Value::Null);
-    assert_eq!(fields(validate_migration(&many, None)), ["spec.deployment"]);
+    let many = migration(&json!({"deployment": "web", "lane": "runtime"}), &Value::Null);
+    assert_eq!(fields(validate_migration(&many, None)), ["spec.lane"], "the same for several pods, and no pod is missed");
     let good = migration(&json!({"podName": "web", "destinationNamespace": "shop", "lane": "image"}), &Value::Null);
     assert!(validate_migration(&good, Some(&pod(&json!({})))).is_empty());
     assert_eq!(fields(validate_migration(&good, None)), ["spec.podName"]);
