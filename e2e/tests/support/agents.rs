@@ -20,6 +20,8 @@ pub enum Part {
     Agent(&'static str),
     /// The registry of a node.
     Registry(&'static str),
+    /// A node's kubelet, which is none of Drover's.
+    Kubelet(&'static str),
 }
 
 /// A node's network namespace tells its processes from others'. The registry has the agent pod's, which is the node's.
@@ -48,6 +50,8 @@ impl Part {
         match self {
             Self::Managers => program == "drover" && first == "manager",
             Self::Agent(node) => program == "drover" && first == "agent" && node_of(pid) == Some(node),
+            // Kubernetes is one program in the lab.
+            Self::Kubelet(node) => program == "kube" && first == "kubelet" && node_of(pid) == Some(node),
             Self::Registry(node) => first == "serve" && arguments.iter().any(|a| a.contains("distribution")) && node_of(pid) == Some(node),
         }
     }
@@ -74,6 +78,7 @@ impl Part {
         match self {
             Self::Managers => "app.kubernetes.io/component=manager",
             Self::Agent(_) | Self::Registry(_) => "app.kubernetes.io/component=agent",
+            Self::Kubelet(_) => unreachable!("it is in no pod"),
         }
     }
 

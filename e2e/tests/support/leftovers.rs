@@ -83,7 +83,7 @@ fn node_script(migration: &Migration, namespace: &str, sizes: &[u64], node: &str
         script += &format!("find gate/{pod} 2>/dev/null; ");
     }
     script += &format!("find journals -name '{uid}*' 2>/dev/null; ");
-    script += &format!("find /var/lib/kubelet/checkpoints -name 'checkpoint-{pod}_{namespace}-*' 2>/dev/null; ");
+    script += &format!("find /var/lib/kubelet/checkpoints -name 'checkpoint-{pod}_{namespace}-*' -o -name 'volumes-{uid}.tar' 2>/dev/null; ");
     for size in sizes {
         script += &format!("find registry/docker/registry/v2/blobs -type f -size {size}c 2>/dev/null; ");
     }

@@ -31,7 +31,7 @@ pub enum Moment {
     BeforeVote,
     /// Voted for and not released: the managers are stopped.
     BeforeRelease,
-    /// Released, and the gate has let nothing through: the destination's agent, from which the image is pulled, is stopped.
+    /// Released, and the gate has let nothing through: the image cannot be pulled, and the destination's agent is stopped.
     Released,
     /// The gate has let the restore through; the destination's agent, which is stopped, has not seen it.
     Taken,
@@ -45,21 +45,16 @@ pub struct Moving {
     pub migration: Migration,
     /// Processes that are stopped.
     stopped: Vec<u32>,
+    pulls_are_off: bool,
 }
+
+/// Nothing answers where the runtime pulls checkpoint images ([`drover::domain::keys::PULL_ADDRESS`]).
+const NO_PULLS: &str = "nft add table inet no-pulls; nft add chain inet no-pulls out '{ type filter hook output priority 0; }'; \
+                        nft add rule inet no-pulls out tcp dport 5785 drop";
 
 impl Drop for Moving {
     fn drop(&mut self) {
         self.go_on();
-    }
-}
-
-impl Moment {
-    /// MiB of the counter: after the release its image must take so long to pull that the agent can be stopped before the restore.
-    pub const fn mib(self) -> u32 {
-        match self {
-            Self::Released => 384,
-            Self::BeforeVote | Self::BeforeRelease | Self::Taken => 32,
-        }
     }
 }
 
@@ -70,32 +65,31 @@ impl Moving {
         let source = namespace.follow("c", "c").await;
         source.beyond(5).await;
         let migration = namespace.make(spec).await;
-        Self { namespace: namespace.clone(), source, migration, stopped: vec![] }
+        Self { namespace: namespace.clone(), source, migration, stopped: vec![], pulls_are_off: false }
     }
 
     pub fn name(&self) -> String {
         self.migration.name_any()
     }
 
-    /// Waits for the moment, and holds the migration there until [`Moving::go_on`].
+    /// Waits for the moment, and holds the migration there until [`Moving::go_on`]. Called right after [`Moving::begin`]: what must not come too early has
+    /// a brake from the start, since this process may be slow to see a phase.
     pub async fn hold(&mut self, moment: Moment) {
         let name = self.name();
         match moment {
-            Moment::BeforeVote => {
-                let registry = Part::Registry("n2").pids();
-                self.namespace.until_phase(&name, Phase::Freezing).await;
-                self.stop(registry);
-                self.migration = self.namespace.until_phase(&name, Phase::Transferring).await;
-            }
+            Moment::BeforeVote => self.stop_the_transfer().await,
             Moment::BeforeRelease => {
-                let managers = Part::Managers.pids();
-                self.namespace.until_phase(&name, Phase::Transferring).await;
-                self.stop(managers);
+                self.stop_the_transfer().await;
+                let registry = std::mem::take(&mut self.stopped);
+                self.stop(Part::Managers.pids());
+                signal_all(&registry, "CONT");
                 self.until_voted().await;
                 self.migration = self.namespace.migrations().get(&name).await.unwrap();
                 assert!(self.migration.phase() < Phase::Restoring, "the managers were stopped too late: {}", self.migration.phase());
             }
             Moment::Released => {
+                lab::on_node("n2", NO_PULLS);
+                self.pulls_are_off = true;
                 let agent = Part::Agent("n2").pids();
                 self.migration = self.namespace.until_phase(&name, Phase::Restoring).await;
                 self.stop(agent);
@@ -117,6 +111,17 @@ impl Moving {
         }
     }
 
+    /// Frozen and dumped; nothing reaches the destination's registry.
+    async fn stop_the_transfer(&mut self) {
+        let (kubelet, registry) = (Part::Kubelet("n1").pids(), Part::Registry("n2").pids());
+        // It makes the checkpoints.
+        self.stop(kubelet.clone());
+        self.namespace.until_phase(&self.name(), Phase::Checkpointing).await;
+        self.stop(registry);
+        signal_all(&kubelet, "CONT");
+        self.migration = self.namespace.until_phase(&self.name(), Phase::Transferring).await;
+    }
+
     fn stop(&mut self, pids: Vec<u32>) {
         assert!(!pids.is_empty(), "what is to be stopped does not run");
         signal_all(&pids, "STOP");
@@ -125,6 +130,9 @@ impl Moving {
 
     /// Lets what was stopped run again; what has been killed meanwhile is left alone.
     pub fn go_on(&mut self) {
+        if std::mem::take(&mut self.pulls_are_off) {
+            drop(lab::try_lab(&["exec", "n2", "nft", "delete", "table", "inet", "no-pulls"]));
+        }
         let stopped = std::mem::take(&mut self.stopped);
         if !stopped.is_empty() {
             signal_all(&stopped, "CONT");
