@@ -9,6 +9,7 @@ pub mod attest;
 pub mod criu;
 pub mod election;
 pub mod extender;
+pub mod fan_out;
 pub mod ids;
 pub mod image;
 pub mod keys;
