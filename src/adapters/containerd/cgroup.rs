@@ -26,13 +26,27 @@ pub(super) fn cpu_nanos(root: &Path, cgroups_path: &str) -> io::Result<u64> {
     micros.map(|micros| micros.saturating_mul(1000)).ok_or_else(|| io::Error::other("cpu.stat has no usage_usec"))
 }
 
-/// Whether the cgroup is there and nothing is in it or below it, whichever PID namespace it is of: the pids controller counts also what is being forked or
-/// has not been reaped (kernel documentation, "Process Number Controller"). An error of kind `NotFound` where it is not there, or where nothing counts.
+/// Whether nothing is in the cgroup or below it, of one that was there, whichever PID namespace it is of: the pids controller counts also what is being
+/// forked or has not been reaped (kernel documentation, "Process Number Controller"). A cgroup with a process cannot be removed, so one that is there no
+/// more has none; its parent must be there, which shows that it was looked for in the right place.
+///
+/// # Errors
+/// Of kind `NotFound` where neither it nor its parent is there, or where nothing counts.
 pub(super) fn is_empty(root: &Path, cgroups_path: &str) -> io::Result<bool> {
     let folder = folder(cgroups_path);
-    let found = [root.join("pids"), root.to_owned()].into_iter().map(|root| root.join(&folder).join("pids.current"));
-    let counted = found.into_iter().find(|path| path.exists()).ok_or(io::ErrorKind::NotFound)?;
-    Ok(std::fs::read_to_string(counted)?.trim() == "0")
+    let counted = |folder: &Path| {
+        let found = [root.join("pids"), root.to_owned()].into_iter().map(|root| root.join(folder).join("pids.current"));
+        found.into_iter().find(|path| path.exists())
+    };
+    match counted(&folder) {
+        Some(count) => Ok(std::fs::read_to_string(count)?.trim() == "0"),
+        None => folder
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .and_then(counted)
+            .map(|_| true)
+            .ok_or_else(|| io::ErrorKind::NotFound.into()),
+    }
 }
 
 /// The folder of a cgroup: a path as it is (cgroupfs driver), or `slice:prefix:name` (systemd driver), where each dash of the slice is a level.
@@ -72,13 +86,16 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_that_is_not_there_is_not_empty() {
+    fn a_cgroup_that_is_there_no_more_has_nothing_in_it() {
         let root = tempfile::tempdir().unwrap();
-        for (folder, count) in [("pids/a", "0\n"), ("pids/b", "2\n"), ("c", "0\n")] {
+        for (folder, count) in [("pids/a", "0\n"), ("pids/b", "2\n"), ("c", "0\n"), ("pids/pod", "3\n")] {
             std::fs::create_dir_all(root.path().join(folder)).unwrap();
             std::fs::write(root.path().join(folder).join("pids.current"), count).unwrap();
         }
         assert!(is_empty(root.path(), "/a").unwrap() && !is_empty(root.path(), "/b").unwrap() && is_empty(root.path(), "/c").unwrap());
-        assert_eq!(is_empty(root.path(), "/d").unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert!(is_empty(root.path(), "/pod/container").unwrap(), "removed, and its pod's is there");
+        for elsewhere in ["/d", "/other/container"] {
+            assert_eq!(is_empty(root.path(), elsewhere).unwrap_err().kind(), io::ErrorKind::NotFound, "{elsewhere}");
+        }
     }
 }
