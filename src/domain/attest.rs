@@ -179,7 +179,9 @@ pub enum DestinationAction {
 #[must_use]
 pub fn destination_next(status: &MigrationStatus, own: &AttestationStatus, source: &AttestationStatus) -> DestinationAction {
     match status.verdict {
-        // R18: until the original is seen running again the checkpoint here is the copy that a loss of its node would leave.
+        // R18: until the original is seen running again the checkpoint here is the copy that a loss of its node would leave. One that was deleted runs
+        // again as the fallback, and its agent collects the archives only once that is confirmed.
+        Some(Verdict::Rollback) if status.fallback.is_some() && source.cleaned.is_none() => DestinationAction::Wait,
         Some(Verdict::Rollback) if source.frozen.is_some() && source.thawed.is_none() && source.ended.is_none() => DestinationAction::Wait,
         Some(Verdict::Rollback) if own.cleaned.is_none() => DestinationAction::CleanAfterRollback,
         Some(Verdict::Commit) if own.confirmed.is_none() && status.resolved.is_some() => DestinationAction::StartCold,
@@ -219,15 +221,20 @@ pub enum FallbackAction {
 }
 
 /// What the source node's agent does next for the pod that goes on from the kept archive (R13). It has a verdict from the start: Rollback.
+///
+/// R4, R17: it confirms only what the manager has written down as restored, its pod being there by then. A kubelet may hear late of a deletion, and with the
+/// confirmation the archives go.
 #[must_use]
 pub fn fallback_next(status: &MigrationStatus, own: &AttestationStatus) -> FallbackAction {
-    if status.verdict != Some(Verdict::Rollback) || status.fallback.as_ref().is_none_or(|fallback| fallback.uid.is_empty()) {
+    let Some(fallback) = status.fallback.as_ref().filter(|it| status.verdict == Some(Verdict::Rollback) && !it.uid.is_empty()) else {
         return FallbackAction::Wait;
-    }
+    };
     if own.prepared.is_none() {
         FallbackAction::Prepare
     } else if own.restored.is_none() {
         FallbackAction::Restore
+    } else if own.confirmed.is_none() && fallback.containers.is_empty() {
+        FallbackAction::Wait
     } else if own.confirmed.is_none() {
         FallbackAction::Confirm
     } else if own.cleaned.is_none() {
@@ -319,8 +326,13 @@ mod tests {
         assert_eq!(destination_next(&rollback, &own, &never_frozen), DestinationAction::CleanAfterRollback);
         let frozen = AttestationStatus { frozen: Some(Frozen { at: at(), containers: vec![] }), ..Default::default() };
         assert_eq!(destination_next(&rollback, &own, &frozen), DestinationAction::Wait);
-        let thawed = AttestationStatus { thawed: Some(At { at: at() }), ..frozen };
+        let thawed = AttestationStatus { thawed: Some(At { at: at() }), ..frozen.clone() };
         assert_eq!(destination_next(&rollback, &own, &thawed), DestinationAction::CleanAfterRollback);
+        let fallen = MigrationStatus { fallback: Some(crate::api::migration::ReplacementStatus::default()), ..rollback };
+        let ended = AttestationStatus { ended: Some(At { at: at() }), ..frozen };
+        assert_eq!(destination_next(&fallen, &own, &ended), DestinationAction::Wait, "the node that has the archive may still be lost");
+        let collected = AttestationStatus { cleaned: Some(At { at: at() }), ..ended };
+        assert_eq!(destination_next(&fallen, &own, &collected), DestinationAction::CleanAfterRollback, "the fallback is confirmed");
     }
 
     #[test]
@@ -364,6 +376,8 @@ mod tests {
         own.prepared = Some(Prepared { at: at(), push_address: String::new(), pull_address: String::new() });
         assert_eq!(fallback_next(&status, &own), FallbackAction::Restore);
         own.restored = Some(Restored { at: at(), containers: vec![] });
+        assert_eq!(fallback_next(&status, &own), FallbackAction::Wait, "the manager may know that its pod is being deleted");
+        status.fallback.as_mut().unwrap().containers.push(crate::api::migration::RestoredContainer::default());
         assert_eq!(fallback_next(&status, &own), FallbackAction::Confirm);
         own.confirmed = Some(At { at: at() });
         assert_eq!(fallback_next(&status, &own), FallbackAction::Clean);

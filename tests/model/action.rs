@@ -2,7 +2,11 @@
 
 use std::fmt;
 
-use crate::{decide::Clock, faults::Node, state::Resolve};
+use crate::{
+    decide::Clock,
+    faults::Node,
+    state::{MOST, Resolve},
+};
 
 /// One step of the world.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -18,6 +22,12 @@ pub enum Action {
     DestinationLooks,
     DestinationSteps,
     DestinationSweeps,
+    FallbackLooks,
+    FallbackSteps,
+    FallbackSweeps,
+    FallbackIsKilled,
+    FallbackIsRemoved,
+    PlaceholderGoes,
     KubeletSyncs(Node),
     KubeletKills(Node),
     KubeletRemoves(Node),
@@ -53,6 +63,7 @@ pub enum Action {
     DeletesMigration,
     DeletesSource { force: bool },
     DeletesReplacement { force: bool },
+    DeletesFallback { force: bool },
     HandOnSource,
     AnotherMigration,
 }
@@ -80,9 +91,21 @@ impl Action {
                 | A::DeletesMigration
                 | A::DeletesSource { .. }
                 | A::DeletesReplacement { .. }
+                | A::DeletesFallback { .. }
                 | A::HandOnSource
                 | A::AnotherMigration
         )
+    }
+
+    /// Whether it is a fault of the destination, with which a fallback has little to do.
+    pub fn is_at_the_destination(self) -> bool {
+        use Action as A;
+        match self {
+            A::AgentDies(node) | A::PowerFails(node) | A::IsLost(node) | A::Cut(node) | A::KubeletRestarts(node) => node == Node::Destination,
+            A::RestoreIsKilled(c) | A::ProgramEnds(c) => c < MOST,
+            A::IsReinstalled | A::BlobsVanish => true,
+            _ => false,
+        }
     }
 
     /// Whether it belongs to the course that must lead to an end by itself: no fault, nobody sleeps for ever, and no person is needed.
@@ -108,11 +131,18 @@ impl fmt::Display for Action {
             A::DestinationLooks => "the destination's agent looks and decides on its next step",
             A::DestinationSteps => "the destination's agent does the next write of its step",
             A::DestinationSweeps => "the destination's agent removes the claims and blobs that nobody needs",
+            A::FallbackLooks => "the source node's agent looks after the fallback and decides on its next step",
+            A::FallbackSteps => "the source node's agent does the next write of its step for the fallback",
+            A::FallbackSweeps => "the source node's agent removes the claims and blobs that no fallback needs",
+            A::FallbackIsKilled => "the source node's kubelet kills a fallback that is being deleted or that it does not know",
+            A::FallbackIsRemoved => "the source node's kubelet confirms that nothing of the fallback is left",
+            A::PlaceholderGoes => "the destination's kubelet confirms that nothing of the placeholder is left",
             A::SourceRestartsInPlace => "the source's kubelet restarts the dead container in place",
             A::NodeStatus => "the node controller writes whether the destination is Ready",
             A::DeadlinePasses => "spec.deadlineSeconds pass",
             A::TimePasses(Clock::Phase) => "the phase lasts longer than every limit",
             A::TimePasses(Clock::Revocation) => "the destination has been asked to revoke for longer than the manager's patience",
+            A::TimePasses(Clock::Ended) => "since the end of the source more time passes than the destination has for its replacement",
             A::BudgetEnds => "spec.freezeBudgetSeconds pass",
             A::PersonResolves(Resolve::Source) => "a person types: drover resolve --prefer source",
             A::PersonResolves(Resolve::SourceSinceDestinationIsDown) => {
@@ -131,6 +161,8 @@ impl fmt::Display for Action {
             A::DeletesSource { force: true } => "FAULT: a user force-deletes the source pod",
             A::DeletesReplacement { force: false } => "FAULT: a user deletes the replacement",
             A::DeletesReplacement { force: true } => "FAULT: a user force-deletes the replacement",
+            A::DeletesFallback { force: false } => "FAULT: a user deletes the fallback, or the placeholder",
+            A::DeletesFallback { force: true } => "FAULT: a user force-deletes the fallback, or the placeholder",
             A::HandOnSource => "FAULT: somebody resumes or pauses the source by hand",
             A::AnotherMigration => "FAULT: another Migration of the same pod freezes it",
             _ => return self.with_place(f),
@@ -146,11 +178,11 @@ impl Action {
             A::KubeletSyncs(node) => write!(f, "the {node}'s kubelet reads its pods from the API server"),
             A::KubeletKills(node) => write!(f, "the {node}'s kubelet kills what is being deleted or what it does not know"),
             A::KubeletRemoves(node) => write!(f, "the {node}'s kubelet confirms that nothing of the pod is left"),
-            A::Makes(c) => write!(f, "the destination's kubelet makes container {c} of the replacement"),
-            A::Starts(c) => write!(f, "runc asks the gate and starts or restores container {c}"),
-            A::CriuComplains(c) => write!(f, "CRIU logs an error about container {c} that ends nothing"),
-            A::CriuResumes(c) => write!(f, "CRIU resumes container {c}: the copy executes"),
-            A::CriuRefuses(c) => write!(f, "CRIU refuses container {c} before the point of resumption"),
+            A::Makes(c) => write!(f, "the kubelet makes container {}", copy(c)),
+            A::Starts(c) => write!(f, "runc asks the gate and starts or restores container {}", copy(c)),
+            A::CriuComplains(c) => write!(f, "CRIU logs an error about container {} that ends nothing", copy(c)),
+            A::CriuResumes(c) => write!(f, "CRIU resumes container {}: the copy executes", copy(c)),
+            A::CriuRefuses(c) => write!(f, "CRIU refuses container {} before the point of resumption", copy(c)),
             A::PodsAreCollected(node) => write!(f, "the {node} is gone from the cluster, and the collector removes its pod"),
             A::Boots(node) => write!(f, "the {node} boots"),
             A::Heals(node) => write!(f, "the {node} reaches the API server again"),
@@ -159,9 +191,14 @@ impl Action {
             A::IsLost(node) => write!(f, "FAULT: the {node} is lost for ever, with its disk"),
             A::Cut(node) => write!(f, "FAULT: the {node} is cut off from the API server"),
             A::KubeletRestarts(node) => write!(f, "FAULT: the {node}'s kubelet restarts"),
-            A::RestoreIsKilled(c) => write!(f, "FAULT: the restore of container {c} is killed from outside"),
-            A::ProgramEnds(c) => write!(f, "FAULT: container {c} of the copy ends by itself"),
+            A::RestoreIsKilled(c) => write!(f, "FAULT: the restore of container {} is killed from outside", copy(c)),
+            A::ProgramEnds(c) => write!(f, "FAULT: container {} ends by itself", copy(c)),
             other => write!(f, "{other:?}"),
         }
     }
+}
+
+/// Containers of the fallback have the numbers after those of the replacement.
+fn copy(c: usize) -> String {
+    if c < MOST { format!("{c} of the replacement") } else { format!("{} of the fallback", c - MOST) }
 }

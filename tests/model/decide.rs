@@ -2,50 +2,30 @@
 //! or the answer, never the product.
 
 mod agents;
+mod manager;
 mod pretend;
 
 use drover::{
-    api::{MigrationStatus, Phase, Role, Verdict, migration::InDoubt},
-    domain::{
-        admission::{self, Change, Requester, World as Cluster},
-        keys,
-        migration::{self, Effect, Observed, Step},
-    },
+    api::{MigrationStatus, Phase, Verdict, migration::InDoubt},
+    domain::admission::{self, Change, Requester, World as Cluster},
 };
 
 pub use agents::Found;
+pub use manager::Seen;
+use manager::answer;
 pub use pretend::pushed;
 use pretend::{as_if_confirmed, as_if_proved, as_if_voted};
 
 use crate::{
     intern::{Id, Memo, STATUSES, WORDS},
     model::Drover,
-    objects::{self, NOW},
+    objects::{self, Made, NOW},
     rules::Rule,
     state::{Age, Decision, Eff, Mig, Object, Replacement, World},
 };
 
-/// What a manager reads besides the Migration.
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct Seen {
-    mig: Mig,
-    source_says: Option<Id>,
-    destination_says: Option<Id>,
-    source_pod: Object,
-    locked: bool,
-    replacement: Option<Replacement>,
-    credentials: bool,
-    overdue: bool,
-    node_ready: bool,
-    n: usize,
-    /// [`Drover::impatient`], as preflight sees it.
-    impatient: bool,
-    policy: u8,
-    failed: bool,
-}
-
 static ADVANCE: Memo<Seen, Option<Decision>> = Memo::new();
-static CLAIMS: Memo<(Mig, Replacement, usize), Option<bool>> = Memo::new();
+static CLAIMS: Memo<(Mig, Made, Replacement, usize), Option<bool>> = Memo::new();
 
 /// How often the product was asked something new.
 pub fn questions() -> usize {
@@ -69,6 +49,9 @@ impl Drover {
         if self.off(Rule::ReleaseNeedsTheVote) {
             source_says = source_says.map(|id| as_if_voted(id, self.n));
         }
+        if world.first.ended_long_ago {
+            source_says = source_says.map(ended_long_ago);
+        }
         let mut destination_says = world.destination_says;
         if self.off(Rule::Confirmation) && mig.status().verdict == Some(Verdict::Commit) {
             destination_says = destination_says.map(as_if_confirmed);
@@ -80,7 +63,8 @@ impl Drover {
             mig,
             source_says,
             destination_says,
-            source_pod: world.source_pod,
+            named: world.named(self.keeps_name()),
+            source_deleting: world.source_pod == Object::Deleting,
             locked: world.locked,
             replacement: world.replacement,
             credentials: world.credentials,
@@ -90,6 +74,11 @@ impl Drover {
             impatient: self.impatient && !self.off(Rule::ProbesFit),
             policy: self.in_doubt as u8,
             failed,
+            keep_name: self.keeps_name(),
+            gates: [true, true],
+            placeholder: world.first.placeholder,
+            template: world.first.template,
+            fallback_says: world.first.fallback.as_ref().and_then(|it| it.says),
         }
     }
 
@@ -97,7 +86,14 @@ impl Drover {
         let status = mig.status();
         if self.off(Rule::Finalizer) && answer == Some(Decision::Effects([Some(Eff::AddFinalizer), None])) {
             let pretended = Mig { finalizer: true, ..mig };
-            return *ADVANCE.ask(self.seen(world, pretended, false), crate::decide::answer);
+            return *ADVANCE.ask(self.seen(world, pretended, false), manager::answer);
+        }
+        if self.off(Rule::PointOfNoReturn) && status.phase == Phase::SourceDeleting {
+            let earlier = MigrationStatus { phase: Phase::AwaitingReadiness, ..status.clone() };
+            let pretended = Mig { status: STATUSES.put(earlier), ..mig };
+            let undone = *ADVANCE.ask(self.seen(world, pretended, false), manager::answer);
+            let undone = undone.filter(|it| matches!(it, Decision::Write(id) if STATUSES.get(*id).verdict == Some(Verdict::Rollback)));
+            return undone.or(answer);
         }
         if let Some(Decision::Write(id)) = answer
             && self.off(Rule::ReleaseIsAnIntent)
@@ -117,15 +113,16 @@ impl Drover {
     }
 
     /// The webhook's answer to a claim: whether it writes the images; none where it refuses.
-    pub fn webhook(&self, mig: Mig, replacement: Replacement) -> Option<bool> {
+    pub fn webhook(&self, mig: Mig, kind: Made, pod: Replacement) -> Option<bool> {
         if self.off(Rule::ReleaseIsAnIntent) {
             return Some(true);
         }
-        *CLAIMS.ask((mig, replacement, self.n), |(mig, replacement, n)| {
-            let old = objects::replacement_pod(*replacement, mig.status(), *mig, *n);
-            let new = objects::replacement_pod(Replacement { claimed: true, ..*replacement }, mig.status(), *mig, *n);
+        *CLAIMS.ask((mig, kind, pod, self.n), |(mig, kind, pod, n)| {
+            let old = objects::made_pod(*kind, *pod, true, *mig, *n);
+            let new = objects::made_pod(*kind, Replacement { claimed: true, ..*pod }, true, *mig, *n);
             let requester = Requester { username: "manager".into(), is_manager: true };
-            let cluster = Cluster { migrations: vec![objects::migration(*mig, false, InDoubt::HoldFrozen)], ..Cluster::unseen(*NOW) };
+            let migration = objects::migration(*mig, false, InDoubt::HoldFrozen, mig.status().placeholder.is_some());
+            let cluster = Cluster { migrations: vec![migration], ..Cluster::unseen(*NOW) };
             match admission::decide(Change::Update { old: &old, new: &new }, &requester, &cluster) {
                 admission::Decision::Allow { patch, .. } => Some(!patch.0.is_empty()),
                 admission::Decision::Deny { .. } => None,
@@ -134,79 +131,13 @@ impl Drover {
     }
 }
 
-const POLICIES: [InDoubt; 3] = [InDoubt::HoldFrozen, InDoubt::PreferSource, InDoubt::PreferDestination];
-
-fn answer(seen: &Seen) -> Option<Decision> {
-    let status = seen.mig.status();
-    let migration = objects::migration(seen.mig, seen.overdue, POLICIES[usize::from(seen.policy)]);
-    let observed = Observed {
-        blockers: if status.phase == Phase::Preflight { objects::blockers(&migration, seen.impatient, seen.n) } else { vec![] },
-        source: objects::source_pod(seen.source_pod, seen.locked, seen.n),
-        replacement: seen.replacement.map(|it| objects::replacement_pod(it, status, seen.mig, seen.n)).filter(|_| status.phase >= Phase::Preparing),
-        source_attestation: seen.source_says.map(|id| objects::attestation(Role::Source, WORDS.get(id))),
-        destination_attestation: seen.destination_says.map(|id| objects::attestation(Role::Destination, WORDS.get(id))),
-        source_gated: true,
-        destination_gated: true,
-        destination_ready: (status.phase >= Phase::Preparing).then_some(seen.node_ready),
-        fresh_repository: format!("{}{}", keys::REPOSITORY_PREFIX, "0".repeat(32)),
-        replacement_name: keys::replacement_name("p", objects::MIGRATION),
-        pull_credentials_left: status.phase == Phase::Finishing && seen.credentials,
-        ..Observed::default()
-    };
-    let step = if seen.failed {
-        migration::effect_failed(&migration, &observed, "the webhook refuses it", *NOW)
-    } else {
-        migration::advance(&migration, &observed, *NOW)
-    };
-    decision(step)
-}
-
-fn decision(step: Step) -> Option<Decision> {
-    assert!(step.status.is_none() || step.effects.is_empty(), "a step writes or acts, never both");
-    if let Some(status) = step.status {
-        return Some(Decision::Write(STATUSES.put(without_times(status))));
-    }
-    let mut effects = step.effects.iter().map(compact);
-    let pair = [effects.next(), effects.next()];
-    assert!(effects.next().is_none(), "the model knows steps of at most two effects");
-    pair[0].map(|_| Decision::Effects(pair))
-}
-
-/// Only the times that a decision depends on: of the phase that lasts, and of the revocation.
-fn without_times(mut status: MigrationStatus) -> MigrationStatus {
-    let last = status.phases.pop();
-    status.phases = last.into_iter().collect();
-    for condition in &mut status.conditions {
-        condition.last_transition_time.0 = *NOW;
-    }
-    status
-}
-
-fn compact(effect: &Effect) -> Eff {
-    match effect {
-        Effect::AddFinalizer => Eff::AddFinalizer,
-        Effect::RemoveFinalizer => Eff::RemoveFinalizer,
-        Effect::Lock { .. } => Eff::Lock,
-        Effect::Unlock { .. } => Eff::Unlock,
-        Effect::CreateAttestation { role: Role::Source, .. } => Eff::AttestationOfSource,
-        Effect::CreateAttestation { role: Role::Destination, .. } => Eff::AttestationOfDestination,
-        Effect::LayOutPullCredentials => Eff::LayOutCredentials,
-        Effect::RemovePullCredentials => Eff::RemoveCredentials,
-        Effect::CreateReplacement => Eff::CreateReplacement,
-        Effect::Claim { uid } => Eff::Claim(objects::replacement_number(uid)),
-        Effect::RewriteImages { uid } => Eff::RewriteImages(objects::replacement_number(uid)),
-        Effect::DeleteReplacement { uid, force } => Eff::DeleteReplacement(objects::replacement_number(uid), *force),
-        Effect::DeleteSource { .. } => Eff::DeleteSource,
-        Effect::DeleteMigration => unreachable!("the model's Migration has no time to live"),
-        other => unreachable!("{other:?}: the model has no pods that go source-first"),
-    }
-}
-
 /// What of a status grows old.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Clock {
     Phase,
     Revocation,
+    /// Since the source, which goes first, has ended.
+    Ended,
 }
 
 /// The same status when its time is over; none where nothing grows old.
@@ -218,9 +149,21 @@ pub fn aged(id: Id, clock: Clock) -> Option<Id> {
         let moment = match clock {
             Clock::Phase => status.phases.last_mut().map(|timing| &mut timing.started_at),
             Clock::Revocation => status.revocation.as_mut().map(|asked| &mut asked.at),
+            Clock::Ended => None,
         };
         let moment = moment.filter(|moment| moment.0 != old)?;
         moment.0 = old;
         Some(STATUSES.put(status))
+    })
+}
+
+/// What the source says, when that is long ago.
+fn ended_long_ago(said: Id) -> Id {
+    static AGED: Memo<Id, Id> = Memo::new();
+    *AGED.ask(said, |said| {
+        let mut words = WORDS.get(*said).clone();
+        let moments = [words.ended.as_mut(), words.cleaned.as_mut()];
+        moments.into_iter().flatten().for_each(|moment| moment.at.0 = objects::at(Age::Old));
+        WORDS.put(words)
     })
 }

@@ -1,9 +1,12 @@
 //! The destination's agent, as `agent/destination/*.rs` does it, write by write.
 
+mod doubt;
+mod first;
+
 use drover::{
     api::{
-        AttestationStatus, Verdict,
-        attestation::{At, ClosedClaim, Died, NeverStarted, Prepared, Remark, Restored},
+        AttestationStatus, MigrationStatus, Verdict,
+        attestation::{At, Remark, Restored},
     },
     markers::Claim,
 };
@@ -11,9 +14,9 @@ use drover::{
 use crate::{
     cel::attestation_allows,
     decide::{self, Found},
-    intern::{WORDS, with_word},
+    intern::with_word,
     model::Drover,
-    objects::{self, NAMES},
+    objects,
     rules::Rule,
     state::{Container, DestinationStep, Doing, Img, Log, Mig, View, World},
 };
@@ -26,6 +29,8 @@ enum Each {
     Remove,
     Close,
     Open,
+    /// revoke.rs `let_start`.
+    LetStart,
 }
 
 impl Drover {
@@ -43,16 +48,12 @@ impl Drover {
                 Err(done) => return done,
             },
             DestinationStep::Confirm if world.destination.view == View::Unsynced => return None,
-            DestinationStep::Confirm => match self.unconfirmed(world, mig) {
-                Some(message) => return self.attests_failure(world, message),
-                None => (DestinationStep::Confirm, 0),
-            },
-            DestinationStep::StartCold if self.is_out_of_reach(world) && !self.is_disarmed(world) && !self.none_awaits_its_restore(world, mig) => {
-                return None;
-            }
-            DestinationStep::StartCold if self.is_disarmed(world) && !self.all_run(world, mig) => return None,
+            DestinationStep::Confirm if self.unconfirmed(world, mig) => return self.attests_failure(world),
+            DestinationStep::StartCold if !self.may_start_cold(world, mig) => return None,
             // A rollback is cleaned again and again until the kubelet has forgotten the pod: only where something is left to do.
-            DestinationStep::CleanAfterRollback if !self.nothing_left(world) && self.is_clean(world) => return None,
+            DestinationStep::CleanAfterRollback if !self.nothing_left_of_any(world) && self.is_clean(world) => return None,
+            DestinationStep::Arm if !self.is_worth_arming(world, mig) => return None,
+            DestinationStep::PrepareFallback if !self.is_worth_preparing(world) => return None,
             DestinationStep::Verify if !self.holds_what_was_voted(world) => return None,
             what => (what, 0),
         };
@@ -62,46 +63,23 @@ impl Drover {
 
     /// restore.rs `restore`, up to the first write: what is to be done, or that it was done or nothing is to be.
     fn looks_for_the_restore(&self, world: &mut World, mig: Mig) -> Result<DestinationStep, Option<()>> {
-        let message = match self.judge(world, mig) {
-            Found::NotYet => return Err(None),
-            Found::Cold(message) => return Err(self.attests_cold(world, message)),
-            Found::Wrong(message) => message.as_str(),
-            Found::Restored(_) if !self.all_taken(world) => "a container runs without having been let through by the gate",
-            Found::Restored(_) => return Ok(DestinationStep::Restore),
-        };
-        Err(self.attests_failure(world, message))
-    }
-
-    /// revoke.rs `revoke`, up to the first write: a claim that was taken needs its proof; without one the restore is looked for, and then its end.
-    fn looks_for_revocation(&self, world: &mut World, mig: Mig) -> Result<(DestinationStep, u8), Option<()>> {
-        let taken: Vec<usize> = (0..self.n).filter(|c| world.destination.containers[*c].claim == Some(Claim::Taken)).collect();
-        if !taken.is_empty() && world.destination.view == View::Unsynced {
-            return Err(None);
+        match self.judge(world, mig) {
+            Found::NotYet => Err(None),
+            Found::Cold(message) => Err(self.attests_cold(world, message)),
+            Found::Restored(_) if self.all_taken(world) => Ok(DestinationStep::Restore),
+            // Wrong, or it runs without having been let through by the gate.
+            Found::Wrong | Found::Restored(_) => Err(self.attests_failure(world)),
         }
-        let (refused, unproved): (Vec<usize>, Vec<usize>) = taken.into_iter().partition(|c| self.refused(world, mig, *c));
-        let bits = |of: &[usize]| of.iter().fold(0, |bits, c| bits | 1 << c);
-        if unproved.is_empty() {
-            return Ok((DestinationStep::Revoke, bits(&refused)));
-        }
-        let own = world.destination_says.map(|id| WORDS.get(id)).ok_or(None)?;
-        if own.restored.is_none() && own.cold_started.is_none() {
-            match self.looks_for_the_restore(world, mig) {
-                Err(None) => {}
-                restore => return restore.map(|step| (step, 0)),
-            }
-        }
-        let over = unproved.iter().all(|c| self.is_over(world, *c));
-        if over { Ok((DestinationStep::End, bits(&refused) | bits(&unproved))) } else { Err(None) }
     }
 
     /// A base image that cannot be pulled, a registry that does not answer: before the release that ends the migration.
     pub fn destination_fails(&self, world: &mut World) -> Option<()> {
         let doing = world.destination.doing.filter(|_| reachable(world).is_some())?;
-        if !matches!(doing.what, DestinationStep::Prepare | DestinationStep::Verify) {
+        if !matches!(doing.what, DestinationStep::Prepare | DestinationStep::Verify | DestinationStep::Arm | DestinationStep::PrepareFallback) {
             return None;
         }
         world.destination.doing = None;
-        self.attests_failure(world, "cannot be prepared")
+        self.attests_failure(world)
     }
 
     /// The next write of the step that is being taken.
@@ -110,10 +88,11 @@ impl Drover {
         let n = u8::try_from(self.n).expect("few containers");
         let stage = doing.stage;
         match doing.what {
-            DestinationStep::Prepare if stage < n => self.each(world, Each::Arm, stage),
-            DestinationStep::Prepare => self.attests(world, "prepared", |said| {
-                said.prepared = Some(Prepared { at: objects::now(), push_address: "n2:1".into(), pull_address: String::new() });
-            }),
+            // A same-name replacement does not exist yet; its placeholder needs no claims.
+            DestinationStep::Prepare if stage < n && !self.keeps_name() => self.each(world, Each::Arm, stage),
+            DestinationStep::Prepare => self.attests_prepared(world),
+            DestinationStep::Arm => self.arm(world, stage, n),
+            DestinationStep::PrepareFallback => self.prepare_fallback(world, stage, n),
             DestinationStep::Verify => self.attests(world, "ready", |said| said.ready = Some(decide::pushed(self.n))),
             DestinationStep::Restore => self.restore(world, stage, n),
             DestinationStep::Revoke => self.revoke(world, doing, n),
@@ -130,11 +109,13 @@ impl Drover {
                 _ => self.attests(world, "cleaned", |said| said.cleaned = Some(At { at: objects::now() })),
             },
             DestinationStep::CleanAfterRollback => match stage {
-                _ if stage < n => self.each(world, Each::Close, stage),
+                _ if stage < n && self.knows_its_pod(world) => self.each(world, Each::Close, stage),
+                _ if stage < n => self.goes_on(world),
                 _ if stage < 2 * n => self.each(world, Each::Remove, stage - n),
                 _ if stage == 2 * n => self.purges(world, true),
-                _ if stage == 2 * n + 1 && !self.nothing_left(world) => world.destination.doing = None,
-                _ if stage == 2 * n + 1 => self.disarms(world),
+                _ if stage == 2 * n + 1 && !self.nothing_left_of_any(world) => world.destination.doing = None,
+                _ if stage == 2 * n + 1 && self.knows_its_pod(world) => self.disarms(world),
+                _ if stage == 2 * n + 1 => self.goes_on(world),
                 _ => self.attests(world, "cleaned", |said| said.cleaned = Some(At { at: objects::now() })),
             },
         }
@@ -166,102 +147,6 @@ impl Drover {
         }
     }
 
-    /// revoke.rs `revoke`: for each container the proof, then the rename; then the names of the image; then the word.
-    fn revoke(&self, world: &mut World, doing: Doing, n: u8) {
-        let stage = doing.stage;
-        if stage < 2 * n {
-            let c = usize::from(stage / 2);
-            let proved = doing.of & (1 << c) != 0;
-            let container = &mut world.destination.containers[c];
-            if stage.is_multiple_of(2) {
-                container.proof |= proved;
-            } else if !self.off(Rule::RevocationIsWritten) {
-                let (from, to) = if proved { (Claim::Taken, Claim::Failed) } else { (Claim::Waiting, Claim::Revoked) };
-                advance(container, from, to);
-                let closed =
-                    matches!(container.claim, Some(Claim::Revoked | Claim::Failed)) && (container.claim == Some(Claim::Revoked) || container.proof);
-                let missing = container.claim.is_none() && self.off(Rule::MissingIsUnknown);
-                if !closed && !missing {
-                    return world.destination.doing = None;
-                }
-            }
-            self.goes_on(world);
-        } else if stage < 3 * n {
-            self.each(world, Each::Remove, stage - 2 * n);
-        } else {
-            let claims = world.destination.containers;
-            let closed = NAMES[..self.n].iter().zip(claims).map(|(name, container)| {
-                let failed = container.claim == Some(Claim::Failed);
-                ClosedClaim {
-                    name: (*name).into(),
-                    state: if failed { "failed" } else { "revoked" }.into(),
-                    proof: if failed { "Error (criu/mount.c:1): mnt: No mapping for 7".into() } else { String::new() },
-                }
-            });
-            let containers = closed.collect();
-            self.attests(world, &format!("never started {containers:?}"), |said| {
-                said.never_started = Some(NeverStarted { at: objects::now(), containers });
-            });
-        }
-    }
-
-    fn is_disarmed(&self, world: &World) -> bool {
-        world.destination.containers[..self.n].iter().all(|c| c.claim.is_none())
-    }
-
-    fn is_out_of_reach(&self, world: &World) -> bool {
-        world.destination.containers[..self.n].iter().all(|c| c.tag == Some(Img::Base) && !c.store)
-    }
-
-    /// restore.rs `attest_cold`.
-    fn attests_cold(&self, world: &mut World, message: &str) -> Option<()> {
-        let before = world.destination_says;
-        self.attests(world, &format!("cold {message}"), |said| {
-            let remark = Remark { at: objects::now(), message: message.to_owned() };
-            if said.cold_started.is_none() {
-                said.failure = Some(remark.clone());
-                said.cold_started = Some(remark);
-            }
-        });
-        (world.destination_says != before).then_some(())
-    }
-
-    /// revoke.rs `look_for_the_end`, from the closing on.
-    fn end(&self, world: &mut World, doing: Doing, n: u8) {
-        if doing.stage < n {
-            return self.each(world, Each::Close, doing.stage);
-        }
-        let claims = world.destination.containers;
-        let taken = |c: usize| claims[c].claim == Some(Claim::Taken);
-        // One may have been taken between the look and the closing.
-        if (0..self.n).any(|c| taken(c) && doing.of & (1 << c) == 0) {
-            return world.destination.doing = None;
-        }
-        let containers = NAMES[..self.n].iter().zip(claims).filter_map(|(name, container)| {
-            Some(ClosedClaim { name: (*name).into(), state: container.claim?.as_str().into(), proof: String::new() })
-        });
-        let containers = containers.collect();
-        self.attests(world, &format!("died {containers:?}"), |said| said.died = Some(Died { at: objects::now(), containers }));
-    }
-
-    /// restore.rs `start_cold`: the checkpoint goes out of reach, then the claims.
-    fn start_cold(&self, world: &mut World, stage: u8, n: u8) {
-        let Some(mig) = world.migration else { return world.destination.doing = None };
-        match stage {
-            0 if self.is_disarmed(world) => world.destination.doing = Some(Doing { what: DestinationStep::StartCold, stage: 2 * n + 1, of: 0 }),
-            _ if stage < 2 * n => self.each(world, if stage.is_multiple_of(2) { Each::Repoint } else { Each::Remove }, stage / 2),
-            _ if stage == 2 * n && !self.none_awaits_its_restore(world, mig) => world.destination.doing = None,
-            _ if stage == 2 * n => self.disarms(world),
-            _ if !self.all_run(world, mig) => world.destination.doing = None,
-            _ => self.attests(world, "let start cold", |said| {
-                said.confirmed = Some(At { at: objects::now() });
-                if said.restored.is_none() && said.died.is_none() {
-                    said.cold_started.get_or_insert_with(|| Remark { at: objects::now(), message: "let start from its image".to_owned() });
-                }
-            }),
-        }
-    }
-
     fn all_taken(&self, world: &World) -> bool {
         self.off(Rule::OnlyTakenCounts) || world.destination.containers[..self.n].iter().all(|c| c.claim == Some(Claim::Taken))
     }
@@ -273,8 +158,9 @@ impl Drover {
     }
 
     fn is_clean(&self, world: &World) -> bool {
-        let destination = &world.destination;
-        !destination.blobs && destination.containers[..self.n].iter().all(|c| !c.store && c.tag.is_none() && c.claim != Some(Claim::Waiting))
+        let (destination, known) = (&world.destination, self.knows_its_pod(world));
+        let is_closed = |claim| !known || claim != Some(Claim::Waiting);
+        !destination.blobs && destination.containers[..self.n].iter().all(|c| !c.store && c.tag.is_none() && is_closed(c.claim))
     }
 
     fn each(&self, world: &mut World, each: Each, c: u8) {
@@ -285,6 +171,7 @@ impl Drover {
             Each::Remove => container.store = false,
             Each::Close => advance(container, Claim::Waiting, Claim::Revoked),
             Each::Open => advance(container, Claim::Taken, Claim::Open),
+            Each::LetStart => container.claim = container.claim.and(Some(Claim::Open)),
         }
         self.goes_on(world);
     }
@@ -307,7 +194,11 @@ impl Drover {
     /// destination.rs `sweep`: what no migration and no pod of the node needs.
     pub fn destination_sweeps(&self, world: &mut World) -> Option<()> {
         reachable(world).filter(|()| world.destination.doing.is_none() && world.destination.view != View::Unsynced)?;
-        let arrives = world.status().is_some_and(|status| status.outcome.is_none() && status.replacement.as_ref().is_some_and(|r| !r.uid.is_empty()));
+        let needs = |status: &MigrationStatus| {
+            let expected = status.placeholder.is_some() || status.replacement.as_ref().is_some_and(|r| !r.uid.is_empty());
+            if world.first.turned { status.fallback.is_some() } else { expected }
+        };
+        let arrives = world.status().is_some_and(|status| status.outcome.is_none() && needs(status));
         (!listed(world) && !arrives).then_some(())?;
         let before = world.clone();
         if self.nothing_left(world) {
@@ -323,12 +214,11 @@ impl Drover {
         }
     }
 
-    fn attests_failure(&self, world: &mut World, message: &str) -> Option<()> {
+    /// Whatever the message says, it leads to the same.
+    fn attests_failure(&self, world: &mut World) -> Option<()> {
         let before = world.destination_says;
-        self.attests(world, &format!("failure {message}"), |said| {
-            if said.failure.as_ref().is_none_or(|failure| failure.message != message) {
-                said.failure = Some(Remark { at: objects::now(), message: message.to_owned() });
-            }
+        self.attests(world, "failure", |said| {
+            said.failure.get_or_insert_with(|| Remark { at: objects::now(), message: "it failed".to_owned() });
         });
         (world.destination_says != before).then_some(())
     }

@@ -12,8 +12,8 @@ use crate::{
     properties::{is_held, survives},
     rules::Rule,
     state::{
-        Age, Container, Decision, DestinationStep, Doing, Eff, Fence, Img, Journal, Log, MOST, Mig, Object, Replacement, Resolve, SourceStep,
-        SourceTask, Task, View, World,
+        Age, Container, Decision, DestinationStep, Doing, Eff, Fence, Img, Journal, Log, MOST, Mig, Object, Resolve, SourceStep, SourceTask, Task,
+        View, World,
     },
 };
 
@@ -33,6 +33,32 @@ impl fmt::Display for Node {
     }
 }
 
+/// What a node without power keeps of the copy on it.
+fn copies_lose_power(world: &mut World) {
+    let destination = &mut world.destination;
+    (destination.up, destination.doing, destination.view) = (false, None, View::Unsynced);
+    let ran = destination.containers.iter().any(|c| matches!(c.task, Task::Running { .. }));
+    for container in &mut destination.containers {
+        end(&mut container.task);
+        container.booted = container.log != Log::None;
+        // What CRIU wrote last was not on the disk yet.
+        container.log = match container.log {
+            Log::Resumed { error: true } => Log::Error,
+            Log::Resumed { error: false } => Log::Begun,
+            log => log,
+        };
+    }
+    world.past.excused |= ran && gone(world);
+}
+
+/// The same of a node whose disk is lost.
+fn copies_are_lost(world: &mut World) {
+    let destination = &mut world.destination;
+    (destination.lost, destination.cut, destination.blobs) = (true, false, false);
+    destination.containers = [Container::EMPTY; MOST];
+    world.past.excused |= gone(world) && !survives(world);
+}
+
 impl Drover {
     pub fn power_fails(&self, world: &mut World, node: Node) -> Option<()> {
         match node {
@@ -47,26 +73,23 @@ impl Drover {
                     source.task = SourceTask::Dead;
                     world.past.excused |= ordinary;
                 }
+                world.fall_back(|world| {
+                    copies_lose_power(world);
+                    Some(())
+                });
             }
             Node::Destination => {
-                let destination = &mut world.destination;
-                destination.up.then_some(())?;
-                (destination.up, destination.doing, destination.view) = (false, None, View::Unsynced);
-                let ran = destination.containers.iter().any(|c| matches!(c.task, Task::Running { .. }));
-                for container in &mut destination.containers {
-                    end(&mut container.task);
-                    container.booted = container.log != Log::None;
-                    // What CRIU wrote last was not on the disk yet.
-                    container.log = match container.log {
-                        Log::Resumed { error: true } => Log::Error,
-                        Log::Resumed { error: false } => Log::Begun,
-                        log => log,
-                    };
-                }
-                world.past.excused |= ran && gone(world);
+                world.destination.up.then_some(())?;
+                copies_lose_power(world);
             }
         }
         Some(())
+    }
+
+    /// It has one process for both of its sides.
+    pub fn source_agent_dies(&self, world: &mut World) -> Option<()> {
+        let fallback = world.first.fallback.as_mut().and_then(|it| it.node.doing.take()).map(drop);
+        world.source.doing.take().map(drop).or(fallback)
     }
 
     pub fn boots(&self, world: &mut World, node: Node) -> Option<()> {
@@ -93,12 +116,13 @@ impl Drover {
                 let ordinary = !source.journal.is_some_and(|journal| journal.vote);
                 (source.lost, source.cut, source.archive, source.journal, source.fence) = (true, false, false, None, Fence::None);
                 world.past.excused |= ordinary && !survives(world);
+                world.fall_back(|world| {
+                    copies_are_lost(world);
+                    Some(())
+                });
             }
             Node::Destination => {
-                let destination = &mut world.destination;
-                (destination.lost, destination.cut, destination.blobs) = (true, false, false);
-                destination.containers = [Container::EMPTY; MOST];
-                world.past.excused |= gone(world) && !survives(world);
+                copies_are_lost(world);
             }
         }
         Some(())
@@ -115,7 +139,15 @@ impl Drover {
     /// The pod collector removes the pods of a node that is no more.
     pub fn pods_are_collected(&self, world: &mut World, node: Node) -> Option<()> {
         match node {
-            Node::Source => (world.source.lost && world.source_pod != Object::Gone).then(|| world.source_pod = Object::Gone),
+            Node::Source if world.source.lost && world.source_pod != Object::Gone => {
+                world.source_pod = Object::Gone;
+                Some(())
+            }
+            Node::Source => {
+                let pod = &mut world.first.fallback.as_mut().filter(|_| world.source.lost)?.pod;
+                pod.take().map(drop)
+            }
+            Node::Destination if world.destination.lost && world.first.placeholder.is_some() => world.first.placeholder.take().map(drop),
             Node::Destination => (world.destination.lost && world.replacement.is_some()).then(|| world.replacement = None),
         }
     }
@@ -161,7 +193,13 @@ impl Drover {
             Node::Source => (world.source.up, &mut world.source.view),
             Node::Destination => (world.destination.up, &mut world.destination.view),
         };
-        (up && *view != View::Unsynced).then(|| *view = View::Unsynced)
+        (up && *view != View::Unsynced).then(|| *view = View::Unsynced)?;
+        if node == Node::Source
+            && let Some(fallback) = &mut world.first.fallback
+        {
+            fallback.node.view = View::Unsynced;
+        }
+        Some(())
     }
 
     /// The node controller writes down whether the destination answers.
@@ -174,13 +212,17 @@ impl Drover {
         let mig = world.migration?;
         let Some(clock) = clock else {
             // The deadline counts until the release.
-            (!world.overdue && mig.status().phase < Phase::Restoring).then_some(())?;
+            let counts = |phase| phase < Phase::SourceDeleting || self.off(Rule::PointOfNoReturn) && phase == Phase::SourceDeleting;
+            (!world.overdue && counts(mig.status().phase)).then_some(())?;
             world.overdue = true;
             return Some(());
         };
         let counts = match clock {
-            Clock::Phase => matches!(mig.status().phase, Phase::Restoring | Phase::Finishing),
+            Clock::Phase => matches!(mig.status().phase, Phase::SourceDeleting | Phase::Restoring | Phase::Finishing),
             Clock::Revocation => mig.status().phase == Phase::Restoring,
+            Clock::Ended => {
+                return (!world.first.ended_long_ago && world.awaits_destination()).then(|| world.first.ended_long_ago = true);
+            }
         };
         let status = aged(mig.status, clock).filter(|_| counts)?;
         // Nobody has written: a sleeping manager is not outdated by it.
@@ -216,7 +258,23 @@ impl Drover {
         let to = if force { Object::Gone } else { Object::Deleting };
         (world.source_pod != Object::Gone && world.source_pod != to).then_some(())?;
         world.source_pod = to;
-        world.past.excused = true;
+        // Where it goes first it is deleted anyway, and the archive stands for it.
+        let gone_first =
+            world.status().is_some_and(|status| status.is_source_first() && status.phase >= Phase::SourceDeleting && status.verdict.is_none());
+        world.past.excused |= !gone_first;
+        Some(())
+    }
+
+    /// Somebody deletes the pod that goes on from the archive; where there is none, the placeholder.
+    pub fn user_deletes_fallback(&self, world: &mut World, force: bool) -> Option<()> {
+        if world.first.fallback.is_some() {
+            return world.fall_back(|world| self.user_deletes_replacement(world, force));
+        }
+        let pod = world.first.placeholder.as_mut().filter(|pod| force || !pod.deleting)?;
+        pod.deleting = true;
+        if force {
+            world.first.placeholder = None;
+        }
         Some(())
     }
 
@@ -227,7 +285,10 @@ impl Drover {
             world.replacement = None;
         }
         // A copy that is the only one, or is about to be: the user's own hand.
-        let committed = world.status().is_some_and(|status| status.verdict == Some(Verdict::Commit));
+        let committed = world.status().is_some_and(|status| match &status.fallback {
+            Some(fallback) => !fallback.containers.is_empty(),
+            None => status.verdict == Some(Verdict::Commit),
+        });
         world.past.excused |= committed || gone(world);
         Some(())
     }
@@ -266,9 +327,9 @@ impl Drover {
     /// The webhook is away when the claim is written: the manager writes the images itself.
     pub fn claim_misses_the_webhook(&self, world: &mut World) -> Option<()> {
         let mig = world.migration?;
-        let claim = self.advance(world, mig)?;
-        let pod = world.replacement.filter(|pod| claim == Decision::Effects([Some(Eff::Claim(pod.uid)), None]))?;
-        world.replacement = Some(Replacement { claimed: true, ..pod });
+        let Some(Decision::Effects([Some(Eff::Claim(uid)), None])) = self.advance(world, mig) else { return None };
+        let pod = world.claimed_mut(uid)?;
+        pod.claimed = true;
         Some(())
     }
 }

@@ -1,8 +1,13 @@
 //! Kubelets, runtimes, CRIU and the gate.
 
-use drover::{api::Verdict, gate, markers::Claim};
+use drover::{
+    api::{MigrationStatus, Verdict},
+    gate,
+    markers::Claim,
+};
 
 use crate::{
+    faults::Node,
     intern::WORDS,
     model::Drover,
     rules::Rule,
@@ -18,12 +23,19 @@ impl Drover {
             Object::Deleting => View::Terminating,
             Object::Gone => View::Unlisted,
         };
-        (world.source.view != view).then(|| world.source.view = view)
+        let seen = (world.source.view != view).then(|| world.source.view = view);
+        // What a kubelet reads comes in one order for all of its pods.
+        seen.or(world.fall_back(|world| self.destination_syncs(world)))
     }
 
-    /// It ends what is being deleted, when the grace period is over, and what it does not know.
+    /// It ends what is being deleted, when the grace period is over, and what it does not know; then it removes what is left.
     pub fn source_kubelet_kills(&self, world: &mut World) -> Option<()> {
         let source = &mut world.source;
+        // With the gate it makes no difference before.
+        let matters = self.goes_first() && (!self.is_gated(Node::Source) || world.migration.is_none_or(|mig| mig.status().verdict.is_some()));
+        if matters && source.up && source.view == View::Unlisted && source.task == SourceTask::Dead {
+            return (!source.removed).then(|| source.removed = true);
+        }
         let doomed = source.up && matches!(source.view, View::Terminating | View::Unlisted) && source.task != SourceTask::Dead;
         doomed.then(|| source.task = SourceTask::Dead)
     }
@@ -52,7 +64,13 @@ impl Drover {
     /// The destination's kubelet reads its pods, and tells of the sandbox.
     pub fn destination_syncs(&self, world: &mut World) -> Option<()> {
         (world.destination.up && !world.destination.cut).then_some(())?;
-        let before = (world.destination.view, world.replacement);
+        let before = (world.destination.view, world.replacement, world.first.placeholder, world.first.placeholder_listed);
+        if !world.first.turned {
+            world.first.placeholder_listed = world.first.placeholder.is_some();
+            if let Some(placeholder) = &mut world.first.placeholder {
+                placeholder.sandbox = true;
+            }
+        }
         world.destination.view = match &mut world.replacement {
             Some(pod) if pod.uid == 1 && pod.deleting => View::Terminating,
             Some(pod) if pod.uid == 1 => {
@@ -61,7 +79,16 @@ impl Drover {
             }
             _ => View::Unlisted,
         };
-        ((world.destination.view, world.replacement) != before).then_some(())
+        ((world.destination.view, world.replacement, world.first.placeholder, world.first.placeholder_listed) != before).then_some(())
+    }
+
+    /// The destination's kubelet confirms that nothing of the placeholder is left; none of its containers ever could start.
+    pub fn placeholder_goes(&self, world: &mut World) -> Option<()> {
+        let destination = &world.destination;
+        let reads = destination.up && !destination.cut && destination.view != View::Unsynced;
+        (reads && world.first.placeholder.is_some_and(|pod| pod.deleting)).then_some(())?;
+        (world.first.placeholder, world.first.placeholder_listed) = (None, false);
+        Some(())
     }
 
     /// It ends what is being deleted or is not its own; what has ended of a pod that it does not know it removes.
@@ -73,7 +100,7 @@ impl Drover {
             end(&mut container.task);
         }
         let ran = before.iter().any(|c| c.task == Task::Running { restored: true });
-        if ran && world.past.deleted_in_doubt {
+        if ran && world.past.deleted_in_doubt && !world.first.turned {
             world.past.wrongs.add(Wrongs::COPY_ENDED);
         }
         let destination = &mut world.destination;
@@ -135,8 +162,10 @@ impl Drover {
                 container.claim = Some(Claim::Taken);
             }
         }
+        // gate.rs `pass`: an open claim lets everything through but a restore.
+        let rewinds = rule == gate::Rule::Pass && container.claim == Some(Claim::Open) && image != Img::Base && !self.off(Rule::OpenIsNoRestore);
         container.task = match image {
-            _ if !passes => Task::Refused,
+            _ if !passes || rewinds => Task::Refused,
             Img::Checkpoint | Img::Forged => Task::Restoring,
             Img::Base => Task::Running { restored: false },
         };
@@ -194,7 +223,8 @@ impl Drover {
         matches!(container.task, Task::Running { .. }).then_some(())?;
         container.task = Task::Dead;
         // What a program loses when it ends by itself is its own affair, once it is the only copy.
-        world.past.excused |= world.status().is_some_and(|status| status.verdict == Some(Verdict::Commit)) && gone(world);
+        let committed = world.status().is_some_and(|status| status.verdict == Some(Verdict::Commit));
+        world.past.excused |= (committed || world.first.turned) && gone(world);
         Some(())
     }
 }
@@ -212,5 +242,8 @@ pub fn end(task: &mut Task) {
 pub fn gone(world: &World) -> bool {
     let confirmed = world.destination_says.is_some_and(|id| WORDS.get(id).confirmed.is_some());
     let seen = matches!(world.destination.doing, Some(Doing { what: DestinationStep::Confirm, .. }));
-    confirmed || seen || world.source.task == SourceTask::Dead
+    // Where it went first, the archive stands for it.
+    let first = world.first.turned || world.status().is_some_and(MigrationStatus::is_source_first);
+    let past_saving = if first { world.source.lost && !world.first.turned } else { world.source.task == SourceTask::Dead };
+    confirmed || seen || past_saving
 }

@@ -9,8 +9,9 @@ use crate::{
     cel,
     intern::{Id, STATUSES, WORDS},
     model::Drover,
+    objects::{FALLBACK, Made, PLACEHOLDER},
     rules::Rule,
-    state::{Decision, Eff, Mig, Object, Replacement, Sleeper, View, World, Wrongs},
+    state::{Decision, Destination, Eff, Fallback, Mig, Named, Object, Placeholder, Replacement, Sleeper, View, World, Wrongs},
 };
 
 impl Drover {
@@ -109,36 +110,39 @@ impl Drover {
                 let next = Mig { finalizer: finalizer && !stored.deleting, ..stored };
                 world.write_migration(Some(next).filter(|it| it.finalizer || !it.deleting));
             }
-            Eff::Lock | Eff::CreateReplacement if world.source_pod == Object::Gone => return Done::Permanent,
+            Eff::Lock if world.source_pod == Object::Gone => {
+                return if world.named(self.keeps_name()).is_some() { Done::Conflict } else { Done::Permanent };
+            }
             Eff::Lock => world.locked = true,
-            Eff::Unlock => world.locked = false,
+            Eff::Unlock(uid) => world.locked &= world.named(self.keeps_name()).is_none_or(|named| number(named) != uid),
             // With an owner that is gone the garbage collector takes it away again.
             Eff::AttestationOfSource => made(&mut world.source_says, world.migration.is_some()),
             Eff::AttestationOfDestination => made(&mut world.destination_says, world.migration.is_some()),
-            Eff::LayOutCredentials => world.credentials = true,
-            Eff::RemoveCredentials => world.credentials = false,
-            Eff::CreateReplacement => {
-                let uid = if world.destination_says.is_none() && world.destination.view == View::Unlisted { 1 } else { 2 };
-                world.replacement.get_or_insert(Replacement { uid, deleting: false, sandbox: false, claimed: false, images: false });
-            }
-            Eff::Claim(uid) => return self.claim(world, uid),
-            Eff::RewriteImages(uid) => match &mut world.replacement {
-                Some(pod) if pod.uid == uid => pod.images = !mig.status().containers.is_empty() || self.off(Rule::ReleaseIsAnIntent),
-                _ => return Done::Conflict,
-            },
-            Eff::DeleteReplacement(uid, force) => {
-                let undecided = mig.resolve.is_none() && self.in_doubt == InDoubt::HoldFrozen;
-                world.past.deleted_in_doubt |= undecided && mig.status().phase == Phase::Restoring && mig.status().verdict.is_none();
-                if let Some(pod) = &mut world.replacement
-                    && pod.uid == uid
-                {
-                    pod.deleting = true;
-                    // One that no kubelet has seen goes at once, and so does one of the second UID, which the model's kubelet does not run.
-                    if force || uid != 1 {
-                        world.replacement = None;
-                    }
+            Eff::AttestationOfFallback => {
+                let owned = world.migration.is_some();
+                if let Some(fallback) = &mut world.first.fallback {
+                    made(&mut fallback.says, owned);
                 }
             }
+            Eff::LayOutCredentials => world.credentials = true,
+            Eff::RemoveCredentials => world.credentials = false,
+            // Whoever refuses it refuses it before anything is touched.
+            Eff::RehearseReplacement => {}
+            Eff::CreateReplacement | Eff::CreateSameName | Eff::CreateFallback => return self.create(world, effect),
+            Eff::KeepTemplate => world.first.template |= world.migration.is_some(),
+            Eff::RemoveTemplate => world.first.template = false,
+            Eff::DeletePlaceholder(uid, force) => {
+                let pod = &mut world.first.placeholder;
+                if pod.is_some_and(|pod| pod.uid == uid) {
+                    *pod = pod.filter(|_| !force).map(|pod| Placeholder { deleting: true, ..pod });
+                }
+            }
+            Eff::Claim(uid) => return self.claim(world, uid),
+            Eff::RewriteImages(uid) => match world.claimed_mut(uid) {
+                Some(pod) => pod.images = !mig.status().containers.is_empty() || self.off(Rule::ReleaseIsAnIntent),
+                None => return Done::Conflict,
+            },
+            Eff::DeleteReplacement(uid, force) => self.delete_replacement(world, mig, uid, force),
             Eff::DeleteSource => {
                 if world.source_pod == Object::Live {
                     world.source_pod = Object::Deleting;
@@ -148,12 +152,71 @@ impl Drover {
         Done::Ok
     }
 
-    fn claim(&self, world: &mut World, uid: u8) -> Done {
-        let Some(pod) = world.replacement.filter(|pod| pod.uid == uid) else { return Done::Conflict };
-        // The webhook reads the Migration as it is stored now (world.rs, R1).
-        let Some(images) = world.migration.and_then(|stored| self.webhook(stored, pod)) else { return Done::Permanent };
-        world.replacement = Some(Replacement { claimed: true, images: images || pod.images, ..pod });
+    /// Makes one of the pods of the migration, where nobody has its name yet.
+    fn create(&self, world: &mut World, effect: Eff) -> Done {
+        let new = |uid| Replacement { uid, deleting: false, sandbox: false, claimed: false, images: false };
+        match effect {
+            Eff::CreateReplacement if world.source_pod == Object::Gone => return Done::Permanent,
+            Eff::CreateReplacement if self.keeps_name() => {
+                let recorded = world.status().and_then(|status| status.placeholder.as_ref()).is_some_and(|it| !it.uid.is_empty());
+                let uid = PLACEHOLDER + u8::from(recorded);
+                world.first.placeholder.get_or_insert(Placeholder { uid, deleting: false, sandbox: false });
+            }
+            Eff::CreateReplacement => {
+                let uid = if world.destination_says.is_none() && world.destination.view == View::Unlisted { 1 } else { 2 };
+                world.replacement.get_or_insert(new(uid));
+            }
+            _ if !world.first.template => return Done::Permanent,
+            _ if world.named(self.keeps_name()).is_some() => {}
+            Eff::CreateSameName => {
+                let recorded = world.status().and_then(|status| status.replacement.as_ref()).is_some_and(|it| !it.uid.is_empty());
+                let is_first = !recorded && world.destination.view == View::Unlisted && world.destination.containers[0].claim.is_none();
+                world.replacement = Some(new(if is_first { 1 } else { 2 }));
+                world.locked = true;
+            }
+            _ => {
+                let nothing = || Fallback { pod: None, says: None, node: Destination::EMPTY, restores: 0, cold: false };
+                let recorded = world.status().and_then(|status| status.fallback.as_ref()).is_some_and(|it| !it.uid.is_empty());
+                let fallback = world.first.fallback.get_or_insert_with(nothing);
+                let is_first = !recorded && fallback.says.is_none() && fallback.node.view == View::Unlisted;
+                fallback.pod = Some(new(if is_first { 1 } else { 2 }));
+                world.locked = true;
+            }
+        }
         Done::Ok
+    }
+
+    fn delete_replacement(&self, world: &mut World, mig: Mig, uid: u8, force: bool) {
+        let undecided = mig.resolve.is_none() && self.in_doubt == InDoubt::HoldFrozen;
+        world.past.deleted_in_doubt |= undecided && mig.status().phase == Phase::Restoring && mig.status().verdict.is_none();
+        if let Some(pod) = &mut world.replacement
+            && pod.uid == uid
+        {
+            pod.deleting = true;
+            // One that no kubelet has seen goes at once, and so does one of the second UID, which the model's kubelet does not run.
+            if force || uid != 1 {
+                world.replacement = None;
+            }
+        }
+    }
+
+    fn claim(&self, world: &mut World, uid: u8) -> Done {
+        let kind = if uid < FALLBACK { Made::Replacement } else { Made::Fallback };
+        let stored = world.migration;
+        let Some(pod) = world.claimed_mut(uid) else { return Done::Conflict };
+        // The webhook reads the Migration as it is stored now (world.rs, R1).
+        let Some(images) = stored.and_then(|stored| self.webhook(stored, kind, *pod)) else { return Done::Permanent };
+        (pod.claimed, pod.images) = (true, images || pod.images);
+        Done::Ok
+    }
+}
+
+/// The number of its UID.
+fn number(named: Named) -> u8 {
+    match named {
+        Named::Source => 0,
+        Named::Replacement(pod) => pod.uid,
+        Named::Fallback(pod) => pod.uid + FALLBACK,
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     intern::STATUSES,
     properties,
     rules::{Off, Rule},
-    state::{Container, Destination, Fence, MOST, Mig, Object, Past, Resolve, Source, SourceTask, View, World},
+    state::{Destination, Fence, First, MOST, Mig, Object, Past, Resolve, Source, SourceTask, View, World},
 };
 use drover::api::{MigrationStatus, Phase, migration::InDoubt};
 
@@ -28,17 +28,36 @@ pub struct Drover {
     pub from: Phase,
     /// Where it is not followed any further: the course from there on is another size's.
     pub until: Option<Phase>,
+    /// Where the source goes first: the course before `from` ends in a destination that does not get ready, so that it leads to the fallback.
+    pub falls_back: bool,
     /// The pod has a probe over the network that is less patient than the freeze may take.
     pub impatient: bool,
     /// `spec.inDoubt`.
     pub in_doubt: InDoubt,
+    pub order: Order,
     pub off: Off,
+}
+
+/// Which of the two goes first, and why.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Order {
+    /// The source stays until its copy is confirmed.
+    CopyFirst,
+    /// The source goes first: its copy has its name (`spec.keepName`).
+    SameName,
 }
 
 impl fmt::Display for Drover {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (n, faults, naps) = (self.n, self.faults, self.naps);
-        write!(f, "containers {n}, faults {faults}, sleeping managers {naps}, inDoubt {:?}, from {}", self.in_doubt, self.from)?;
+        let order = match self.order {
+            Order::CopyFirst => "",
+            Order::SameName => "same name, ",
+        };
+        write!(f, "{order}containers {n}, faults {faults}, sleeping managers {naps}, inDoubt {:?}, from {}", self.in_doubt, self.from)?;
+        if self.falls_back {
+            f.write_str(" onto the source node")?;
+        }
         self.until.map_or(Ok(()), |until| write!(f, " to {until}"))
     }
 }
@@ -48,8 +67,27 @@ impl Drover {
         self.off.is(rule)
     }
 
+    pub fn keeps_name(&self) -> bool {
+        self.order == Order::SameName
+    }
+
+    /// Whether the source goes before the release.
+    pub fn goes_first(&self) -> bool {
+        self.order != Order::CopyFirst
+    }
+
+    /// Whether a node's runtime asks the gate.
+    pub fn is_gated(&self, _node: Node) -> bool {
+        true
+    }
+
+    /// Every container, by bit.
+    pub fn all(&self) -> u8 {
+        (1 << self.n) - 1
+    }
+
     pub fn all_restored(&self, world: &World) -> bool {
-        world.past.restores == (1 << self.n) - 1
+        world.past.restores == self.all()
     }
 
     fn first(&self) -> World {
@@ -71,21 +109,15 @@ impl Drover {
                 view: View::Listed,
                 task: SourceTask::Running,
                 fresh: false,
+                removed: false,
                 fence: Fence::None,
                 journal: None,
                 archive: false,
                 moved: false,
                 doing: None,
             },
-            destination: Destination {
-                up: true,
-                lost: false,
-                cut: false,
-                view: View::Unlisted,
-                blobs: false,
-                containers: [Container::EMPTY; MOST],
-                doing: None,
-            },
+            destination: Destination::EMPTY,
+            first: First::default(),
             faults: self.faults,
             naps: self.naps,
             past: Past::default(),
@@ -102,8 +134,21 @@ impl Drover {
             |node| [A::KubeletSyncs(node), A::KubeletKills(node), A::KubeletRemoves(node), A::PodsAreCollected(node), A::Boots(node), A::Heals(node)];
         let container = |c| [A::Makes(c), A::Starts(c), A::CriuResumes(c), A::CriuComplains(c), A::CriuRefuses(c)];
         let time = [A::NodeStatus, A::DeadlinePasses, A::TimePasses(Clock::Phase), A::TimePasses(Clock::Revocation), A::BudgetEnds];
+        // Nobody asks the fallback's log.
+        let copy = |c| [A::Makes(c), A::Starts(c), A::CriuResumes(c), A::CriuRefuses(c)];
+        let fallback = [
+            A::PlaceholderGoes,
+            A::FallbackLooks,
+            A::FallbackSteps,
+            A::FallbackSweeps,
+            A::FallbackIsKilled,
+            A::FallbackIsRemoved,
+            A::TimePasses(Clock::Ended),
+        ];
+        let fallback = self.goes_first().then(|| fallback.into_iter().chain((MOST..MOST + self.n).flat_map(copy)));
         let nodes = [Node::Source, Node::Destination].into_iter().flat_map(node);
-        managers.into_iter().chain(source).chain(destination).chain(nodes).chain((0..self.n).flat_map(container)).chain(time)
+        let nodes = nodes.chain((0..self.n).flat_map(container)).chain(fallback.into_iter().flatten());
+        managers.into_iter().chain(source).chain(destination).chain(nodes).chain(time)
     }
 
     fn faults(&self) -> impl Iterator<Item = Action> {
@@ -115,7 +160,10 @@ impl Drover {
             .chain([false, true].into_iter().flat_map(|force| [A::DeletesSource { force }, A::DeletesReplacement { force }]));
         let rest = [A::ManagerDies, A::IsReinstalled, A::ProbeKills, A::PreparationFails, A::BlobsVanish, A::BlobIsAnother, A::WebhookIsMissed];
         let nodes = [Node::Source, Node::Destination].into_iter().flat_map(node);
-        nodes.chain((0..self.n).flat_map(container)).chain(users).chain(rest)
+        let fallback = [A::DeletesFallback { force: false }, A::DeletesFallback { force: true }].into_iter();
+        let fallback = self.goes_first().then(|| fallback.chain((MOST..MOST + self.n).map(A::ProgramEnds)));
+        let all = nodes.chain((0..self.n).flat_map(container)).chain(users).chain(rest).chain(fallback.into_iter().flatten());
+        all.filter(|action| !(self.falls_back && action.is_at_the_destination()))
     }
 
     /// Whether nothing happens any more without a fault.
@@ -124,12 +172,21 @@ impl Drover {
     }
 
     pub fn apply(&self, before: &World, action: Action) -> Option<World> {
-        use Action as A;
         let mut world = before.clone();
         let w = &mut world;
         if action.is_fault() {
             w.faults = w.faults.checked_sub(1)?;
         }
+        self.happens(w, action)?;
+        world.settle();
+        if self.is_void(&world) {
+            world.sleeper = None;
+        }
+        (world != *before).then_some(world)
+    }
+
+    fn happens(&self, w: &mut World, action: Action) -> Option<()> {
+        use Action as A;
         match action {
             A::ManagerActs => self.manage(w),
             A::ManagerNaps { decided } => self.nap(w, decided),
@@ -149,46 +206,61 @@ impl Drover {
             A::KubeletRemoves(Node::Source) => self.source_kubelet_removes(w),
             A::KubeletRemoves(Node::Destination) => self.destination_kubelet_removes(w),
             A::SourceRestartsInPlace => self.source_kubelet_restarts(w),
-            A::Makes(c) => self.makes(w, c),
-            A::Starts(c) => self.starts(w, c),
+            A::FallbackLooks => w.fall_back(|w| self.destination_looks(w)),
+            A::FallbackSteps => w.fall_back(|w| self.destination_steps(w)),
+            A::FallbackSweeps => w.fall_back(|w| self.destination_sweeps(w)),
+            A::FallbackIsKilled => w.fall_back(|w| self.destination_kubelet_kills(w)),
+            A::FallbackIsRemoved => w.fall_back(|w| self.destination_kubelet_removes(w)),
+            A::PlaceholderGoes => self.placeholder_goes(w),
+            A::Makes(c) => of(w, c, |w, c| self.makes(w, c)),
+            A::Starts(c) => of(w, c, |w, c| self.starts(w, c)),
             A::CriuComplains(c) => self.criu_complains(w, c),
-            A::CriuResumes(c) => self.criu_resumes(w, c),
-            A::CriuRefuses(c) => self.criu_refuses(w, c),
+            A::CriuResumes(c) => of(w, c, |w, c| self.criu_resumes(w, c)),
+            A::CriuRefuses(c) => of(w, c, |w, c| self.criu_refuses(w, c)),
             A::NodeStatus => self.node_status_follows(w),
             A::DeadlinePasses => self.time_passes(w, None),
             A::TimePasses(clock) => self.time_passes(w, Some(clock)),
             A::BudgetEnds => self.budget_ends(w),
             A::Boots(node) => self.boots(w, node),
             A::Heals(node) => self.is_cut(w, node, false),
+            A::PersonResolves(resolve) => self.person_resolves(w, resolve),
+            A::PodsAreCollected(node) => self.pods_are_collected(w, node),
+            fault => self.goes_wrong(w, fault),
+        }
+    }
+
+    fn goes_wrong(&self, w: &mut World, fault: Action) -> Option<()> {
+        use Action as A;
+        match fault {
             A::ManagerDies => self.manager_dies(w),
-            A::AgentDies(Node::Source) => w.source.doing.take().map(drop),
+            A::AgentDies(Node::Source) => self.source_agent_dies(w),
             A::AgentDies(Node::Destination) => w.destination.doing.take().map(drop),
             A::PowerFails(node) => self.power_fails(w, node),
             A::IsLost(node) => self.is_lost(w, node),
             A::IsReinstalled => self.is_reinstalled(w),
-            A::PodsAreCollected(node) => self.pods_are_collected(w, node),
             A::ProbeKills => self.probe_kills(w),
             A::BlobsVanish => self.blobs_vanish(w),
             A::BlobIsAnother => self.blob_is_another(w),
             A::Cut(node) => self.is_cut(w, node, true),
             A::KubeletRestarts(node) => self.kubelet_restarts(w, node),
             A::RestoreIsKilled(c) => self.restore_is_killed(w, c),
-            A::ProgramEnds(c) => self.program_ends(w, c),
-            A::PreparationFails => self.destination_fails(w),
+            A::ProgramEnds(c) => of(w, c, |w, c| self.program_ends(w, c)),
+            A::PreparationFails => self.destination_fails(w).or_else(|| w.fall_back(|w| self.destination_fails(w))),
             A::WebhookIsMissed => self.claim_misses_the_webhook(w),
-            A::PersonResolves(resolve) => self.person_resolves(w, resolve),
             A::DeletesMigration => self.user_deletes_migration(w),
             A::DeletesSource { force } => self.user_deletes_source(w, force),
             A::DeletesReplacement { force } => self.user_deletes_replacement(w, force),
+            A::DeletesFallback { force } => self.user_deletes_fallback(w, force),
             A::HandOnSource => self.hand_on_source(w),
             A::AnotherMigration => self.another_migration(w),
-        }?;
-        world.settle();
-        if self.is_void(&world) {
-            world.sleeper = None;
+            other => unreachable!("{other:?} is no fault"),
         }
-        (world != *before).then_some(world)
     }
+}
+
+/// What happens to a container of the replacement, or of the fallback.
+fn of(world: &mut World, c: usize, act: impl FnOnce(&mut World, usize) -> Option<()>) -> Option<()> {
+    if c < MOST { act(world, c) } else { world.fall_back(|world| act(world, c - MOST)) }
 }
 
 impl Model for Drover {
@@ -200,6 +272,7 @@ impl Model for Drover {
         let mut world = self.first();
         while world.status().is_some_and(|status| status.phase < self.from) {
             world = self.ordinary().filter(|action| action.is_ordinary()).find_map(|action| self.apply(&world, action)).expect("the course goes on");
+            world.first.ended_long_ago |= self.falls_back && world.awaits_destination();
         }
         vec![world]
     }
@@ -217,7 +290,8 @@ impl Model for Drover {
     }
 
     fn within_boundary(&self, world: &World) -> bool {
-        self.until.is_none_or(|until| world.status().is_none_or(|status| status.verdict.is_some() || status.phase < until))
+        let goes_on = |until| world.status().is_none_or(|status| status.phase < until || status.verdict.is_some() && until < Phase::Finishing);
+        self.until.is_none_or(goes_on)
     }
 
     fn properties(&self) -> Vec<Property<Self>> {

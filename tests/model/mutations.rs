@@ -7,7 +7,7 @@ use drover::api::{Phase, migration::InDoubt};
 use crate::{
     action::Action,
     explore::{Bounds, explore},
-    model::Drover,
+    model::{Drover, Order},
     rules::{Off, Rule},
 };
 
@@ -25,6 +25,7 @@ pub struct Mutation {
     pub from: Phase,
     pub impatient: bool,
     pub in_doubt: InDoubt,
+    pub order: Order,
 }
 
 const PLAIN: Mutation = Mutation {
@@ -37,6 +38,7 @@ const PLAIN: Mutation = Mutation {
     from: Phase::Freezing,
     impatient: false,
     in_doubt: InDoubt::HoldFrozen,
+    order: Order::CopyFirst,
 };
 
 const fn alone(name: &'static str, off: Rule, faults: u8, from: Phase) -> Mutation {
@@ -45,6 +47,11 @@ const fn alone(name: &'static str, off: Rule, faults: u8, from: Phase) -> Mutati
 
 const fn masked(name: &'static str, off: Rule, by: (&'static str, Rule), faults: u8, from: Phase) -> Mutation {
     Mutation { name, off, masked_by: Some(by), faults, from, ..PLAIN }
+}
+
+/// The same of a pod that keeps its name.
+const fn same_name(mutation: &Mutation) -> Mutation {
+    Mutation { order: Order::SameName, ..*mutation }
 }
 
 /// The rules in their order.
@@ -67,7 +74,15 @@ pub const ALL: &[Mutation] = &[
     masked("R11 a pod has one active migration", Rule::Lock, ("R11 the fence's owner", Rule::ThawNeedsOwnFence), 1, Phase::Preparing),
     alone("R11 only who froze thaws", Rule::ThawNeedsOwnFence, 2, Phase::Transferring),
     alone("R12 a Migration cannot vanish before its end", Rule::Finalizer, 1, Phase::AwaitingReadiness),
-    alone("R15 what is let start cold is not restored after all", Rule::ColdIsCold, 1, Phase::Restoring),
+    same_name(&masked("R13 past SourceDeleting there is no thaw", Rule::PointOfNoReturn, ("R21", Rule::Cel), 0, Phase::SourceDeleting)),
+    same_name(&alone("R14 the archive stays until a copy is confirmed", Rule::ArchiveWaits, 0, Phase::SourceDeleting)),
+    masked(
+        "R15 what is let start cold is not restored after all",
+        Rule::ColdIsCold,
+        ("I8 an open claim", Rule::OpenIsNoRestore),
+        1,
+        Phase::Restoring,
+    ),
     masked("R16 the checkpoint is out of reach before 'restored' is said", Rule::OutOfReachFirst, ("R20", Rule::OneShot), 1, Phase::Restoring),
     alone("R17 the source goes only after the confirmation", Rule::Confirmation, 1, Phase::Restoring),
     alone("R17 the confirmation looks once more", Rule::ConfirmationLooks, 1, Phase::Restoring),
@@ -91,7 +106,7 @@ pub const TWICE: &[(Mutation, &str)] = &[(
 
 /// Rules that this model has no row for, and why.
 pub const NOT_HERE: &str = "\
-R6, R13, R14: nodes without a gate and same-name pods are not modelled yet
+R6, R8: nodes without a gate are not modelled yet; that nothing runs before a same-name source is proved to be over is asked, and not switched off
 R19: post-copy and lazy pages are not built
 R21: that the API server itself enforces the CRDs' rules is proved on the lab (e2e); here they are evaluated as written";
 
@@ -103,8 +118,8 @@ pub struct Broken {
 
 impl Mutation {
     fn model(&self, off: &[Rule], faults: u8) -> Drover {
-        let (n, naps, from, impatient, in_doubt) = (self.containers, self.naps, self.from, self.impatient, self.in_doubt);
-        Drover { n, faults, naps, from, until: None, impatient, in_doubt, off: Off::of(off) }
+        let Self { containers: n, naps, from, impatient, in_doubt, order, .. } = *self;
+        Drover { n, faults, naps, from, until: None, falls_back: false, impatient, in_doubt, order, off: Off::of(off) }
     }
 
     /// The first property that breaks.

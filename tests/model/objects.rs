@@ -24,11 +24,20 @@ use k8s_openapi::{
 };
 use serde_json::json;
 
-use crate::state::{Age, Container, Journal, MOST, Mig, Object, Replacement, Resolve, SourceTask, Task, View};
+use crate::{
+    decide::Seen,
+    state::{Age, Container, Journal, MOST, Mig, Object, Replacement, Resolve, SourceTask, Task, View},
+};
 
 pub const MIGRATION: &str = "5f1c22aa-0000-4000-8000-000000000000";
+/// A kept checkpoint archive on the source node.
+pub const ARCHIVE: &str = "/archive";
 pub const NAMES: [&str; MOST] = ["app", "side"];
-const SOURCE: &str = "0f1c22aa-0000-4000-8000-000000000001";
+const SOURCE: &str = "0f1c22aa-0000-4000-8000-000000000100";
+/// What is added to the numbers of fallbacks.
+pub const FALLBACK: u8 = 10;
+/// The number of the placeholder that was made first.
+pub const PLACEHOLDER: u8 = 5;
 
 /// Time stands still; what is old has been made so.
 pub static NOW: LazyLock<Timestamp> = LazyLock::new(|| Timestamp::from_second(1_000_000).expect("a moment"));
@@ -50,15 +59,15 @@ pub fn replacement_uid(uid: u8) -> String {
     format!("0f1c22aa-0000-4000-8000-0000000001{uid:02}")
 }
 
-/// The number of a replacement's UID; 0 for none.
+/// The number of a pod's UID; 0 for the source, and for none.
 pub fn replacement_number(uid: &str) -> u8 {
     uid.get(34..).and_then(|digits| digits.parse().ok()).unwrap_or(0)
 }
 
-pub fn migration(mig: Mig, overdue: bool, in_doubt: InDoubt) -> Migration {
+pub fn migration(mig: Mig, overdue: bool, in_doubt: InDoubt, keep_name: bool) -> Migration {
     let destination = Destination { node_name: Some("n2".into()), ..Destination::default() };
-    let spec =
-        MigrationSpec { pod_name: Some("p".into()), destination, deadline_seconds: 600, freeze_budget_seconds: 60, in_doubt, ..Default::default() };
+    let (pod_name, deadline_seconds, freeze_budget_seconds) = (Some("p".into()), 600, 60);
+    let spec = MigrationSpec { pod_name, destination, deadline_seconds, freeze_budget_seconds, in_doubt, keep_name, ..Default::default() };
     let mut migration = Migration::new("m", spec);
     migration.metadata.namespace = Some("d".into());
     migration.metadata.uid = Some(MIGRATION.into());
@@ -94,32 +103,60 @@ pub fn source_pod(object: Object, locked: bool, n: usize) -> Option<Pod> {
 }
 
 /// What preflight says of the pod and of two healthy nodes.
-pub fn blockers(migration: &Migration, impatient: bool, n: usize) -> Vec<Blocker> {
-    let Some(mut pod) = source_pod(Object::Live, false, n) else { return vec![] };
-    for container in pod.spec.iter_mut().flat_map(|spec| &mut spec.containers).filter(|_| impatient) {
+pub fn blockers(migration: &Migration, seen: &Seen) -> Vec<Blocker> {
+    let Some(mut pod) = source_pod(Object::Live, false, seen.n) else { return vec![] };
+    for container in pod.spec.iter_mut().flat_map(|spec| &mut spec.containers).filter(|_| seen.impatient) {
         let probe = json!({"tcpSocket": {"port": 80}, "periodSeconds": 1, "failureThreshold": 3});
         container.liveness_probe = Some(serde_json::from_value(probe).expect("a probe"));
     }
-    let profile = json!({"lanes": [{"name": "image", "available": true}], "freeBytes": 1u64 << 30, "gate": {"installed": true}, "observedAt": *NOW});
-    let profile: NodeProfileStatus = serde_json::from_value(profile).expect("a profile");
-    let node = |name: &str| NodeView { name: name.into(), ready: true, profile: Some(profile.clone()), ..NodeView::default() };
-    let facts = Facts { nodes: vec![node("n1"), node("n2")], active_migrations: vec![MIGRATION.into()], now: *NOW };
+    let profile = |gate: bool| -> NodeProfileStatus {
+        let profile =
+            json!({"lanes": [{"name": "image", "available": true}], "freeBytes": 1u64 << 30, "gate": {"installed": gate}, "observedAt": *NOW});
+        serde_json::from_value(profile).expect("a profile")
+    };
+    let node = |name: &str, gate| NodeView { name: name.into(), ready: true, profile: Some(profile(gate)), ..NodeView::default() };
+    let facts = Facts { nodes: vec![node("n1", seen.gates[0]), node("n2", seen.gates[1])], active_migrations: vec![MIGRATION.into()], now: *NOW };
     preflight::examine(migration, &pod, &facts)
 }
 
-pub fn replacement_pod(it: Replacement, status: &MigrationStatus, mig: Mig, n: usize) -> Pod {
-    let source = source_pod(Object::Live, true, n).expect("it lives");
-    let mut pod = replacement::build(&source, &migration(mig, false, InDoubt::HoldFrozen), &["n2".to_owned()]);
-    pod.metadata.uid = Some(replacement_uid(it.uid));
+/// What is kept of the source.
+pub fn template(n: usize) -> Pod {
+    replacement::template(&source_pod(Object::Live, true, n).expect("it lives"))
+}
+
+/// A pod that the migration has made.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Made {
+    Placeholder,
+    Replacement,
+    Fallback,
+}
+
+pub fn made_pod(kind: Made, it: Replacement, locked: bool, mig: Mig, n: usize) -> Pod {
+    let status = mig.status();
+    let keep_name = status.placeholder.is_some();
+    let migration = migration(mig, false, InDoubt::HoldFrozen, keep_name);
+    let (mut pod, node, number) = match kind {
+        Made::Fallback => (replacement::fallback(&template(n), &migration, "n1"), "n1", it.uid + FALLBACK),
+        Made::Replacement if keep_name => (replacement::same_name(&template(n), &migration, "n2"), "n2", it.uid),
+        Made::Placeholder | Made::Replacement => {
+            let source = source_pod(Object::Live, true, n).expect("it lives");
+            (replacement::build(&source, &migration, &["n2".to_owned()]), "n2", it.uid)
+        }
+    };
+    pod.metadata.uid = Some(replacement_uid(number));
     pod.metadata.deletion_timestamp = it.deleting.then(|| Time(*NOW));
     let annotations = pod.metadata.annotations.get_or_insert_default();
     if it.claimed {
         annotations.insert(keys::CLAIM.into(), MIGRATION.into());
     }
+    if !locked {
+        annotations.remove(keys::LOCK);
+    }
     let ready = if it.sandbox { "True" } else { "False" };
     pod.status = serde_json::from_value(json!({"conditions": [{"type": "PodReadyToStartContainers", "status": ready}]})).expect("a status");
     let spec = pod.spec.as_mut().expect("it has one");
-    spec.node_name = Some("n2".into());
+    spec.node_name = Some(node.into());
     for container in spec.containers.iter_mut().filter(|_| it.images) {
         let checkpoint = status.containers.iter().find(|c| c.name == container.name);
         container.image = checkpoint.map(|c| c.image.clone());
@@ -131,7 +168,7 @@ pub fn attestation(role: Role, status: &AttestationStatus) -> Attestation {
     let (node_name, pod_uid) = match role {
         Role::Source => ("n1".to_owned(), SOURCE.to_owned()),
         Role::Destination => ("n2".to_owned(), replacement_uid(1)),
-        Role::Fallback => unreachable!("the model has no pods that go source-first"),
+        Role::Fallback => ("n1".to_owned(), replacement_uid(1 + FALLBACK)),
     };
     let mut attestation = Attestation::new("a", AttestationSpec { migration: "m".into(), migration_uid: MIGRATION.into(), node_name, pod_uid, role });
     attestation.status = Some(status.clone());
@@ -168,7 +205,7 @@ pub fn journal(it: Journal, n: usize) -> journal::Journal {
         migration_uid: MIGRATION.into(),
         budget_seconds: 60,
         frozen_at: it.frozen.map(at),
-        archives: containers.iter().filter(|_| it.dumped).map(|c| (c.name.clone(), "/archive".into())).collect(),
+        archives: containers.iter().filter(|_| it.dumped).map(|c| (c.name.clone(), ARCHIVE.into())).collect(),
         cpu_nanos: containers.iter().filter(|_| it.dumped).map(|c| (c.container_id.clone(), 1)).collect(),
         pushed: it.pushed.then(|| Pushed { at: now(), images: images(n) }),
         vote: it.vote.then(|| vote(n)),

@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-use drover::api::{Outcome, Phase, Verdict, migration::condition};
+use drover::api::{MigrationStatus, Outcome, Phase, Verdict, migration::condition};
 use stateright::Property;
 
 use crate::{
     intern::WORDS,
     model::Drover,
-    state::{Resolve, SourceTask, Task, World, Wrongs},
+    state::{Resolve, SourceTask, World, Wrongs},
 };
 
 /// I6, of the whole graph: from everywhere an ordinary course leads to an end, or to a hold with a reason.
@@ -20,8 +20,8 @@ pub const RESOLVES: &str = "I6 what a person decides for the source ends";
 /// The copy, frozen copy, or complete checkpoint that is left (I2).
 pub fn survives(world: &World) -> bool {
     let source = world.source.task != SourceTask::Dead && !world.source.fresh;
-    let copy = world.destination.containers.iter().any(|c| c.task == Task::Running { restored: true });
-    source || copy || world.source.archive || world.destination.blobs
+    let fallback = world.first.fallback.as_ref().is_some_and(|it| it.node.has_the_memory());
+    source || world.source.archive || world.destination.has_the_memory() || fallback
 }
 
 /// Ended, or held with a reason that a person can read.
@@ -84,6 +84,14 @@ fn outcome(world: &World) -> Option<Outcome> {
     world.status().and_then(|status| status.outcome)
 }
 
+fn goes_first(world: &World) -> bool {
+    world.status().is_some_and(MigrationStatus::is_source_first)
+}
+
+fn fell_back(world: &World, how: impl Fn(&MigrationStatus) -> bool) -> bool {
+    outcome(world) == Some(Outcome::RolledBack) && world.status().is_some_and(|status| status.fallback.is_some() && how(status))
+}
+
 fn never(wrong: u16) -> impl Fn(&World) -> bool {
     move |world| !world.past.wrongs.has(wrong)
 }
@@ -91,7 +99,10 @@ fn never(wrong: u16) -> impl Fn(&World) -> bool {
 /// What can be said of a state alone.
 pub fn of_states() -> Vec<Property<Drover>> {
     vec![
-        Property::<Drover>::always("I1 one runner", |_, w| !(w.source_runs() && w.destination_runs())),
+        Property::<Drover>::always("I1 one runner", |_, w| {
+            let runners = [w.source_runs(), w.destination.runs(), w.fallback_runs()];
+            runners.into_iter().filter(|runs| *runs).count() <= 1
+        }),
         Property::<Drover>::always("I1 no restore of a checkpoint that the source has outrun", |_, w| never(Wrongs::STALE_RESTORE)(w)),
         Property::<Drover>::always("I2 one survivor", |_, w| survives(w) || w.past.excused),
         Property::<Drover>::always("I2 Drover ends no running copy in doubt", |_, w| never(Wrongs::COPY_ENDED)(w)),
@@ -105,6 +116,10 @@ pub fn of_states() -> Vec<Property<Drover>> {
         }),
         Property::<Drover>::always("I5 no false Migrated", |model, w| {
             never(Wrongs::FALSE_COMMIT)(w) && (outcome(w) != Some(Outcome::Migrated) || (model.all_restored(w) && !w.past.cold))
+        }),
+        Property::<Drover>::always("I5 no false RolledBack onto the archive", |model, w| {
+            let fell_back = outcome(w) == Some(Outcome::RolledBack) && w.status().is_some_and(|status| status.fallback.is_some());
+            !fell_back || w.first.fallback.as_ref().is_some_and(|it| it.restores == model.all() && !it.cold)
         }),
         Property::<Drover>::always("I7 nothing is restored but what the source voted for", |_, w| never(Wrongs::FORGED)(w)),
         Property::<Drover>::always("I8 no rewind", |_, w| never(Wrongs::REWOUND)(w)),
@@ -122,6 +137,19 @@ pub fn of_states() -> Vec<Property<Drover>> {
             outcome(w) == Some(Outcome::RolledBack) && w.status().is_some_and(|status| status.resolved.is_some())
         }),
         Property::<Drover>::sometimes("Held", |_, w| is_held(w)),
+        Property::<Drover>::sometimes("Migrated, the source first", |_, w| outcome(w) == Some(Outcome::Migrated) && goes_first(w)),
+        Property::<Drover>::sometimes("RolledBack by a thaw, where the source would have gone first", |_, w| {
+            outcome(w) == Some(Outcome::RolledBack) && goes_first(w) && w.status().is_some_and(|status| status.fallback.is_none())
+        }),
+        Property::<Drover>::sometimes("RolledBack by the fallback before the release", |_, w| {
+            fell_back(w, |status| status.resolved.is_none() && status.never_started.is_none())
+        }),
+        Property::<Drover>::sometimes("RolledBack by the fallback after the release, with proof", |_, w| {
+            fell_back(w, |status| status.never_started.is_some())
+        }),
+        Property::<Drover>::sometimes("RolledBack by the fallback, decided in doubt", |_, w| fell_back(w, |status| status.resolved.is_some())),
+        Property::<Drover>::sometimes("ColdStarted, the source first", |_, w| outcome(w) == Some(Outcome::ColdStarted) && goes_first(w)),
+        Property::<Drover>::sometimes("Held, the source first", |_, w| is_held(w) && goes_first(w)),
     ]
 }
 

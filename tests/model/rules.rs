@@ -31,6 +31,10 @@ pub enum Rule {
     DeadNeedsAnEnd,
     /// R8: the fence stops new containers of the frozen pod.
     Fence,
+    /// R13: there is no thaw once the source's deletion is decided.
+    PointOfNoReturn,
+    /// R14: the archive stays until a copy is confirmed.
+    ArchiveWaits,
     /// R9: preflight refuses probes that are less patient than the freeze.
     ProbesFit,
     /// R10: the source is ended only when its kubelet shows the deletion.
@@ -59,6 +63,8 @@ pub enum Rule {
     CompareAndSwap,
     /// R15, I8: what is let start without the memory is not restored after all.
     ColdIsCold,
+    /// I8: an open claim lets no restore through.
+    OpenIsNoRestore,
     /// R18: the destination's copy of the checkpoint stays until the original is seen running.
     CollectionWaits,
     /// R18: the checkpoint stays until the original is seen running or the copy is confirmed.

@@ -4,13 +4,17 @@ use std::time::Duration;
 
 use drover::api::{Phase, migration::InDoubt};
 
-use crate::{explore::Bounds, model::Drover, rules::Off};
+use crate::{
+    explore::Bounds,
+    model::{Drover, Order},
+    rules::Off,
+};
 
 /// `small`: the size of `make test`, for an optimised search. Without it, and without [`MINUTES`], a few seconds' worth.
 const SIZE: &str = "MODEL_SIZE";
 /// Minutes that the deep size may take.
 const MINUTES: &str = "MODEL_MINUTES";
-/// One size by hand: "containers faults naps policy phase".
+/// One size by hand: "containers faults naps policy phase", and perhaps "order seconds".
 const TRY: &str = "MODEL_TRY";
 /// States that fit into some ten gigabytes.
 const MOST_STATES: usize = 60_000_000;
@@ -37,7 +41,7 @@ fn minutes() -> Option<u64> {
 }
 
 const fn size(n: usize, faults: u8, naps: u8, from: Phase, in_doubt: InDoubt) -> Drover {
-    Drover { n, faults, naps, from, until: None, impatient: false, in_doubt, off: Off::NONE }
+    Drover { n, faults, naps, from, until: None, falls_back: false, impatient: false, in_doubt, order: Order::CopyFirst, off: Off::NONE }
 }
 
 /// Small enough for two searches.
@@ -45,8 +49,12 @@ pub const fn smallest() -> Drover {
     size(1, 0, 0, Phase::Restoring, InDoubt::HoldFrozen)
 }
 
-const fn until_the_release(model: Drover) -> Drover {
-    Drover { until: Some(Phase::Restoring), ..model }
+const fn until(phase: Phase, model: Drover) -> Drover {
+    Drover { until: Some(phase), ..model }
+}
+
+const fn same_name(model: Drover) -> Drover {
+    Drover { order: Order::SameName, ..model }
 }
 
 /// What is explored, the longest first.
@@ -54,18 +62,24 @@ pub fn all() -> Vec<(Drover, Bounds)> {
     use {InDoubt as D, Phase as P};
     let bounds = |seconds| Bounds { states: MOST_STATES, time: Duration::from_secs(seconds), first: false };
     if let Ok(text) = std::env::var(TRY) {
-        return vec![(by_hand(&text), bounds(600))];
+        let seconds = text.split_whitespace().nth(6).and_then(|seconds| seconds.parse().ok()).unwrap_or(600);
+        return vec![(by_hand(&text), bounds(seconds))];
     }
     let whole = |models: &[Drover]| models.iter().map(|model| (*model, Bounds { time: Duration::MAX, ..bounds(0) })).collect();
     // Every end that is possible without a fault.
     let tiny = [smallest(), size(1, 1, 0, P::Finishing, D::PreferDestination)];
     let small = [
         size(1, 1, 0, P::Restoring, D::HoldFrozen),
-        until_the_release(size(1, 1, 0, P::Checkpointing, D::HoldFrozen)),
+        until(P::Restoring, size(1, 1, 0, P::Checkpointing, D::HoldFrozen)),
         size(2, 0, 0, P::Restoring, D::HoldFrozen),
         size(1, 0, 1, P::AwaitingReadiness, D::HoldFrozen),
         size(1, 0, 0, P::Restoring, D::PreferDestination),
         size(1, 0, 0, P::Pending, D::PreferSource),
+        same_name(size(1, 0, 0, P::SourceDeleting, D::HoldFrozen)),
+        until(P::Finishing, same_name(size(1, 1, 0, P::SourceDeleting, D::HoldFrozen))),
+        Drover { falls_back: true, ..same_name(size(1, 1, 0, P::Finishing, D::HoldFrozen)) },
+        same_name(size(1, 1, 0, P::Finishing, D::PreferDestination)),
+        until(P::SourceDeleting, same_name(size(1, 1, 0, P::AwaitingReadiness, D::HoldFrozen))),
     ];
     let minutes = match (scale(), minutes()) {
         (Scale::Deep, Some(minutes)) => minutes,
@@ -81,6 +95,10 @@ pub fn all() -> Vec<(Drover, Bounds)> {
         size(1, 1, 1, P::Transferring, D::HoldFrozen),
         size(1, 2, 0, P::Transferring, D::HoldFrozen),
         size(1, 3, 0, P::Restoring, D::HoldFrozen),
+        same_name(size(1, 1, 0, P::Pending, D::HoldFrozen)),
+        same_name(size(1, 1, 0, P::SourceDeleting, D::PreferSource)),
+        same_name(size(1, 0, 1, P::AwaitingReadiness, D::HoldFrozen)),
+        same_name(size(2, 0, 0, P::SourceDeleting, D::PreferDestination)),
     ];
     // Two at a time.
     let each = minutes * 60 * 2 / deep.len() as u64;
@@ -89,9 +107,14 @@ pub fn all() -> Vec<(Drover, Bounds)> {
 
 fn by_hand(text: &str) -> Drover {
     let numbers: Vec<usize> = text.split_whitespace().map(|n| n.parse().unwrap_or_else(|_| panic!("{TRY}={text}: {n} is no number"))).collect();
-    let [n, faults, naps, policy, phase] = numbers[..] else { panic!("{TRY}={text}: five numbers are needed") };
+    let (&[n, faults, naps, policy, phase], order) = numbers.split_first_chunk().unwrap_or_else(|| panic!("{TRY}={text}: five numbers are needed"));
     let policies = [InDoubt::HoldFrozen, InDoubt::PreferSource, InDoubt::PreferDestination];
-    let phases = [Phase::Pending, Phase::Preparing, Phase::Freezing, Phase::Transferring, Phase::Restoring, Phase::Finishing];
+    let phases = [Phase::Pending, Phase::Preparing, Phase::Freezing, Phase::Transferring, Phase::Restoring, Phase::Finishing, Phase::SourceDeleting];
     let small = |n: usize| u8::try_from(n).expect("a small number");
-    size(n, small(faults), small(naps), phases[phase], policies[policy])
+    let order = order.first().copied().unwrap_or(0);
+    Drover {
+        order: [Order::CopyFirst, Order::SameName, Order::SameName][order],
+        falls_back: order == 2,
+        ..size(n, small(faults), small(naps), phases[phase], policies[policy])
+    }
 }

@@ -1,5 +1,7 @@
 //! The source's agent, as `agent/source/*.rs` does it: each durable write and each effect is one step, and a crash may fall before any of them.
 
+mod first;
+
 use drover::api::attestation::{At, Frozen, Inspected, Kept, Pushed, Remark};
 
 use crate::{
@@ -10,7 +12,7 @@ use crate::{
     rules::Rule,
     state::{Age, Fence, Img, Journal, SourceStep, SourceTask, World, Wrongs},
 };
-use drover::api::{AttestationStatus, Verdict};
+use drover::api::{AttestationStatus, Phase, Verdict};
 
 const NEW: Journal = Journal { frozen: None, fresh: false, dumped: false, pushed: false, vote: false, aborted: false, thawed: false };
 
@@ -21,11 +23,12 @@ impl Drover {
         let own = WORDS.get(world.source_says?);
         world.migration?;
         if let Some(step) = self.source_next(world) {
-            world.source.doing = Some((step, 0));
+            self.is_worth_it(world, step).then(|| world.source.doing = Some((step, 0)))?;
             return Some(());
         }
-        // One that a crash between the last word and this left.
-        (own.thawed.is_some() || own.ended.is_some()).then(|| world.source.journal.take())?.map(drop)
+        // source.rs `is_forgotten`: one that a crash between the last word and this left.
+        let kept = own.archived.is_some() && own.cleaned.is_none();
+        (own.thawed.is_some() || own.ended.is_some() && !kept).then(|| world.source.journal.take())?.map(drop)
     }
 
     /// freeze.rs `watch_budgets`: each second, whether the API server answers or not.
@@ -84,6 +87,9 @@ impl Drover {
                 world.source.doing = None;
             }
             SourceStep::Forget => self.forget(world, stage),
+            SourceStep::End => self.end_first(world, journal),
+            SourceStep::Collect => self.collect(world, stage, false),
+            SourceStep::Keep => self.collect(world, stage, true),
         }
         Some(())
     }
@@ -223,7 +229,10 @@ impl Drover {
         if world.source.task != SourceTask::Dead {
             let committed = world.status().is_some_and(|status| status.verdict == Some(Verdict::Commit));
             let confirmed = world.destination_says.is_some_and(|id| WORDS.get(id).confirmed.is_some());
-            if !(committed && confirmed) {
+            // Past the point of no return the archive stands for it (R13, R14).
+            let first = world.status().is_some_and(|status| status.is_source_first() && status.phase >= Phase::SourceDeleting);
+            let archived = world.source.archive && world.source.journal.is_some_and(|journal| journal.vote);
+            if !(committed && confirmed || first && archived) {
                 world.past.wrongs.add(Wrongs::KILLED_EARLY);
             }
         }
@@ -276,7 +285,7 @@ impl Drover {
 
     /// The last word of most steps; the thaw and the end go on to forget the journal. Without the API server it is said again later.
     fn source_attests(&self, world: &mut World, word: &str, change: impl FnOnce(&mut AttestationStatus)) {
-        let on = matches!(world.source.doing, Some((SourceStep::Thaw | SourceStep::Forget, _)));
+        let on = matches!(world.source.doing, Some((SourceStep::Thaw | SourceStep::Forget | SourceStep::Collect | SourceStep::Keep, _)));
         let (Some(id), Some(())) = (world.source_says, reachable(world)) else {
             world.source.doing = None;
             return;
@@ -291,7 +300,7 @@ impl Drover {
 
 /// What the last word names, where the archives were kept.
 fn kept(world: &World) -> Option<Kept> {
-    world.source.archive.then(|| Kept { at: objects::now(), archives: vec!["/archive".to_owned()] })
+    world.source.archive.then(|| Kept { at: objects::now(), archives: vec![objects::ARCHIVE.to_owned()] })
 }
 
 /// Whether the source's agent reaches the API server.

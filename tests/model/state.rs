@@ -1,9 +1,15 @@
 //! The world of one migration, as compact as can be: what the API server stores, what lies on two nodes' disks and runs there, and what
 //! a manager holds in its memory. Statuses are the product's own values, interned.
 
+mod first;
+mod past;
+
+pub use first::{Fallback, First, Named, Placeholder};
+pub use past::{Past, Wrongs};
+
 use crate::intern::Id;
 use drover::{
-    api::{MigrationStatus, Phase},
+    api::{MigrationStatus, Phase, Verdict},
     markers::Claim,
 };
 
@@ -28,51 +34,12 @@ pub struct World {
     pub sleeper: Option<Sleeper>,
     pub source: Source,
     pub destination: Destination,
+    pub first: First,
     /// Faults that may still happen.
     pub faults: u8,
     /// Times that a manager may still fall asleep over a decision.
     pub naps: u8,
     pub past: Past,
-}
-
-/// What has happened, as no part of the product knows it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-pub struct Past {
-    /// Containers whose memory was resumed on the destination, by bit.
-    pub restores: u8,
-    /// The replacement has run from its base image before the confirmation.
-    pub cold: bool,
-    /// The source has executed since it was dumped.
-    pub ran_on: bool,
-    /// The last running or frozen copy was lost by a user's own hand or as any pod is lost with its node.
-    pub excused: bool,
-    /// Drover has deleted the released replacement without a verdict.
-    pub deleted_in_doubt: bool,
-    pub wrongs: Wrongs,
-}
-
-/// What must never happen, each a bit.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-pub struct Wrongs(pub u16);
-
-impl Wrongs {
-    pub const VERDICT_REWRITTEN: u16 = 1;
-    pub const THAWED_AFTER_VOTE: u16 = 2;
-    pub const STALE_RESTORE: u16 = 4;
-    pub const FALSE_COMMIT: u16 = 8;
-    pub const FOREIGN_THAW: u16 = 16;
-    pub const REWOUND: u16 = 32;
-    pub const KILLED_EARLY: u16 = 64;
-    pub const FORGED: u16 = 128;
-    pub const COPY_ENDED: u16 = 256;
-
-    pub fn add(&mut self, wrong: u16) {
-        self.0 |= wrong;
-    }
-
-    pub fn has(self, wrong: u16) -> bool {
-        self.0 & wrong != 0
-    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -138,12 +105,20 @@ pub enum Eff {
     AddFinalizer,
     RemoveFinalizer,
     Lock,
-    Unlock,
+    /// By the number of the pod that carries it.
+    Unlock(u8),
     AttestationOfSource,
     AttestationOfDestination,
+    AttestationOfFallback,
     LayOutCredentials,
     RemoveCredentials,
+    RehearseReplacement,
     CreateReplacement,
+    KeepTemplate,
+    RemoveTemplate,
+    CreateSameName,
+    CreateFallback,
+    DeletePlaceholder(u8, bool),
     Claim(u8),
     RewriteImages(u8),
     DeleteReplacement(u8, bool),
@@ -180,6 +155,8 @@ pub struct Source {
     pub task: SourceTask,
     /// The container was restarted: another ID, no memory of before.
     pub fresh: bool,
+    /// The kubelet has removed what was left of it in the runtime.
+    pub removed: bool,
     pub fence: Fence,
     pub journal: Option<Journal>,
     /// A complete checkpoint archive lies on the disk.
@@ -229,6 +206,9 @@ pub enum SourceStep {
     Thaw,
     Kill,
     Forget,
+    End,
+    Collect,
+    Keep,
     Watchdog,
 }
 
@@ -258,6 +238,10 @@ pub struct Doing {
 pub enum DestinationStep {
     Prepare,
     Verify,
+    /// destination.rs `expect`.
+    Arm,
+    /// fallback.rs `prepare_fallback`.
+    PrepareFallback,
     Restore,
     Revoke,
     /// revoke.rs `look_for_the_end`.
@@ -322,6 +306,22 @@ pub enum Log {
     },
 }
 
+impl Destination {
+    /// Nothing of a pod has come to the node yet.
+    pub const EMPTY: Self =
+        Self { up: true, lost: false, cut: false, view: View::Unlisted, blobs: false, containers: [Container::EMPTY; MOST], doing: None };
+
+    /// Something of the copy executes.
+    pub fn runs(&self) -> bool {
+        self.up && self.containers.iter().any(|c| matches!(c.task, Task::Running { .. }))
+    }
+
+    /// The copy, or the checkpoint in the node's registry.
+    pub fn has_the_memory(&self) -> bool {
+        self.blobs || self.containers.iter().any(|c| c.task == Task::Running { restored: true })
+    }
+}
+
 impl Container {
     /// Nothing has been made yet.
     pub const EMPTY: Self =
@@ -347,15 +347,23 @@ impl World {
     pub fn settle(&mut self) {
         let released = self.status().is_none_or(|status| status.phase >= Phase::Restoring);
         self.overdue &= !released;
+        self.first.settle();
+        self.first.ended_long_ago &= self.awaits_destination();
+        // Nobody asks a person any more once a rollback stands, nor how a copy has ended.
+        if let Some(mig) = self.migration.as_mut().filter(|mig| mig.status().verdict == Some(Verdict::Rollback)) {
+            mig.resolve = None;
+            if self.destination.doing.is_none() {
+                self.destination.containers.iter_mut().for_each(|c| (c.log, c.booted, c.proof) = (Log::None, false, false));
+            }
+        }
+        // A lock goes with its pod.
+        self.locked &=
+            self.source_pod != Object::Gone || self.replacement.is_some() || self.first.fallback.as_ref().is_some_and(|it| it.pod.is_some());
         self.source.moved &= self.source.journal.is_some_and(|journal| journal.dumped && !journal.vote);
     }
 
     pub fn source_runs(&self) -> bool {
         self.source.up && self.source.task == SourceTask::Running
-    }
-
-    pub fn destination_runs(&self) -> bool {
-        self.destination.up && self.destination.containers.iter().any(|c| matches!(c.task, Task::Running { .. }))
     }
 }
 

@@ -31,14 +31,17 @@ const PATIENCE: Duration = Duration::from_mins(3);
 const FORCE_AFTER: Duration = Duration::from_secs(20);
 /// What separates the cause of the rollback from the state of the fallback in the message.
 const SUFFIX: &str = "; the fallback onto the source node";
-/// How long the end waits for agents that clean up before it leaves that to them.
+/// How long the end waits for a destination that cleans up, which it does once the archives are collected, before it leaves that to it.
 const CLEAN_PATIENCE: Duration = Duration::from_secs(45);
 
 impl Course<'_> {
     pub(super) fn finish_fallback(&self, mut status: MigrationStatus) -> Step {
         let (Some(source), Some(fallback)) = (status.source.clone(), status.fallback.clone()) else { return Step::wait() };
         let said = self.observed.fallback_status();
-        if let Some(restored) = said.restored.as_ref().filter(|_| fallback.containers.is_empty()) {
+        // R4: a pod that is being deleted is no copy; its agent confirms only what is written here, and until then the archives stay.
+        let pod = self.observed.source.as_ref();
+        let is_there = !pod_is_gone(pod, &fallback.uid) && !pod.is_some_and(is_going);
+        if let Some(restored) = said.restored.as_ref().filter(|_| fallback.containers.is_empty() && is_there) {
             let named = restored.containers.iter().map(|c| RestoredContainer { name: c.name.clone(), container_id: c.container_id.clone() });
             status.fallback = Some(ReplacementStatus { containers: named.collect(), ..fallback });
             status.frozen_millis = self.observed.source_status().frozen.as_ref().map(|frozen| status::millis(frozen.at.0, restored.at.0));
@@ -132,12 +135,19 @@ impl Course<'_> {
 
     fn end_fallback(&self, mut status: MigrationStatus, source: &SourceStatus) -> Step {
         let node = &source.node_name;
-        if self.observed.source_status().cleaned.is_none() || self.observed.fallback_status().cleaned.is_none() {
+        let collected = self.observed.source_status().cleaned.as_ref().filter(|_| self.observed.fallback_status().cleaned.is_some());
+        let Some(collected) = collected else {
             let message = format!("{}{SUFFIX}: the pod runs again; waiting for the agent of node {node} to clean up", cause(&status));
-            return Step::told(status, &message);
-        }
+            // Long enough for the restore, after which a person is told already.
+            if status.time_in(Phase::Finishing, self.now) <= PATIENCE {
+                return Step::told(status, &message);
+            }
+            let there = status.destination.as_ref().map_or(String::new(), |d| d.node_name.clone());
+            let meanwhile = format!("It goes on meanwhile, and a copy of the checkpoint stays in the registry of node {there} until then.");
+            return self.waits_for(status, node, &message, &meanwhile);
+        };
         let there = self.observed.destination_attestation.is_none() || self.observed.destination_status().cleaned.is_some();
-        if !there && status.time_in(Phase::Finishing, self.now) <= CLEAN_PATIENCE {
+        if !there && self.observed.destination_ready != Some(false) && self.since(collected.at.0) <= CLEAN_PATIENCE {
             return Step { after: Some(Duration::from_secs(1)), ..Step::default() };
         }
         if self.observed.pull_credentials_left {

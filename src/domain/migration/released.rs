@@ -231,7 +231,7 @@ impl Course<'_> {
     }
 
     /// The verdict stands, and one node has not done its part: told at first, and held where it lasts, since the node may be gone for good (I6).
-    fn waits_for(&self, status: MigrationStatus, node: &str, what: &str, meanwhile: &str) -> Step {
+    pub(super) fn waits_for(&self, status: MigrationStatus, node: &str, what: &str, meanwhile: &str) -> Step {
         if status.time_in(Phase::Finishing, self.now) <= END_PATIENCE {
             return Step::told(status, what);
         }

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use drover::{
     api::{AttestationStatus, MigrationStatus, Verdict, attestation::ContainerId},
     domain::{
-        attest::{self, DestinationAction, SourceAction},
+        attest::{self, DestinationAction, FallbackAction, SourceAction},
         tasks::{self, Finding},
         verdict,
     },
@@ -13,27 +13,30 @@ use drover::{
     markers::Claim,
 };
 
-use super::pretend::{as_if_confirmed, as_if_voted};
+use super::pretend::{as_if_confirmed, as_if_copied, as_if_voted};
 use crate::{
     intern::{Id, Memo, STATUSES, WORDS},
     model::Drover,
     objects::{self, NAMES, NOW},
     rules::Rule,
-    state::{Container, DestinationStep, Fence, Journal, Log, Mig, SourceStep, Task, View, World},
+    state::{Container, DestinationStep, Fence, Journal, Log, Mig, Object, SourceStep, SourceTask, Task, View, World},
 };
 
 static SOURCE: Memo<(Id, Id, Option<Id>, Option<Journal>, View), Option<SourceStep>> = Memo::new();
 static DESTINATION: Memo<(Id, Id, Option<Id>), Option<DestinationStep>> = Memo::new();
+static FALLBACK: Memo<(Id, Id), Option<DestinationStep>> = Memo::new();
+static SOURCE_LEFT: Memo<(SourceTask, bool, bool, usize), bool> = Memo::new();
 static LEFT: Memo<([(Task, bool); 2], View, usize), bool> = Memo::new();
 static OVER: Memo<([Container; 2], View, usize, usize), bool> = Memo::new();
 static GATE: Memo<([Option<Claim>; 2], usize, usize), gate::Rule> = Memo::new();
 static JUDGE: Memo<(Id, [Container; 2], View, usize), Found> = Memo::new();
 static REFUSED: Memo<(Id, [Container; 2], View, usize, usize), bool> = Memo::new();
-static CONFIRM: Memo<(Id, Id, [Container; 2], View, usize), Option<String>> = Memo::new();
+static CONFIRM: Memo<(Id, Id, [Container; 2], View, usize), bool> = Memo::new();
 
 /// How often the agents' side of the product was asked something new.
 pub fn questions() -> usize {
-    SOURCE.len() + DESTINATION.len() + LEFT.len() + OVER.len() + GATE.len() + JUDGE.len() + REFUSED.len() + CONFIRM.len()
+    let looks = SOURCE.len() + DESTINATION.len() + FALLBACK.len() + SOURCE_LEFT.len();
+    looks + LEFT.len() + OVER.len() + GATE.len() + JUDGE.len() + REFUSED.len() + CONFIRM.len()
 }
 
 /// What [`tasks::judge`] and [`tasks::trouble`] say together.
@@ -43,7 +46,7 @@ pub enum Found {
     /// It runs without the memory.
     Cold(String),
     Restored(Vec<ContainerId>),
-    Wrong(String),
+    Wrong,
 }
 
 fn words(id: Option<Id>) -> &'static AttestationStatus {
@@ -55,16 +58,23 @@ impl Drover {
     /// [`attest::source_next`] as `SourceAgent::decide` asks it.
     pub fn source_next(&self, world: &World) -> Option<SourceStep> {
         let (mig, own) = (world.migration?, world.source_says?);
-        let mut destination = world.destination_says;
-        if self.off(Rule::Confirmation) && mig.status().verdict == Some(Verdict::Commit) {
-            destination = destination.map(as_if_confirmed);
+        let status = mig.status();
+        let mut copy = match status.fallback {
+            Some(_) => world.first.fallback.as_ref().and_then(|it| it.says),
+            None => world.destination_says,
+        };
+        if self.off(Rule::Confirmation) && status.verdict == Some(Verdict::Commit) {
+            copy = copy.map(as_if_confirmed);
+        }
+        if self.off(Rule::ArchiveWaits) && status.verdict.is_some() && status.is_source_first() {
+            copy = Some(as_if_copied(copy));
         }
         let journal = world.source.journal;
         let view = if self.off(Rule::KillNeedsDeletion) && mig.status().verdict.is_some() { View::Terminating } else { world.source.view };
-        let step = *SOURCE.ask((mig.status, own, destination, journal, view), |(status, own, destination, journal, view)| {
+        let step = *SOURCE.ask((mig.status, own, copy, journal, view), |(status, own, copy, journal, view)| {
             let status = STATUSES.get(*status);
             let matters = match status.verdict {
-                None => journal.is_some_and(|journal| journal.frozen.is_some()),
+                None => journal.is_some_and(|journal| journal.frozen.is_some()) && WORDS.get(*own).ended.is_none(),
                 Some(Verdict::Commit) => WORDS.get(*own).ended.is_none(),
                 Some(Verdict::Rollback) => false,
             };
@@ -78,7 +88,7 @@ impl Drover {
             };
             let journal = journal.map(|it| objects::journal(it, 1).view()).unwrap_or_default();
             let budget = std::time::Duration::from_mins(1);
-            match attest::source_next(status, WORDS.get(*own), words(*destination), &journal, deletion, budget, *NOW) {
+            match attest::source_next(status, WORDS.get(*own), words(*copy), &journal, deletion, budget, *NOW) {
                 SourceAction::Wait => None,
                 SourceAction::Inspect => Some(SourceStep::Inspect),
                 SourceAction::Freeze => Some(SourceStep::Freeze),
@@ -89,7 +99,9 @@ impl Drover {
                 SourceAction::Thaw => Some(SourceStep::Thaw),
                 SourceAction::Kill => Some(SourceStep::Kill),
                 SourceAction::Forget => Some(SourceStep::Forget),
-                SourceAction::End | SourceAction::Collect | SourceAction::Keep => unreachable!("the model has no pods that go source-first"),
+                SourceAction::End => Some(SourceStep::End),
+                SourceAction::Collect => Some(SourceStep::Collect),
+                SourceAction::Keep => Some(SourceStep::Keep),
             }
         });
         // A source that was never asked for its vote pushes no further.
@@ -118,8 +130,34 @@ impl Drover {
         verdict::may_vote(&objects::source_ids(journal.fresh, self.n), &before, &now, fenced).is_ok()
     }
 
+    /// [`tasks::nothing_left`], of the source.
+    pub fn source_left(&self, world: &World) -> bool {
+        let source = &world.source;
+        let listed = matches!(source.view, View::Listed | View::Released | View::Terminating);
+        source.view != View::Unsynced
+            && *SOURCE_LEFT.ask((source.task, source.removed, listed, self.n), |(task, removed, listed, n)| {
+                let tasks = if *removed { vec![] } else { objects::source_tasks(*task, false, *n) };
+                tasks::nothing_left(objects::source_pod(Object::Live, false, *n).filter(|_| *listed).as_ref(), &tasks)
+            })
+    }
+
+    /// [`attest::fallback_next`].
+    fn fallback_next(&self, world: &World) -> Option<DestinationStep> {
+        let (mig, own) = (world.migration?, world.destination_says?);
+        *FALLBACK.ask((mig.status, own), |(status, own)| match attest::fallback_next(STATUSES.get(*status), WORDS.get(*own)) {
+            FallbackAction::Wait => None,
+            FallbackAction::Prepare => Some(DestinationStep::PrepareFallback),
+            FallbackAction::Restore => Some(DestinationStep::Restore),
+            FallbackAction::Confirm => Some(DestinationStep::Confirm),
+            FallbackAction::Clean => Some(DestinationStep::CleanAfterCommit),
+        })
+    }
+
     /// [`attest::destination_next`].
     pub fn destination_next(&self, world: &World) -> Option<DestinationStep> {
+        if world.first.turned {
+            return self.fallback_next(world);
+        }
         let (mig, own) = (world.migration?, world.destination_says?);
         let mut source = world.source_says.map(|id| if self.off(Rule::ReleaseNeedsTheVote) { as_if_voted(id, self.n) } else { id });
         if self.off(Rule::CollectionWaits) && mig.status().verdict == Some(Verdict::Rollback) {
@@ -130,7 +168,7 @@ impl Drover {
                 DestinationAction::Wait => None,
                 DestinationAction::Prepare => Some(DestinationStep::Prepare),
                 DestinationAction::Verify => Some(DestinationStep::Verify),
-                DestinationAction::Arm => unreachable!("the model has no pods that go source-first"),
+                DestinationAction::Arm => Some(DestinationStep::Arm),
                 DestinationAction::Restore => Some(DestinationStep::Restore),
                 DestinationAction::Revoke => Some(DestinationStep::Revoke),
                 DestinationAction::Confirm => Some(DestinationStep::Confirm),
@@ -157,7 +195,7 @@ impl Drover {
             let pod = objects::replacement_listed(*view, &containers[..*n]);
             match (finding, pod.as_ref().and_then(tasks::trouble)) {
                 (Finding::Cold(message), _) => Found::Cold(message),
-                (Finding::Wrong(message), _) | (_, Some(message)) => Found::Wrong(message),
+                (Finding::Wrong(_), _) | (_, Some(_)) => Found::Wrong,
                 // The kubelet's answer is awaited.
                 _ if *view == View::Unsynced => Found::NotYet,
                 (Finding::NotYet, None) => Found::NotYet,
@@ -178,18 +216,15 @@ impl Drover {
     }
 
     /// [`tasks::unconfirmed`].
-    pub fn unconfirmed(&self, world: &World, mig: Mig) -> Option<&'static str> {
-        if self.off(Rule::ConfirmationLooks) {
-            return None;
-        }
-        let key = (mig.status, world.destination_says?, world.destination.containers, world.destination.view, self.n);
-        let answer = CONFIRM.ask(key, |(status, own, containers, view, n)| {
+    pub fn unconfirmed(&self, world: &World, mig: Mig) -> bool {
+        let Some(own) = world.destination_says.filter(|_| !self.off(Rule::ConfirmationLooks)) else { return false };
+        let key = (mig.status, own, world.destination.containers, world.destination.view, self.n);
+        *CONFIRM.ask(key, |(status, own, containers, view, n)| {
             let status = STATUSES.get(*status);
-            let Some(restored) = &WORDS.get(*own).restored else { return Some("nothing was attested as restored".to_owned()) };
-            let pod = objects::replacement_listed(*view, &containers[..*n]);
-            tasks::unconfirmed(&status.containers, &restored.containers, &objects::replacement_tasks(&containers[..*n], status), pod.as_ref())
-        });
-        answer.as_deref()
+            let Some(restored) = &WORDS.get(*own).restored else { return true };
+            let (tasks, pod) = (objects::replacement_tasks(&containers[..*n], status), objects::replacement_listed(*view, &containers[..*n]));
+            tasks::unconfirmed(&status.containers, &restored.containers, &tasks, pod.as_ref()).is_some()
+        })
     }
 
     /// `DestinationAgent::proof_of_failure`, by [`tasks::refused`].

@@ -1,6 +1,9 @@
 //! Values as they would be without a rule.
 
-use drover::api::attestation::{At, ClosedClaim, NeverStarted, Pushed, Vote};
+use drover::api::{
+    AttestationStatus,
+    attestation::{At, ClosedClaim, NeverStarted, Pushed, Restored, Vote},
+};
 
 use crate::{
     intern::{Id, Memo, WORDS},
@@ -22,6 +25,14 @@ pub fn as_if_voted(id: Id, n: usize) -> Id {
 
 pub fn as_if_confirmed(id: Id) -> Id {
     let mut words = WORDS.get(id).clone();
+    words.confirmed = Some(At { at: objects::now() });
+    WORDS.put(words)
+}
+
+/// A copy was restored and confirmed.
+pub fn as_if_copied(id: Option<Id>) -> Id {
+    let mut words = id.map_or_else(AttestationStatus::default, |id| WORDS.get(id).clone());
+    words.restored.get_or_insert_with(|| Restored { at: objects::now(), containers: vec![] });
     words.confirmed = Some(At { at: objects::now() });
     WORDS.put(words)
 }

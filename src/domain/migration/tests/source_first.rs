@@ -267,6 +267,47 @@ fn a_fallback_that_is_deleted_is_held() {
     assert!(walk.is_held() && walk.status().message.contains("its pod was deleted"), "{}", walk.status().message);
 }
 
+/// Fallen back, and restored on the source node.
+fn restored_back() -> Walk {
+    let mut walk = fallen();
+    walk.attest(Role::Fallback, |s| {
+        s.prepared = Some(Prepared { at: at(9), push_address: String::new(), pull_address: String::new() });
+        s.restored = Some(Restored { at: at(10), containers: containers() });
+    });
+    walk
+}
+
+#[test]
+fn a_restored_fallback_that_is_being_deleted_is_not_written_down() {
+    let mut walk = restored_back();
+    walk.observed.source.as_mut().unwrap().metadata.deletion_timestamp = Some(Time(second(10)));
+    walk.observed.replacement = walk.observed.source.clone();
+    walk.settle();
+    assert!(walk.is_held() && walk.status().message.contains("its pod was deleted"), "{}", walk.status().message);
+    assert!(walk.status().fallback.as_ref().unwrap().containers.is_empty(), "its agent confirms nothing, and the archives stay");
+}
+
+#[test]
+fn a_source_node_that_is_lost_after_the_fallback_is_a_hold_and_a_silent_destination_is_not_waited_for() {
+    let mut walk = restored_back();
+    walk.settle();
+    walk.attest(Role::Fallback, |s| s.confirmed = Some(At { at: at(11) }));
+    walk.settle();
+    assert!(!walk.is_held(), "{}", walk.status().message);
+    walk.now = 1000;
+    assert_eq!(walk.settle(), Phase::Finishing);
+    for words in ["look at node n1", "a copy of the checkpoint stays in the registry of node n2"] {
+        assert!(walk.is_held() && walk.status().message.contains(words), "{}", walk.status().message);
+    }
+    walk.attest(Role::Fallback, |s| s.cleaned = Some(At { at: at(1000) }));
+    walk.attest(Role::Source, |s| s.cleaned = Some(At { at: at(1000) }));
+    walk.observed.destination_ready = Some(true);
+    assert_eq!(walk.settle(), Phase::Finishing, "the destination begins to clean up only now");
+    walk.now = 1060;
+    assert_eq!(walk.settle(), Phase::Done);
+    assert!(walk.status().message.contains("cleans up when it is back") && !walk.is_held(), "{}", walk.status().message);
+}
+
 #[test]
 fn after_the_release_a_fallback_needs_the_proof() {
     let mut walk = Walk::same_name();
