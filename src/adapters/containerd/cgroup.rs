@@ -49,6 +49,24 @@ pub(super) fn is_empty(root: &Path, cgroups_path: &str) -> io::Result<bool> {
     }
 }
 
+/// Whether any process is in a cgroup whose path names this container, as every runtime and driver has it.
+pub(super) fn has_process(proc: &Path, container: &str) -> io::Result<bool> {
+    for entry in std::fs::read_dir(proc)? {
+        let entry = entry?;
+        if !entry.file_name().to_str().is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit())) {
+            continue;
+        }
+        match std::fs::read(entry.path().join("cgroup")) {
+            Ok(cgroup) if String::from_utf8_lossy(&cgroup).contains(container) => return Ok(true),
+            Ok(_) => {}
+            // It has ended meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
 /// The folder of a cgroup: a path as it is (cgroupfs driver), or `slice:prefix:name` (systemd driver), where each dash of the slice is a level.
 fn folder(cgroups_path: &str) -> PathBuf {
     let mut parts = cgroups_path.splitn(3, ':');
@@ -83,6 +101,18 @@ mod tests {
         std::fs::write(root.path().join("b/cpu.stat"), "usage_usec 5\nuser_usec 1\n").unwrap();
         assert_eq!(cpu_nanos(root.path(), "/b").unwrap(), 5000);
         assert!(cpu_nanos(root.path(), "/c").is_err());
+    }
+
+    #[test]
+    fn a_process_is_found_by_its_cgroup() {
+        let proc = tempfile::tempdir().unwrap();
+        for (pid, cgroup) in [("7", "4:pids:/kubepods/pod1/c0\n"), ("8", "0::/init\n")] {
+            std::fs::create_dir_all(proc.path().join(pid)).unwrap();
+            std::fs::write(proc.path().join(pid).join("cgroup"), cgroup).unwrap();
+        }
+        std::fs::create_dir(proc.path().join("9")).unwrap();
+        std::fs::create_dir(proc.path().join("sys")).unwrap();
+        assert!(has_process(proc.path(), "c0").unwrap() && !has_process(proc.path(), "c1").unwrap());
     }
 
     #[test]

@@ -59,6 +59,21 @@ impl Containerd {
         Ok(tokio::task::spawn_blocking(move || ask(&root, &path)).await.unwrap_or_else(|error| Err(io::Error::other(error))))
     }
 
+    /// Whether containerd has no container of this ID any more, so that nobody can start one, and no process is in a cgroup of it: the kubelet removes an old
+    /// container when it has made the pod new ones, and its status then speaks of those alone.
+    async fn is_forgotten(&self, id: &str) -> PortResult<bool> {
+        let get = GetContainerRequest { id: id.to_owned() };
+        match ContainersClient::new(self.channel.clone()).max_decoding_message_size(LARGEST_ANSWER).get(task_request(get)).await {
+            Err(status) if status.code() == Code::NotFound => {}
+            Err(status) => return Err(failure(&format!("find container {id}"), &status)),
+            Ok(_) => return Ok(false),
+        }
+        let of = id.to_owned();
+        let found = tokio::task::spawn_blocking(move || cgroup::has_process(Path::new("/proc"), &of)).await;
+        let found = found.unwrap_or_else(|error| Err(io::Error::other(error)));
+        found.map(|found| !found).map_err(|error| PortError::transient(format!("the node's processes cannot be read: {error}")))
+    }
+
     fn unreadable(&self, error: &io::Error) -> PortError {
         let root = self.cgroups.display();
         PortError::transient(format!("its cgroup below {root} cannot be read: {error}; is the host's /sys/fs/cgroup mounted into the agent?"))
@@ -151,8 +166,10 @@ impl Runtime for Containerd {
     }
 
     async fn remove_ended(&self, id: &str) -> PortResult<bool> {
-        if self.state(id).await? != TaskState::Created {
-            return Ok(false);
+        match self.state(id).await? {
+            TaskState::Created => {}
+            TaskState::Stopped => return self.is_forgotten(id).await,
+            TaskState::Running | TaskState::Paused => return Ok(false),
         }
         match self.of_cgroup(id, cgroup::is_empty).await {
             Ok(Ok(true)) => {}
