@@ -73,7 +73,11 @@ fn a_kubelet_of_the_destination_that_is_restarted_during_the_restore() {
     restarted_during_the_restore("kubelet");
 }
 
-#[test]
-fn a_containerd_of_the_destination_that_is_restarted_during_the_restore() {
-    restarted_during_the_restore("containerd");
+mod slow {
+    /// Fails in some runs, and then takes minutes: the migration stays held as `InDoubt`, nothing runs twice and nothing of the source is lost, but nobody attests
+    /// that the lost restore is over (docs/operations.md, Held).
+    #[test]
+    fn a_containerd_of_the_destination_that_is_restarted_during_the_restore() {
+        super::restarted_during_the_restore("containerd");
+    }
 }
