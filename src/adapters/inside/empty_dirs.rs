@@ -1,11 +1,8 @@
 //! A pod's emptyDir volumes, where its kubelet keeps them (`pkg/volume/emptydir`, FACTS.md 6).
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
-use crate::adapters::volumes::Volume;
+use crate::adapters::volumes::{self, Volume};
 
 /// Below a pod's folder: the plugin's qualified name, escaped.
 const FOLDER: &str = "volumes/kubernetes.io~empty-dir";
@@ -37,18 +34,7 @@ pub(super) fn of(pods: &Path, pod_uid: &str) -> io::Result<Vec<Volume>> {
 
 /// Bytes that the files in these folders claim to have; of a pod with too many files, those of the first.
 pub(super) fn bytes(volumes: &[Volume]) -> u64 {
-    let (mut bytes, mut seen) = (0_u64, 0);
-    let mut paths: Vec<PathBuf> = volumes.iter().map(|volume| volume.folder.clone()).collect();
-    while let Some(path) = paths.pop().filter(|_| seen < MOST_FILES) {
-        seen += 1;
-        let Ok(file) = fs::symlink_metadata(&path) else { continue };
-        if file.is_dir() {
-            paths.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
-        } else if file.is_file() {
-            bytes = bytes.saturating_add(file.len());
-        }
-    }
-    bytes
+    volumes::bytes(volumes.iter().map(|volume| volume.folder.clone()).collect(), MOST_FILES)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::{
     sync::OnceLock,
 };
 
-use crate::{api::attestation::ContainerId, domain::processes::ImageVolume};
+use crate::{adapters::volumes, api::attestation::ContainerId, domain::processes::ImageVolume};
 
 /// Where CRIU looks for a watched file whose path it does not know (`criu/irmap.c`).
 const SEARCHED: [&str; 7] = [
@@ -105,18 +105,7 @@ impl Mounts {
         if !self.all.iter().any(|mount| mount.point == "/dev/shm") {
             return 0;
         }
-        let (mut bytes, mut seen) = (0_u64, 0);
-        let mut paths = vec![self.root.join("dev/shm")];
-        while let Some(path) = paths.pop().filter(|_| seen < MOST_FILES) {
-            seen += 1;
-            let Ok(file) = fs::symlink_metadata(&path) else { continue };
-            if file.is_dir() {
-                paths.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
-            } else if file.is_file() {
-                bytes = bytes.saturating_add(file.len());
-            }
-        }
-        bytes
+        volumes::bytes(vec![self.root.join("dev/shm")], MOST_FILES)
     }
 }
 
