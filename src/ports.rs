@@ -77,8 +77,9 @@ pub trait Runtime: Send + Sync {
     async fn resume(&self, id: &str) -> PortResult<()>;
     /// Sends SIGKILL to every process of a task, paused or not; nothing happens where it is gone.
     async fn kill(&self, id: &str) -> PortResult<()>;
-    /// Removes a task that the runtime shows as made although every process of it has ended, and tells whether it is over: also where the runtime has not even
-    /// its container any more. False where its cgroup has a process or cannot be found, or the runtime shows another state. What it is to execute must have been seen to begin, else this may be a task that is about to.
+    /// Ends what is left of a start that the runtime has lost, and tells whether it is over: a task that it shows as made although every process of it has
+    /// ended is removed, one that is [`TaskState::Abandoned`] is killed. Over is also what has no task, no process in its cgroup, and has ended in CRI's
+    /// eyes or is forgotten. What it is to execute must have been seen to begin, else this may be a task that is about to.
     async fn remove_ended(&self, id: &str) -> PortResult<bool>;
     /// CPU time of the task's cgroup so far, in nanoseconds.
     async fn cpu_nanos(&self, id: &str) -> PortResult<u64>;

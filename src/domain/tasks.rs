@@ -17,6 +17,9 @@ pub enum TaskState {
     Paused,
     /// Ended, or has no task.
     Stopped,
+    /// Executes, but the runtime takes its container for one that has ended, and so does the kubelet, which then starts another: the start was told to have
+    /// failed when it had not, as it happens where containerd or the kubelet ends in mid-restore.
+    Abandoned,
 }
 
 /// One container of a pod as the runtime knows it (never the sandbox).
@@ -74,6 +77,9 @@ pub fn judge(checkpoints: &[ContainerCheckpoint], tasks: &[Task]) -> Finding {
                 }
                 // Without a task it has not been started yet, or has ended: the kubelet's word tells which.
                 (TaskState::Created | TaskState::Paused | TaskState::Stopped, _) => return Finding::NotYet,
+                (TaskState::Abandoned, _) => {
+                    return Finding::Wrong(format!("container {} executes, but the runtime told the kubelet that its start had failed", checkpoint.name));
+                }
             },
             more => return Finding::Wrong(format!("container {} was started {} times", checkpoint.name, more.len())),
         }

@@ -215,7 +215,8 @@ impl Runtime for FakeNode {
     async fn remove_ended(&self, id: &str) -> PortResult<bool> {
         self.call("remove_ended", |state| {
             let ended = state.emptied.contains(id);
-            state.tasks.iter_mut().filter(|task| ended && task.id == id).for_each(|task| task.state = TaskState::Stopped);
+            let over = |task: &&mut Task| task.id == id && (ended || task.state == TaskState::Abandoned);
+            state.tasks.iter_mut().filter(over).for_each(|task| task.state = TaskState::Stopped);
             Ok(ended)
         })
         .await

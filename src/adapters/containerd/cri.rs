@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use k8s_cri::v1::{
-    ContainerStatusRequest, StatusRequest, VersionRequest, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
+    ContainerState, ContainerStatusRequest, StatusRequest, VersionRequest, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
 };
 use tonic::{Request, transport::Channel};
 
@@ -17,6 +17,14 @@ pub struct RuntimeVersion {
     pub name: String,
     /// With containerd's leading `v`.
     pub version: String,
+}
+
+/// What CRI knows of a container, whatever its task does.
+pub(super) struct Known {
+    /// The checkpoint image that it was restored from.
+    pub(super) restored_from: Option<String>,
+    /// containerd sets it to exited where a start fails, also where that was only told to have failed (`internal/cri/server/container_start.go`).
+    pub(super) state: ContainerState,
 }
 
 impl Containerd {
@@ -48,12 +56,13 @@ impl Containerd {
         Ok(answer.into_inner().info.remove("config"))
     }
 
-    /// The checkpoint image that a container was restored from.
-    pub(super) async fn restored_from(&self, id: &str) -> PortResult<Option<String>> {
+    /// What a container was restored from, and its state by which the kubelet goes.
+    pub(super) async fn known(&self, id: &str) -> PortResult<Known> {
         let ask = ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
         let answer =
             self.cri().container_status(limited(ask)).await.map_err(|status| failure(&format!("tell the status of container {id}"), &status))?;
-        Ok(answer.into_inner().status.and_then(|status| checkpoint_image(&status.annotations)))
+        let status = answer.into_inner().status.unwrap_or_default();
+        Ok(Known { restored_from: checkpoint_image(&status.annotations), state: status.state() })
     }
 }
 

@@ -10,6 +10,7 @@ use containerd_client::{
     },
     types::v1::Status as ProcessStatus,
 };
+use k8s_cri::v1::ContainerState;
 use tonic::{Code, transport::Channel};
 
 use super::{Containerd, LARGEST_ANSWER, TASK_CALL, cgroup, failure, metrics, request, task_request};
@@ -59,14 +60,14 @@ impl Containerd {
         Ok(tokio::task::spawn_blocking(move || ask(&root, &path)).await.unwrap_or_else(|error| Err(io::Error::other(error))))
     }
 
-    /// Whether containerd has no container of this ID any more, so that nobody can start one, and no process is in a cgroup of it: the kubelet removes an old
-    /// container when it has made the pod new ones, and its status then speaks of those alone.
-    async fn is_forgotten(&self, id: &str) -> PortResult<bool> {
-        let get = GetContainerRequest { id: id.to_owned() };
-        match ContainersClient::new(self.channel.clone()).max_decoding_message_size(LARGEST_ANSWER).get(task_request(get)).await {
-            Err(status) if status.code() == Code::NotFound => {}
-            Err(status) => return Err(failure(&format!("find container {id}"), &status)),
+    /// Whether a container without a task is over: CRI has seen its end, so that it refuses to start it, or has forgotten it, as the kubelet removes an old
+    /// container when it has made the pod new ones; and no process is in a cgroup of it, whatever the runtime knows of it.
+    async fn is_over(&self, id: &str) -> PortResult<bool> {
+        match self.known(id).await {
+            Ok(known) if known.state == ContainerState::ContainerExited => {}
             Ok(_) => return Ok(false),
+            Err(error) if error.kind == Failure::NotFound => {}
+            Err(error) => return Err(error),
         }
         let of = id.to_owned();
         let found = tokio::task::spawn_blocking(move || cgroup::has_process(Path::new("/proc"), &of)).await;
@@ -115,14 +116,14 @@ impl Runtime for Containerd {
             .containers;
         let mut tasks = Vec::new();
         for container in containers.into_iter().filter(is_workload) {
-            let restored_from = match self.restored_from(&container.id).await {
+            let known = match self.known(&container.id).await {
                 // Removed since it was listed: it is no container of the pod any more.
                 Err(error) if error.kind == Failure::NotFound => continue,
                 other => other?,
             };
-            let state = self.state(&container.id).await?;
+            let state = as_cri_knows(self.state(&container.id).await?, known.state);
             let name = container.labels.get(CONTAINER_NAME).cloned().unwrap_or_default();
-            tasks.push(Task { container: name, id: container.id, state, restored_from });
+            tasks.push(Task { container: name, id: container.id, state, restored_from: known.restored_from });
         }
         tasks.sort_by(|a, b| (&a.container, &a.id).cmp(&(&b.container, &b.id)));
         Ok(tasks)
@@ -145,7 +146,7 @@ impl Runtime for Containerd {
             Ok(_) => Ok(()),
             Err(status) if status.code() == Code::NotFound => Ok(()),
             Err(status) => match self.state(id).await? {
-                TaskState::Running | TaskState::Stopped => Ok(()),
+                TaskState::Running | TaskState::Abandoned | TaskState::Stopped => Ok(()),
                 TaskState::Created | TaskState::Paused => Err(failure(&format!("resume task {id}"), &status)),
             },
         }
@@ -168,8 +169,12 @@ impl Runtime for Containerd {
     async fn remove_ended(&self, id: &str) -> PortResult<bool> {
         match self.state(id).await? {
             TaskState::Created => {}
-            TaskState::Stopped => return self.is_forgotten(id).await,
-            TaskState::Running | TaskState::Paused => return Ok(false),
+            TaskState::Stopped => return self.is_over(id).await,
+            TaskState::Running if as_cri_knows(TaskState::Running, self.known(id).await?.state) == TaskState::Abandoned => {
+                tracing::warn!(container = id, "it executes, but the runtime has told the kubelet that its start failed: ending it");
+                return self.kill(id).await.map(|()| false);
+            }
+            TaskState::Running | TaskState::Abandoned | TaskState::Paused => return Ok(false),
         }
         match self.of_cgroup(id, cgroup::is_empty).await {
             Ok(Ok(true)) => {}
@@ -205,6 +210,15 @@ fn is_workload(container: &Container) -> bool {
     container.labels.get(KIND).is_none_or(|kind| kind != "sandbox") && container.labels.contains_key(CONTAINER_NAME)
 }
 
+/// A running task in the light of what the kubelet is told of its container, which was asked before: what CRI does not know to run yet is on its way.
+fn as_cri_knows(task: TaskState, cri: ContainerState) -> TaskState {
+    match (task, cri) {
+        (TaskState::Running, ContainerState::ContainerCreated) => TaskState::Created,
+        (TaskState::Running, ContainerState::ContainerExited | ContainerState::ContainerUnknown) => TaskState::Abandoned,
+        (task, _) => task,
+    }
+}
+
 /// None for a state that says nothing.
 fn task_state(status: ProcessStatus) -> Option<TaskState> {
     match status {
@@ -229,6 +243,20 @@ mod tests {
         assert!(is_workload(&labelled(&[(KIND, "container"), (CONTAINER_NAME, "redis")])));
         assert!(!is_workload(&labelled(&[(KIND, "sandbox"), (CONTAINER_NAME, "POD")])));
         assert!(!is_workload(&labelled(&[(KIND, "sandbox")])));
+    }
+
+    #[test]
+    fn a_task_that_the_kubelet_takes_for_ended_is_abandoned() {
+        use ContainerState::{ContainerCreated, ContainerExited, ContainerRunning, ContainerUnknown};
+        for (cri, state) in [
+            (ContainerCreated, TaskState::Created),
+            (ContainerRunning, TaskState::Running),
+            (ContainerExited, TaskState::Abandoned),
+            (ContainerUnknown, TaskState::Abandoned),
+        ] {
+            assert_eq!(as_cri_knows(TaskState::Running, cri), state, "{cri:?}");
+            assert_eq!(as_cri_knows(TaskState::Stopped, cri), TaskState::Stopped, "{cri:?}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::{DestinationAgent, Look};
 use crate::{
     api::attestation::{At, Remark, Restored},
     domain::tasks::{Finding, all_run, judge, none_awaits_its_restore, trouble, unconfirmed},
-    ports::{PortError, PortResult, Task},
+    ports::{PortError, PortResult, Task, TaskState},
 };
 
 impl DestinationAgent {
@@ -64,9 +64,11 @@ impl DestinationAgent {
         if !look.gated() || !self.claims(look)?.is_empty() {
             let over = self.taken_ids(look)?;
             self.take_out_of_reach(look).await?;
+            self.remove_ended(look).await?;
             // One that the kubelet has made from the checkpoint and not started yet is refused by the claims, and then made anew.
             let (tasks, listed) = (self.parts.runtime.tasks(pod).await?, self.parts.kubelet.pod(pod).await?);
-            if look.gated() && !none_awaits_its_restore(&look.course.containers, &over, &tasks, listed.as_ref()) {
+            let abandoned = tasks.iter().any(|task| task.state == TaskState::Abandoned);
+            if abandoned || look.gated() && !none_awaits_its_restore(&look.course.containers, &over, &tasks, listed.as_ref()) {
                 return Ok(false);
             }
             // Not gone yet: what the runtime is making from the checkpoint at this moment is shown by nobody, and the gate refuses its restore.

@@ -105,7 +105,7 @@ impl DestinationAgent {
     /// A containerd that ends in mid-restore takes `runc restore` with it; CRIU may still finish, and nobody knows of the process then: not the shim, so that
     /// its end is never told, and not the kubelet, which tries in vain to stop a container in state "unknown" (seen with 2.3.4 on the lab). runc puts CRIU
     /// into the container's cgroup before the gate is asked, and what CRIU restores as well: once that is empty, nothing of it executes.
-    async fn remove_ended(&self, look: &Look) -> PortResult<Vec<String>> {
+    pub(super) async fn remove_ended(&self, look: &Look) -> PortResult<Vec<String>> {
         let mut ended = vec![];
         for id in self.taken_ids(look)? {
             if self.parts.runtime.remove_ended(&id).await? {

@@ -22,6 +22,7 @@ fn only_a_container_restored_once_from_this_image_counts() {
     for cold in [task("1", TaskState::Running, None), task("1", TaskState::Running, Some("other"))] {
         assert!(matches!(judge(&checkpoint(), std::slice::from_ref(&cold)), Finding::Cold(_)), "{cold:?}");
     }
+    assert!(matches!(judge(&checkpoint(), &[task("1", TaskState::Abandoned, Some("img"))]), Finding::Wrong(_)), "the kubelet starts another");
     let twice = [task("1", TaskState::Stopped, Some("img")), running.clone()];
     assert!(matches!(judge(&checkpoint(), &twice), Finding::Wrong(_)));
     assert_eq!(judge(&[], &[running]), Finding::NotYet);

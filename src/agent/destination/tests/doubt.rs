@@ -81,6 +81,36 @@ async fn a_restore_that_its_runtime_has_lost_is_over_once_nothing_of_it_is_left_
 }
 
 #[tokio::test]
+async fn a_restore_that_the_kubelet_takes_for_failed_is_not_restored_and_is_ended_in_doubt() {
+    let course = Course::restored();
+    course.node.state().tasks[0].state = TaskState::Abandoned;
+    let _ = course.look();
+    let said = course.said();
+    assert!(said.restored.is_none() && said.failure.is_some_and(|failure| failure.message.contains("told the kubelet that its start had failed")));
+    assert_eq!(course.node.state().tasks[0].state, TaskState::Abandoned, "nobody has asked for a revocation yet");
+    course.asked_to_revoke();
+    let _ = course.look();
+    assert_eq!(course.node.state().tasks[0].state, TaskState::Stopped);
+    assert!(course.said().died.is_none(), "it was killed, and has not been seen to end yet");
+    course.node.state().emptied.insert("new".into());
+    let _ = course.look();
+    assert!(course.said().died.is_some() && course.said().never_started.is_none());
+}
+
+#[tokio::test]
+async fn a_restore_that_the_kubelet_takes_for_failed_is_ended_before_anything_starts_cold() {
+    let course = Course::resumed_and_ended();
+    let _ = course.look();
+    course.look().unwrap();
+    course.resolved(Side::Destination);
+    course.node.state().tasks[0].state = TaskState::Abandoned;
+    course.node.state().tasks.push(Task { restored_from: None, ..restored_task("cold") });
+    course.look().unwrap();
+    assert_eq!(course.node.state().tasks[0].state, TaskState::Stopped);
+    assert!(course.said().confirmed.is_some());
+}
+
+#[tokio::test]
 async fn after_a_boot_a_log_proves_no_refusal_but_nothing_runs_any_more() {
     let course = Course::released(Phase::Restoring);
     course.take("(00.1) Error (criu/mount.c:1): mnt: No mapping for 7\n");
