@@ -1,4 +1,4 @@
-//! CPU time from the cgroup's own files.
+//! A container's cgroup, from its own files: CPU time, and the processes in it.
 //!
 //! containerd has no metrics for a *restored* container: its shim takes the cgroup of the process that `create` leaves behind, and a restore leaves none
 //! until `start` (seen with 2.3.4 on the lab: `Tasks.Metrics` is empty). Without a number there is no vote (R2), hence no second hop.
@@ -7,6 +7,14 @@ use std::{
     io,
     path::{Path, PathBuf},
 };
+
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
+
+/// containerd's IDs have 64 hexadecimal digits.
+const SHORTEST_ID: usize = 32;
 
 /// CPU time in nanoseconds of the cgroup at `cgroups_path` (as in the OCI spec) below the host's `/sys/fs/cgroup`.
 ///
@@ -49,22 +57,51 @@ pub(super) fn is_empty(root: &Path, cgroups_path: &str) -> io::Result<bool> {
     }
 }
 
-/// Whether any process is in a cgroup whose path names this container, as every runtime and driver has it.
-pub(super) fn has_process(proc: &Path, container: &str) -> io::Result<bool> {
+/// The processes in a cgroup whose path names this container, as every runtime and driver has it.
+///
+/// # Errors
+/// Of kind `InvalidInput` where the ID is none: a shorter text could be in every path.
+fn processes(proc: &Path, container: &str) -> io::Result<Vec<Pid>> {
+    if container.len() < SHORTEST_ID || !container.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{container:?} is no container ID")));
+    }
+    let mut found = vec![];
     for entry in std::fs::read_dir(proc)? {
-        let entry = entry?;
-        if !entry.file_name().to_str().is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit())) {
-            continue;
-        }
-        match std::fs::read(entry.path().join("cgroup")) {
-            Ok(cgroup) if String::from_utf8_lossy(&cgroup).contains(container) => return Ok(true),
-            Ok(_) => {}
-            // It has ended meanwhile.
-            Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {}
-            Err(error) => return Err(error),
+        let name = entry?.file_name();
+        let pid = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+        if let Some(pid) = pid
+            && is_in(proc, pid, container)?
+        {
+            found.push(pid);
         }
     }
-    Ok(false)
+    Ok(found)
+}
+
+/// False also where the process has ended meanwhile.
+fn is_in(proc: &Path, pid: Pid, container: &str) -> io::Result<bool> {
+    match std::fs::read(proc.join(pid.to_string()).join("cgroup")) {
+        Ok(cgroup) => Ok(String::from_utf8_lossy(&cgroup).contains(container)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Sends SIGKILL to every process in a cgroup of this container; how many there were.
+pub(super) fn kill(proc: &Path, container: &str) -> io::Result<usize> {
+    let found = processes(proc, container)?;
+    for pid in &found {
+        match pidfd_open(*pid, PidfdFlags::empty()) {
+            // Asked again, since its number may be another process's by now; the handle is not.
+            Ok(process) if is_in(proc, *pid, container)? => match pidfd_send_signal(&process, Signal::KILL) {
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(error) => return Err(error.into()),
+            },
+            Ok(_) | Err(Errno::SRCH) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(found.len())
 }
 
 /// The folder of a cgroup: a path as it is (cgroupfs driver), or `slice:prefix:name` (systemd driver), where each dash of the slice is a level.
@@ -106,13 +143,18 @@ mod tests {
     #[test]
     fn a_process_is_found_by_its_cgroup() {
         let proc = tempfile::tempdir().unwrap();
-        for (pid, cgroup) in [("7", "4:pids:/kubepods/pod1/c0\n"), ("8", "0::/init\n")] {
+        let (one, other) = ("c0".repeat(32), "c1".repeat(32));
+        for (pid, cgroup) in [("7", format!("4:pids:/kubepods/pod1/{one}\n")), ("8", "0::/init\n".to_owned())] {
             std::fs::create_dir_all(proc.path().join(pid)).unwrap();
             std::fs::write(proc.path().join(pid).join("cgroup"), cgroup).unwrap();
         }
         std::fs::create_dir(proc.path().join("9")).unwrap();
         std::fs::create_dir(proc.path().join("sys")).unwrap();
-        assert!(has_process(proc.path(), "c0").unwrap() && !has_process(proc.path(), "c1").unwrap());
+        assert_eq!(processes(proc.path(), &one).unwrap(), [Pid::from_raw(7).unwrap()]);
+        assert_eq!(processes(proc.path(), &other).unwrap(), []);
+        for none in ["", "c0", "kubepods"] {
+            assert_eq!(kill(proc.path(), none).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{none:?} is in other paths too");
+        }
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use k8s_cri::v1::{
-    ContainerState, ContainerStatusRequest, StatusRequest, VersionRequest, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
+    ContainerState, ContainerStatusRequest, StatusRequest, VersionRequest, image_service_client::ImageServiceClient,
+    runtime_service_client::RuntimeServiceClient,
 };
 use tonic::{Request, transport::Channel};
 

@@ -60,19 +60,27 @@ impl Containerd {
         Ok(tokio::task::spawn_blocking(move || ask(&root, &path)).await.unwrap_or_else(|error| Err(io::Error::other(error))))
     }
 
-    /// Whether a container without a task is over: CRI has seen its end, so that it refuses to start it, or has forgotten it, as the kubelet removes an old
-    /// container when it has made the pod new ones; and no process is in a cgroup of it, whatever the runtime knows of it.
-    async fn is_over(&self, id: &str) -> PortResult<bool> {
+    /// Whether nobody starts a container any more, or supervises it: CRI has seen its end, or cannot tell its state since a restart, or has forgotten it, as
+    /// the kubelet removes an old container when it has made the pod new ones.
+    async fn is_given_up(&self, id: &str) -> PortResult<bool> {
         match self.known(id).await {
-            Ok(known) if known.state == ContainerState::ContainerExited => {}
-            Ok(_) => return Ok(false),
-            Err(error) if error.kind == Failure::NotFound => {}
-            Err(error) => return Err(error),
+            Ok(known) => Ok(matches!(known.state, ContainerState::ContainerExited | ContainerState::ContainerUnknown)),
+            Err(error) if error.kind == Failure::NotFound => Ok(true),
+            Err(error) => Err(error),
         }
+    }
+
+    /// Ends what still executes of a container that is given up; whether there was nothing. A restore whose containerd has ended in its middle goes on as
+    /// an orphan: its container is removed, and it executes in a cgroup of its own for ever (seen with 2.3.4 on the lab).
+    async fn end_orphans(&self, id: &str) -> PortResult<bool> {
         let of = id.to_owned();
-        let found = tokio::task::spawn_blocking(move || cgroup::has_process(Path::new("/proc"), &of)).await;
-        let found = found.unwrap_or_else(|error| Err(io::Error::other(error)));
-        found.map(|found| !found).map_err(|error| PortError::transient(format!("the node's processes cannot be read: {error}")))
+        let killed = tokio::task::spawn_blocking(move || cgroup::kill(Path::new("/proc"), &of)).await;
+        let killed = killed.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let killed = killed.map_err(|error| PortError::transient(format!("what executes of container {id} cannot be ended: {error}")))?;
+        if killed > 0 {
+            tracing::warn!(container = id, processes = killed, "killed what the runtime has given up and not ended");
+        }
+        Ok(killed == 0)
     }
 
     fn unreadable(&self, error: &io::Error) -> PortError {
@@ -169,12 +177,15 @@ impl Runtime for Containerd {
     async fn remove_ended(&self, id: &str) -> PortResult<bool> {
         match self.state(id).await? {
             TaskState::Created => {}
-            TaskState::Stopped => return self.is_over(id).await,
-            TaskState::Running if as_cri_knows(TaskState::Running, self.known(id).await?.state) == TaskState::Abandoned => {
+            TaskState::Stopped => return Ok(self.is_given_up(id).await? && self.end_orphans(id).await?),
+            TaskState::Running if self.is_given_up(id).await? => {
                 tracing::warn!(container = id, "it executes, but the runtime has told the kubelet that its start failed: ending it");
                 return self.kill(id).await.map(|()| false);
             }
             TaskState::Running | TaskState::Abandoned | TaskState::Paused => return Ok(false),
+        }
+        if self.is_given_up(id).await? && !self.end_orphans(id).await? {
+            return Ok(false);
         }
         match self.of_cgroup(id, cgroup::is_empty).await {
             Ok(Ok(true)) => {}
