@@ -12,6 +12,7 @@ pub mod extender;
 pub mod fan_out;
 pub mod ids;
 pub mod image;
+pub mod init_container;
 pub mod keys;
 pub mod lanes;
 pub mod migration;

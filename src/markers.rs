@@ -147,6 +147,14 @@ impl Markers {
         write_durably(&self.claim_path(pod_uid, container, Claim::Waiting)?, migration_uid.as_bytes())
     }
 
+    /// Lets a container of a pod with claims start as often as its kubelet likes: it is no restore.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn admit(&self, pod_uid: &str, container: &str, migration_uid: &str) -> io::Result<()> {
+        write_durably(&self.claim_path(pod_uid, container, Claim::Open)?, migration_uid.as_bytes())
+    }
+
     /// The claim of a container, or none where Drover says nothing about it.
     ///
     /// # Errors
@@ -294,6 +302,17 @@ mod tests {
         markers.disarm(POD)?;
         assert_eq!((markers.claim(POD, "c")?, markers.fenced_by(POD)?.as_deref()), (None, Some("two")));
         markers.disarm(POD)
+    }
+
+    #[test]
+    fn what_is_admitted_starts_as_often_as_it_likes_and_opens_nothing_else() -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let markers = Markers::new(folder.path());
+        markers.arm(POD, "c", "one")?;
+        markers.admit(POD, "init", "one")?;
+        markers.admit(POD, "init", "one")?;
+        assert_eq!((markers.claim(POD, "init")?, markers.claim(POD, "c")?), (Some(Claim::Open), Some(Claim::Waiting)));
+        Ok(())
     }
 
     #[test]

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::{
     api::{Attestation, AttestationStatus, Migration, MigrationStatus, NodeProfileStatus, attestation::PushedImage},
-    domain::{ids::Digest, lanes::NodeFacts, migration::Effect, preflight::NodeView},
+    domain::{ids::Digest, init_container::StandIn, lanes::NodeFacts, migration::Effect, preflight::NodeView},
 };
 
 pub mod front;
@@ -78,8 +78,8 @@ pub trait Runtime: Send + Sync {
     /// Sends SIGKILL to every process of a task, paused or not; nothing happens where it is gone.
     async fn kill(&self, id: &str) -> PortResult<()>;
     /// Ends what is left of a start that the runtime has lost, and tells whether it is over: a task that it shows as made although every process of it has
-    /// ended is removed, one that is [`TaskState::Abandoned`] is killed. Over is also what has no task, no process in its cgroup, and has ended in CRI's
-    /// eyes or is forgotten. What it is to execute must have been seen to begin, else this may be a task that is about to.
+    /// ended is removed, one that is [`TaskState::Abandoned`] is killed, and so are processes that are in a cgroup of a container which it has given up.
+    /// What it is to execute must have been seen to begin, else this may be a task that is about to.
     async fn remove_ended(&self, id: &str) -> PortResult<bool>;
     /// CPU time of the task's cgroup so far, in nanoseconds.
     async fn cpu_nanos(&self, id: &str) -> PortResult<u64>;
@@ -188,6 +188,8 @@ pub trait LocalRegistry: Send + Sync {
     async fn adopt_base(&self, repository: &str, base: &ImageManifest) -> PortResult<()>;
     /// Makes the tag name an image that [`Self::adopt_base`] has stored.
     async fn repoint(&self, repository: &str, tag: &str, base: &ImageManifest) -> PortResult<()>;
+    /// Stores an image above a base image that [`Self::adopt_base`] has stored, under a tag.
+    async fn store(&self, repository: &str, tag: &str, media_type: &str, image: &StandIn) -> PortResult<()>;
     /// Removes these checkpoint images: manifest and blobs, also from the disk, but nothing that another manifest needs.
     async fn purge_images(&self, repository: &str, images: &[Digest]) -> PortResult<()>;
     /// Removes a repository with all that only it holds, also from the disk.

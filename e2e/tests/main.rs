@@ -28,6 +28,7 @@ mod fan_out;
 mod faults;
 mod front;
 mod gate;
+mod init_containers;
 mod kills;
 mod kubelet_auth;
 mod mends;

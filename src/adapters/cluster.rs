@@ -29,7 +29,7 @@ use crate::{
         attestation::attestation_name,
         migration::{ReplacementStatus, SourceStatus},
     },
-    domain::{keys, migration::Effect, preflight::NodeView},
+    domain::{keys, migration::Effect, preflight::NodeView, replacement},
     ports::{Cluster, Failure, PortError, PortResult},
 };
 
@@ -125,20 +125,22 @@ impl KubeCluster {
         self.patch_pod(migration, &replacement.name, "release the replacement", patch).await.map(drop)
     }
 
-    async fn rewrite_images(&self, migration: &Migration, uid: &str) -> PortResult<()> {
+    async fn write_images(&self, migration: &Migration, uid: &str, images: &BTreeMap<String, String>) -> PortResult<()> {
         let replacement = claimed(migration, uid)?;
         let Some(pod) = found(self.pods(migration).get(&replacement.name).await, "read the replacement")? else {
             return Err(PortError::new(Failure::Conflict, "the replacement is gone"));
         };
         let mut patch = vec![json!({"op": "test", "path": "/metadata/uid", "value": uid})];
-        let checkpoints = migration.status.as_ref().map(|s| s.containers.as_slice()).unwrap_or_default();
-        for (index, container) in pod.spec.iter().flat_map(|spec| &spec.containers).enumerate() {
-            if let Some(checkpoint) = checkpoints.iter().find(|c| c.name == container.name) {
-                patch.push(json!({"op": "test", "path": format!("/spec/containers/{index}/name"), "value": container.name}));
-                patch.push(json!({"op": "replace", "path": format!("/spec/containers/{index}/image"), "value": checkpoint.image}));
+        let spec = pod.spec.unwrap_or_default();
+        for (list, containers) in [("containers", spec.containers), ("initContainers", spec.init_containers.unwrap_or_default())] {
+            for (index, container) in containers.iter().enumerate() {
+                if let Some(image) = images.get(&container.name) {
+                    patch.push(json!({"op": "test", "path": format!("/spec/{list}/{index}/name"), "value": container.name}));
+                    patch.push(json!({"op": "replace", "path": format!("/spec/{list}/{index}/image"), "value": image}));
+                }
             }
         }
-        self.patch_pod(migration, &replacement.name, "write the checkpoint images", patch.into()).await.map(drop)
+        self.patch_pod(migration, &replacement.name, "write the pod's images", patch.into()).await.map(drop)
     }
 
     async fn write_finalizers(&self, migration: &Migration, finalizers: Vec<String>) -> PortResult<()> {
@@ -237,7 +239,8 @@ impl Cluster for KubeCluster {
                 delete(&self.pods(migration), &name, Some(uid), *force, "delete the placeholder").await
             }
             Effect::Claim { uid } => self.claim(migration, uid).await,
-            Effect::RewriteImages { uid } => self.rewrite_images(migration, uid).await,
+            Effect::WriteInitImages { uid } => self.write_images(migration, uid, &replacement::init_images(migration)).await,
+            Effect::RewriteImages { uid } => self.write_images(migration, uid, &replacement::checkpoint_images(migration)).await,
             Effect::DeleteReplacement { uid, force } => {
                 let name = &replacement_of(migration)?.name;
                 delete(&self.pods(migration), name, Some(uid), *force, "delete the replacement").await

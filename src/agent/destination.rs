@@ -6,6 +6,7 @@
 
 mod fallback;
 mod mend;
+mod prepare;
 mod restore;
 mod revoke;
 
@@ -23,7 +24,8 @@ use super::journal::Journals;
 use crate::{
     api::{
         Attestation, AttestationStatus, MigrationStatus, Role,
-        attestation::{Armed, At, Prepared, Pushed, PushedImage, Remark, attestation_name},
+        attestation::{Armed, At, Pushed, PushedImage, Remark, attestation_name},
+        migration::InitContainer,
     },
     domain::{
         attest::{DestinationAction, destination_next},
@@ -114,6 +116,15 @@ impl Look {
     fn repository(&self) -> PortResult<&str> {
         let repository = self.course.destination.as_ref().map(|d| d.repository.as_str()).filter(|name| crate::domain::ids::is_repository(name));
         repository.ok_or_else(|| PortError::permanent("status.destination.repository is not one of Drover's"))
+    }
+
+    fn init_containers(&self) -> impl Iterator<Item = &InitContainer> {
+        self.course.source.iter().flat_map(|source| &source.init_containers)
+    }
+
+    /// Every tag of the repository with the base image that it names in the end.
+    fn tags(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.bases().chain(self.init_containers().map(|container| (container.name.as_str(), container.image.as_str())))
     }
 
     /// Container → base image.
@@ -213,37 +224,6 @@ impl DestinationAgent {
         self.parts.api.attest(&look.own, &status).await.map(drop)
     }
 
-    /// Base images on the node under `name@digest`, where the restore looks for them (FACTS.md 2.3), and their blobs in the registry, so that
-    /// the tags can name them later.
-    async fn prepare(&self, look: &Look) -> PortResult<()> {
-        self.adopt_bases(look).await?;
-        if look.course.placeholder.is_none() {
-            self.arm(look, look.pod_uid())?;
-        }
-        self.attest_prepared(look).await
-    }
-
-    async fn adopt_bases(&self, look: &Look) -> PortResult<()> {
-        let credentials = self.parts.api.pull_credentials(look.uid()).await?;
-        let repository = look.repository()?;
-        for (container, image) in look.bases() {
-            let doing = || format!("the base image {image} of container {container}");
-            self.parts.images.ensure(image, &credentials).await.map_err(|e| e.context(&format!("failed to pull {}", doing())))?;
-            let manifest = self.parts.images.manifest(image).await.map_err(|e| e.context(&format!("failed to read {}", doing())))?;
-            self.parts.registry.adopt_base(repository, &manifest).await.map_err(|e| e.context(&format!("failed to store {}", doing())))?;
-        }
-        Ok(())
-    }
-
-    async fn attest_prepared(&self, look: &Look) -> PortResult<()> {
-        let prepared = Prepared { at: self.now(), push_address: self.parts.push_address.clone(), pull_address: keys::PULL_ADDRESS.to_owned() };
-        self.attest(look, |status| {
-            status.prepared = Some(prepared);
-            status.failure = None;
-        })
-        .await
-    }
-
     /// The same-name replacement, which was made just now under another UID than its placeholder's. False until its sandbox is there.
     async fn expect(&self, look: &Look) -> PortResult<bool> {
         let uid = look.course.replacement.as_ref().map(|replacement| replacement.uid.clone()).unwrap_or_default();
@@ -295,7 +275,7 @@ impl DestinationAgent {
     async fn clean_after_rollback(&self, look: &Look) -> PortResult<bool> {
         let repository = look.repository()?;
         self.close(look)?;
-        for (container, _) in look.bases() {
+        for (container, _) in look.tags() {
             self.parts.images.remove(&keys::checkpoint_image(repository, container)).await?;
         }
         self.parts.registry.purge_repository(repository).await?;
@@ -330,7 +310,7 @@ impl DestinationAgent {
             pods.iter().any(|pod| pod.metadata.uid.as_deref() == Some(uid)) || arrivals.iter().flat_map(|a| &a.pods).any(|pod| pod == uid)
         };
         for uid in marked.iter().filter(|uid| !here(uid)) {
-            if !nothing_left(None, &self.parts.runtime.tasks(uid).await?) {
+            if !nothing_left(None, &self.parts.runtime.tasks(uid).await?) || !self.end_taken(uid).await? {
                 continue;
             }
             self.parts.markers.disarm(uid).map_err(|e| PortError::transient(format!("failed to remove claims: {e}")))?;

@@ -103,6 +103,11 @@ pub enum Effect {
         /// UID of that pod.
         uid: String,
     },
+    /// Give the init containers of a waiting pod what stands in for their images; nothing is released by that.
+    WriteInitImages {
+        /// UID of that pod.
+        uid: String,
+    },
     /// Release where the webhook was missed: write the checkpoint images.
     RewriteImages {
         /// UID of that pod.

@@ -57,15 +57,28 @@ pub fn template(source: &Pod) -> Pod {
 }
 
 /// The same-name replacement, bound to the node that its placeholder was placed on. It carries the source's lock on, since whoever asks for another
-/// migration asks by the name (R11).
+/// migration asks by the name (R11). Its init containers need not wait: what stands in for their images is in that node's registry by now.
 #[must_use]
 pub fn same_name(template: &Pod, migration: &Migration, node: &str) -> Pod {
     let mut pod = waiting(template, template.name_any(), migration);
     pod.annotations_mut().insert(keys::LOCK.into(), uid_of(migration));
     if let Some(spec) = &mut pod.spec {
         bind(spec, &[node.to_owned()]);
+        let images = init_images(migration);
+        for container in spec.init_containers.iter_mut().flatten() {
+            container.image = images.get(&container.name).cloned().or(container.image.take());
+        }
     }
     pod
+}
+
+/// What the init containers of a replacement start from: container name → image, by tag.
+#[must_use]
+pub fn init_images(migration: &Migration) -> BTreeMap<String, String> {
+    let Some(status) = &migration.status else { return BTreeMap::new() };
+    let repository = status.destination.as_ref().map(|destination| destination.repository.as_str()).unwrap_or_default();
+    let recorded = status.source.iter().flat_map(|source| &source.init_containers);
+    recorded.map(|container| (container.name.clone(), keys::checkpoint_image(repository, &container.name))).collect()
 }
 
 /// The pod that goes on from the kept archive, on the node where it was, which may be cordoned by now.
@@ -82,6 +95,13 @@ pub fn fallback(template: &Pod, migration: &Migration, node: &str) -> Pod {
         tolerations.push(Toleration { key, operator: Some("Exists".into()), effect, ..Toleration::default() });
     }
     Pod { metadata: metadata(template, template.name_any(), annotations), spec: Some(spec), status: None }
+}
+
+/// What the containers of a replacement are restored from: container name → image, by tag.
+#[must_use]
+pub fn checkpoint_images(migration: &Migration) -> BTreeMap<String, String> {
+    let checkpoints = migration.status.iter().flat_map(|status| &status.containers);
+    checkpoints.map(|checkpoint| (checkpoint.name.clone(), checkpoint.image.clone())).collect()
 }
 
 fn waiting(source: &Pod, name: String, migration: &Migration) -> Pod {
@@ -115,7 +135,7 @@ fn uid_of(migration: &Migration) -> String {
 
 /// JSON object, container name → base image `name@digest`.
 fn original_images(source: &Pod) -> String {
-    let names = source.spec.iter().flat_map(|spec| &spec.containers).map(|c| &c.name);
+    let names = source.spec.iter().flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten())).map(|c| &c.name);
     let images: BTreeMap<&String, String> = names.filter_map(|name| Some((name, base_image(source, name)?))).collect();
     serde_json::to_string(&images).unwrap_or_default()
 }
@@ -123,7 +143,7 @@ fn original_images(source: &Pod) -> String {
 fn waiting_spec(mut spec: PodSpec) -> PodSpec {
     spec.node_name = None;
     spec.scheduling_gates = None;
-    for container in &mut spec.containers {
+    for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
         container.image = Some(keys::WAITING_IMAGE.into());
         // With Never the kubelet would pull neither the checkpoint nor, after a crash, the base image.
         if container.image_pull_policy.as_deref() == Some("Never") {
@@ -246,6 +266,21 @@ mod tests {
         assert_eq!(moved.annotations().get(keys::LOCK), migration().metadata.uid.as_ref());
         assert_eq!(moved.annotations()[keys::ORIGINAL_IMAGES], build(&source(), &migration(), &[]).annotations()[keys::ORIGINAL_IMAGES]);
         assert_eq!(moved.spec.unwrap().containers[0].image.as_deref(), Some(keys::WAITING_IMAGE));
+    }
+
+    #[test]
+    fn init_containers_wait_until_there_is_something_to_stand_in_for_them() {
+        let mut pod = source();
+        pod.spec.as_mut().unwrap().init_containers = serde_json::from_value(serde_json::json!([{"name": "init", "image": "j"}])).unwrap();
+        let mut migration = migration();
+        migration.status = serde_json::from_value(serde_json::json!({"phase": "SourceDeleting",
+            "source": {"name": "redis", "uid": "u", "nodeName": "n1", "initContainers": [{"name": "init", "image": "j"}]},
+            "destination": {"nodeName": "n2", "repository": "drover/00"}}))
+        .unwrap();
+        let image = |pod: &Pod| pod.spec.as_ref().unwrap().init_containers.as_ref().unwrap()[0].image.clone();
+        assert_eq!(image(&build(&pod, &migration, &["n2".into()])).as_deref(), Some(keys::WAITING_IMAGE));
+        assert_eq!(image(&fallback(&template(&pod), &migration, "n1")).as_deref(), Some(keys::WAITING_IMAGE));
+        assert_eq!(image(&same_name(&template(&pod), &migration, "n2")), Some(keys::checkpoint_image("drover/00", "init")));
     }
 
     #[test]

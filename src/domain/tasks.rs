@@ -78,7 +78,10 @@ pub fn judge(checkpoints: &[ContainerCheckpoint], tasks: &[Task]) -> Finding {
                 // Without a task it has not been started yet, or has ended: the kubelet's word tells which.
                 (TaskState::Created | TaskState::Paused | TaskState::Stopped, _) => return Finding::NotYet,
                 (TaskState::Abandoned, _) => {
-                    return Finding::Wrong(format!("container {} executes, but the runtime told the kubelet that its start had failed", checkpoint.name));
+                    return Finding::Wrong(format!(
+                        "container {} executes, but the runtime told the kubelet that its start had failed",
+                        checkpoint.name
+                    ));
                 }
             },
             more => return Finding::Wrong(format!("container {} was started {} times", checkpoint.name, more.len())),

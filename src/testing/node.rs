@@ -19,7 +19,7 @@ use crate::{
     api::{
         Attestation, AttestationSpec, AttestationStatus, Migration, NodeProfileStatus, Role, attestation::PushedImage, attestation::attestation_name,
     },
-    domain::ids::Digest,
+    domain::{ids::Digest, init_container::StandIn},
     ports::{
         AgentApi, BlobStream, Clock, Failure, ImageManifest, Images, Kubelet, LocalRegistry, PortError, PortResult, PullCredential, Runtime, Task,
         TaskState,
@@ -269,11 +269,12 @@ impl Images for FakeNode {
         self.call("checkpoints", |state| Ok(state.checkpoint_images.clone())).await
     }
     async fn manifest(&self, _reference: &str) -> PortResult<ImageManifest> {
-        let digest = Digest::from_sha256(&[7; 32]);
-        self.call("manifest", |_| Ok(ImageManifest { digest, media_type: String::new(), bytes: vec![], blobs: vec![] })).await
+        let (digest, bytes) = (Digest::from_sha256(&[7; 32]), br#"{"config": {}, "layers": []}"#.to_vec());
+        self.call("manifest", |_| Ok(ImageManifest { media_type: String::new(), bytes, blobs: vec![(digest.clone(), 1)], digest })).await
     }
     async fn blob(&self, _digest: &Digest) -> PortResult<BlobStream> {
-        Err(PortError::permanent("no blobs here"))
+        let config = br#"{"config": {"Entrypoint": ["/init"]}, "rootfs": {"diff_ids": []}}"#;
+        Ok(futures::stream::iter([Ok(bytes::Bytes::from_static(config))]).boxed())
     }
 }
 
@@ -298,6 +299,9 @@ impl LocalRegistry for FakeNode {
             Ok(())
         })
         .await
+    }
+    async fn store(&self, _repository: &str, tag: &str, _media_type: &str, _image: &StandIn) -> PortResult<()> {
+        self.call("store", |state| Ok(state.trace.push(format!("store {tag}")))).await
     }
     async fn purge_images(&self, _repository: &str, images: &[Digest]) -> PortResult<()> {
         self.call("purge_images", |state| {

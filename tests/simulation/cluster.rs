@@ -282,6 +282,7 @@ impl Cluster for Handle {
                 self.delete_pod(name, uid, *force).await
             }
             Effect::Claim { uid } => self.claim(migration, uid).await,
+            Effect::WriteInitImages { .. } => unreachable!("no pod of the simulation has init containers"),
             Effect::RewriteImages { uid } => self.rewrite_images(migration, uid).await,
             Effect::DeleteReplacement { uid, force } => self.delete_pod(replacement_name(migration)?, uid, *force).await,
             Effect::DeleteSource { uid } => self.delete_pod(source_name(migration)?, uid, false).await,

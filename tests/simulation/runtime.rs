@@ -8,7 +8,7 @@ use std::{
 use async_trait::async_trait;
 use drover::{
     api::attestation::{ContainerId, PushedImage},
-    domain::{ids::Digest, processes::PodFacts, tasks},
+    domain::{ids::Digest, init_container::StandIn, processes::PodFacts, tasks},
     ports::{
         BlobStream, ImageManifest, Images, Kubelet, LocalRegistry, Mending, PortError, PortResult, PullCredential, PushTarget, Pusher, Runtime, Task,
         TaskState, inside::Inside,
@@ -73,7 +73,7 @@ impl Runtime for Handle {
                 Ok(())
             }
             TaskState::Paused => Ok(()),
-            TaskState::Created | TaskState::Stopped => Err(PortError::permanent("the task does not run")),
+            TaskState::Created | TaskState::Abandoned | TaskState::Stopped => Err(PortError::permanent("the task does not run")),
         })
         .await
     }
@@ -343,6 +343,10 @@ impl LocalRegistry for Handle {
             Ok(())
         })
         .await
+    }
+
+    async fn store(&self, _repository: &str, _tag: &str, _media_type: &str, _image: &StandIn) -> PortResult<()> {
+        Err(PortError::permanent("no pod has init containers here"))
     }
 
     async fn purge_images(&self, repository: &str, images: &[Digest]) -> PortResult<()> {

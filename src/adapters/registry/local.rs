@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     api::attestation::PushedImage,
-    domain::ids::Digest,
+    domain::{ids::Digest, init_container::StandIn},
     ports::{BlobStream, Failure, ImageManifest, Images, LocalRegistry, PortError, PortResult},
 };
 
@@ -116,6 +116,15 @@ impl LocalRegistry for LocalDistribution {
 
     async fn repoint(&self, repository: &str, tag: &str, base: &ImageManifest) -> PortResult<()> {
         self.registry.put_manifest(repository, tag, &manifest_of(base)).await
+    }
+
+    async fn store(&self, repository: &str, tag: &str, media_type: &str, image: &StandIn) -> PortResult<()> {
+        let _held = self.content.lock().await;
+        for blob in [&image.layer, &image.config] {
+            self.registry.ensure_blob(repository, blob).await?;
+        }
+        let manifest = Manifest { media_type: media_type.to_owned(), bytes: image.manifest.bytes.clone() };
+        self.registry.put_manifest(repository, tag, &manifest).await
     }
 
     /// Content goes first, the manifest last: after a crash in between, the next call finds the manifest, and by it what is left.

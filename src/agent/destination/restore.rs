@@ -3,7 +3,10 @@
 use super::{DestinationAgent, Look};
 use crate::{
     api::attestation::{At, Remark, Restored},
-    domain::tasks::{Finding, all_run, judge, none_awaits_its_restore, trouble, unconfirmed},
+    domain::{
+        keys,
+        tasks::{Finding, all_run, judge, none_awaits_its_restore, trouble, unconfirmed},
+    },
     ports::{PortError, PortResult, Task, TaskState},
 };
 
@@ -101,15 +104,16 @@ impl DestinationAgent {
         })
     }
 
-    /// Tags name the base image, and the runtime's store knows the checkpoint no more: a later crash starts cold.
+    /// Tags name the base image, also those of init containers, and the runtime's store knows the checkpoint no more: a later crash starts cold.
     async fn take_out_of_reach(&self, look: &Look) -> PortResult<()> {
         let repository = look.repository()?;
-        for checkpoint in &look.course.containers {
-            let base = look.bases().find(|(name, _)| *name == checkpoint.name).map(|(_, image)| image);
-            let base = base.ok_or_else(|| PortError::permanent(format!("the base image of container {} is not known", checkpoint.name)))?;
+        if let Some(checkpoint) = look.course.containers.iter().find(|checkpoint| !look.bases().any(|(name, _)| name == checkpoint.name)) {
+            return Err(PortError::permanent(format!("the base image of container {} is not known", checkpoint.name)));
+        }
+        for (container, base) in look.tags() {
             let manifest = self.parts.images.manifest(base).await?;
-            self.parts.registry.repoint(repository, &checkpoint.name, &manifest).await?;
-            self.parts.images.remove(&checkpoint.image).await?;
+            self.parts.registry.repoint(repository, container, &manifest).await?;
+            self.parts.images.remove(&keys::checkpoint_image(repository, container)).await?;
         }
         Ok(())
     }

@@ -19,6 +19,9 @@ impl DestinationAgent {
         for (container, _) in look.bases().filter(|_| look.gated()) {
             self.parts.markers.arm(pod_uid, container, look.uid()).map_err(|e| disk("write a claim", &e))?;
         }
+        for container in look.init_containers().filter(|_| look.gated()) {
+            self.parts.markers.admit(pod_uid, &container.name, look.uid()).map_err(|e| disk("write a claim", &e))?;
+        }
         Ok(())
     }
 
@@ -28,8 +31,10 @@ impl DestinationAgent {
         Ok(look.course.containers.iter().all(|c| claims.contains(&(c.name.clone(), Claim::Taken))))
     }
 
+    /// The claims of what is to be restored.
     pub(super) fn claims(&self, look: &Look) -> PortResult<Vec<(String, Claim)>> {
-        self.parts.markers.claims(look.pod_uid()).map_err(|e| disk("read the claims", &e))
+        let all = self.parts.markers.claims(look.pod_uid()).map_err(|e| disk("read the claims", &e))?;
+        Ok(all.into_iter().filter(|(container, _)| !look.init_containers().any(|init| init.name == *container)).collect())
     }
 
     /// Closes every claim, or goes on looking for the restore where one was taken and nothing proves that it failed.
@@ -100,11 +105,12 @@ impl DestinationAgent {
         Ok(true)
     }
 
-    /// Removes the tasks of taken restores that a runtime goes on showing as made although everything of them has ended; their IDs.
+    /// Ends taken restores that their runtime has lost; the IDs of those that are over.
     ///
     /// A containerd that ends in mid-restore takes `runc restore` with it; CRIU may still finish, and nobody knows of the process then: not the shim, so that
-    /// its end is never told, and not the kubelet, which tries in vain to stop a container in state "unknown" (seen with 2.3.4 on the lab). runc puts CRIU
-    /// into the container's cgroup before the gate is asked, and what CRIU restores as well: once that is empty, nothing of it executes.
+    /// its end is never told, and not the kubelet, which tries in vain to stop a container in state "unknown", or removes the container and leaves the process
+    /// (both seen with 2.3.4 on the lab). runc puts CRIU into the container's cgroup before the gate is asked, and what CRIU restores as well: once that is
+    /// empty, nothing of it executes.
     pub(super) async fn remove_ended(&self, look: &Look) -> PortResult<Vec<String>> {
         let mut ended = vec![];
         for id in self.taken_ids(look)? {
@@ -113,6 +119,18 @@ impl DestinationAgent {
             }
         }
         Ok(ended)
+    }
+
+    /// Ends what a runtime has lost of the restores of a pod that is gone; whether there was nothing.
+    pub(super) async fn end_taken(&self, pod_uid: &str) -> PortResult<bool> {
+        let mut over = true;
+        for (container, _) in self.parts.markers.claims(pod_uid).map_err(|e| disk("read the claims", &e))? {
+            let path = self.parts.markers.evidence_path(pod_uid, &container).map_err(|e| disk("name the evidence", &e))?;
+            if let Some(evidence) = evidence::read(&path).map_err(|e| disk("read the evidence", &e))? {
+                over &= self.booted_since(&evidence) || self.parts.runtime.remove_ended(&evidence.id).await?;
+            }
+        }
+        Ok(over)
     }
 
     /// R7: attests that the replacement may have run and is over, once nothing of it can execute any more: its taken restores are over, everything else

@@ -2,6 +2,7 @@
 
 mod doubt;
 mod fallback;
+mod init_containers;
 mod mend;
 
 use serde_json::json;

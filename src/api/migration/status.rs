@@ -187,6 +187,9 @@ pub struct SourceStatus {
     /// Its containers when preflight looked; the same must be there at the freeze.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub containers: Vec<RunningContainer>,
+    /// Its init containers, whose work is not done again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub init_containers: Vec<InitContainer>,
     /// The node had no gate when the order was fixed (`status.sourceFirst`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub without_gate: bool,
@@ -208,6 +211,31 @@ pub struct OwnerStatus {
     /// Labels by which a ReplicaSet sees the pod; the replacement gets them when the copy is confirmed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tied_by: BTreeMap<String, String>,
+}
+
+/// An init container of a pod, and what tells which program it starts.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct InitContainer {
+    /// Name in the pod's spec.
+    pub name: String,
+    /// Base image as `name@sha256:…`.
+    pub image: String,
+    /// First word of its command; empty where the image's entry point runs.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub command: String,
+    /// First word of its arguments.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub argument: String,
+    /// Its working folder; empty where it is the image's.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub working_dir: String,
+    /// The PATH of its environment; empty where it is the image's.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub search_path: String,
+    /// Where volumes are mounted in it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mount_paths: Vec<String>,
 }
 
 /// One running container of a pod.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
 use super::{
@@ -17,7 +18,7 @@ use crate::{
         attestation::Inspected,
         migration::{ContainerCheckpoint, DestinationStatus, ReplacementStatus, condition},
     },
-    domain::{keys, owner, preflight::Blocker, verdict},
+    domain::{keys, owner, preflight::Blocker, replacement::init_images, verdict},
 };
 
 /// How long the source node's agent may take to look at the pod's processes: it answers within a second where it runs, and reads for 10 s at most.
@@ -241,6 +242,9 @@ impl Course<'_> {
         }
         match &self.observed.destination_status().prepared {
             Some(prepared) if observed::sandbox_ready(&pod) => {
+                if let Some(step) = self.initialize(&status, &pod) {
+                    return step;
+                }
                 destination.push_address.clone_from(&prepared.push_address);
                 status.destination = Some(destination);
                 status.message.clear();
@@ -250,6 +254,18 @@ impl Course<'_> {
             Some(_) => Step::told(status, "waiting for the replacement's sandbox"),
             None => Step::told(status, "waiting for the destination's base images"),
         }
+    }
+
+    /// What the init containers of a waiting pod still have to go through; a placeholder, which never runs, has nothing to.
+    fn initialize(&self, status: &MigrationStatus, pod: &Pod) -> Option<Step> {
+        let images = init_images(self.migration);
+        if images.is_empty() || status.placeholder.is_some() {
+            return None;
+        }
+        if !observed::has_init_images(pod, &images) {
+            return Some(Step::perform(vec![Effect::WriteInitImages { uid: pod.metadata.uid.clone().unwrap_or_default() }]));
+        }
+        (!observed::has_initialized(pod)).then(|| Step::told(status.clone(), "waiting for the replacement to pass its init containers"))
     }
 
     pub(super) fn freezing(&self, mut status: MigrationStatus) -> Step {

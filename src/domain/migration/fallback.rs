@@ -20,9 +20,12 @@ use super::{
     source_first::is_going,
     status::{self, StatusExt as _},
 };
-use crate::api::{
-    MigrationStatus, Outcome, Phase, Role,
-    migration::{ReplacementStatus, RestoredContainer, SourceStatus, condition},
+use crate::{
+    api::{
+        MigrationStatus, Outcome, Phase, Role,
+        migration::{ReplacementStatus, RestoredContainer, SourceStatus, condition},
+    },
+    domain::replacement::init_images,
 };
 
 /// How long the fallback may take before a person is told; a restore of 1 GiB takes half a minute.
@@ -105,6 +108,9 @@ impl Course<'_> {
         }
         if !observed::sandbox_ready(pod) {
             return self.await_fallback(status, "waiting for the pod's sandbox");
+        }
+        if !observed::has_init_images(pod, &init_images(self.migration)) {
+            return Step::perform(vec![Effect::WriteInitImages { uid: fallback.uid.clone() }]);
         }
         if !observed::claimed_by(pod, self.migration) {
             return Step::perform(vec![Effect::Claim { uid: fallback.uid.clone() }]);

@@ -11,7 +11,7 @@ use crate::{
         migration::{ContainerCheckpoint, OwnerStatus, ReplacementStatus, RunningContainer, SourceStatus},
     },
     domain::{
-        keys, owner,
+        init_container, keys, owner,
         preflight::{Blocker, base_image},
     },
 };
@@ -136,6 +136,17 @@ pub(super) fn has_images(pod: &Pod, checkpoints: &[ContainerCheckpoint]) -> bool
     checkpoints.iter().all(|c| containers.iter().any(|k| k.name == c.name && k.image.as_deref() == Some(c.image.as_str())))
 }
 
+/// Whether the init containers have the images that stand in for their own.
+pub(super) fn has_init_images(pod: &Pod, images: &BTreeMap<String, String>) -> bool {
+    let containers = pod.spec.as_ref().and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
+    images.iter().all(|(name, image)| containers.iter().any(|c| c.name == *name && c.image.as_ref() == Some(image)))
+}
+
+/// The kubelet's word that the pod has gone through its init containers.
+pub(super) fn has_initialized(pod: &Pod) -> bool {
+    condition(pod, "Initialized").is_some_and(|c| c.status == "True")
+}
+
 /// The kubelet's word that sandbox, network and volumes are up (condition `PodReadyToStartContainers`, KEP-3085).
 pub(super) fn sandbox_ready(pod: &Pod) -> bool {
     condition(pod, "PodReadyToStartContainers").is_some_and(|c| c.status == "True")
@@ -187,6 +198,12 @@ pub(super) fn source_status(pod: &Pod) -> SourceStatus {
                 container_id: status.container_id.as_deref().and_then(|id| id.split_once("://")).map(|(_, id)| id.to_owned()).unwrap_or_default(),
                 image: base_image(pod, &status.name).unwrap_or_default(),
             })
+            .collect(),
+        init_containers: pod
+            .spec
+            .iter()
+            .flat_map(|spec| spec.init_containers.iter().flatten())
+            .map(|container| init_container::recorded(container, base_image(pod, &container.name).unwrap_or_default()))
             .collect(),
         without_gate: false,
         owner: owner::controller(&pod.metadata).map(|owner| OwnerStatus {

@@ -1,6 +1,7 @@
 //! The course of a migration as a walk: each step is fed back, with the world doing what the step asked for.
 
 mod doubt;
+mod init_containers;
 mod owner;
 mod preflight;
 mod source_first;
@@ -123,6 +124,7 @@ impl Walk {
             }
             Effect::DeleteReplacement { .. } => self.lose_replacement(),
             Effect::DeleteSource { .. } => self.observed.source = None,
+            Effect::WriteInitImages { .. } => self.give_init_images(),
             Effect::MarkSurplus { .. } | Effect::HandOver { .. } => self.obey_owner(effect),
             Effect::LayOutPullCredentials | Effect::RemovePullCredentials | Effect::DeleteMigration => {}
             other => self.obey_source_first(other),

@@ -4,10 +4,14 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
 use kube::ResourceExt as _;
 
 use super::Blocker;
-use crate::domain::{keys, owner};
+use crate::domain::{init_container, keys, owner};
 
 /// Annotation of the kubelet's static pods (core/v1 `MirrorPodAnnotationKey`).
 const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// What is said of an image that nobody can pull again.
+const UNNAMED: &str = "its digest is not known (imageID in the pod's status)";
+const UNNAMED_REMEDY: &str = "use an image that was pulled from a registry";
 
 /// The base image of a container as `name@sha256:…`: from an earlier hop, else as the runtime reports it.
 #[must_use]
@@ -15,8 +19,9 @@ pub fn base_image(pod: &Pod, container: &str) -> Option<String> {
     if let Some(image) = keys::original_images(pod).remove(container) {
         return is_canonical(&image).then_some(image);
     }
-    let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
-    let id = &statuses.iter().find(|s| s.name == container)?.image_id;
+    let status = pod.status.as_ref()?;
+    let mut statuses = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+    let id = &statuses.find(|s| s.name == container)?.image_id;
     // Docker-era runtimes put a scheme before it.
     let id = id.strip_prefix("docker-pullable://").unwrap_or(id);
     is_canonical(id).then(|| id.to_owned())
@@ -37,6 +42,9 @@ pub fn blockers(pod: &Pod) -> Vec<Blocker> {
     found.extend(spec_blockers(spec));
     for container in &spec.containers {
         found.extend(container_blockers(pod, container));
+    }
+    for container in spec.init_containers.iter().flatten() {
+        found.extend(init_container_blockers(pod, container));
     }
     found.extend(spec.volumes.iter().flatten().filter_map(volume_blocker));
     found
@@ -70,14 +78,12 @@ fn metadata_blockers(pod: &Pod) -> Vec<Blocker> {
 
 fn spec_blockers(spec: &PodSpec) -> Vec<Blocker> {
     let devices = spec.resource_claims.as_ref().is_some_and(|c| !c.is_empty());
-    let init = spec.init_containers.as_ref().is_some_and(|c| !c.is_empty());
     let ephemeral = spec.ephemeral_containers.as_ref().is_some_and(|c| !c.is_empty());
     let other_os = spec.os.as_ref().is_some_and(|os| os.name != "linux");
     [
         ("spec.hostPID", spec.host_pid == Some(true), "process IDs of a node exist there only", "give the pod a PID namespace of its own"),
         ("spec.hostIPC", spec.host_ipc == Some(true), "shared memory of a node exists there only", "give the pod an IPC namespace of its own"),
         ("spec.shareProcessNamespace", spec.share_process_namespace == Some(true), "process IDs may be taken on the destination", "set it to false"),
-        ("spec.initContainers", init, "would do their work again; not supported yet", "move their work into the image"),
         ("spec.ephemeralContainers", ephemeral, "cannot be made again on the destination", "make a pod without them"),
         ("spec.runtimeClassName", spec.runtime_class_name.is_some(), "only the default runtime is supported yet", "use the default runtime"),
         ("spec.activeDeadlineSeconds", spec.active_deadline_seconds.is_some(), "would begin again on the destination", "remove it"),
@@ -89,6 +95,16 @@ fn spec_blockers(spec: &PodSpec) -> Vec<Blocker> {
     .filter(|(_, present, _, _)| *present)
     .map(|(field, _, message, remedy)| Blocker::new(field, message, remedy))
     .collect()
+}
+
+fn init_container_blockers(pod: &Pod, container: &Container) -> Vec<Blocker> {
+    let at = |field: &str| format!("spec.initContainers[{}]{field}", container.name);
+    let mut found: Vec<Blocker> =
+        init_container::obstacles(container).into_iter().map(|(field, message, remedy)| Blocker::new(at(field), message, remedy)).collect();
+    if base_image(pod, &container.name).is_none() {
+        found.push(Blocker::new(at(".image"), UNNAMED, UNNAMED_REMEDY));
+    }
+    found
 }
 
 fn container_blockers(pod: &Pod, container: &Container) -> Vec<Blocker> {
@@ -112,7 +128,7 @@ fn container_blockers(pod: &Pod, container: &Container) -> Vec<Blocker> {
         (".lifecycle.postStart", post_start, "would run again after the restore", "remove the hook"),
         (".resources.limits", !devices.is_empty(), device_list.as_str(), "a pod with devices cannot be moved"),
         ("", !running, "is not running", "wait until every container runs"),
-        (".image", unnamed, "its digest is not known (imageID in the pod's status)", "use an image that was pulled from a registry"),
+        (".image", unnamed, UNNAMED, UNNAMED_REMEDY),
     ]
     .into_iter()
     .filter(|(_, present, _, _)| *present)
@@ -174,7 +190,8 @@ mod tests {
             (serde_json::json!({"spec": {"hostPID": true}}), "spec.hostPID"),
             (serde_json::json!({"spec": {"volumes": [{"name": "d", "emptyDir": {"medium": "HugePages"}}]}}), "spec.volumes[d]"),
             (serde_json::json!({"spec": {"containers": [{"name": "c", "tty": true}]}}), "spec.containers[c].tty"),
-            (serde_json::json!({"spec": {"initContainers": [{"name": "i"}]}}), "spec.initContainers"),
+            (serde_json::json!({"spec": {"initContainers": [{"name": "i"}]}}), "spec.initContainers[i].image"),
+            (serde_json::json!({"spec": {"initContainers": [{"name": "i", "restartPolicy": "Always"}]}}), "spec.initContainers[i].restartPolicy"),
             (serde_json::json!({"metadata": {"ownerReferences": owner}}), "metadata.ownerReferences"),
             (serde_json::json!({"status": {"phase": "Pending"}}), "status.phase"),
             (

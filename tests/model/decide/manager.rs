@@ -140,6 +140,7 @@ fn compact(effect: &Effect) -> Eff {
         Effect::CreateFallback => Eff::CreateFallback,
         Effect::DeletePlaceholder { uid, force } => Eff::DeletePlaceholder(number(uid), *force),
         Effect::Claim { uid } => Eff::Claim(number(uid)),
+        Effect::WriteInitImages { .. } => unreachable!("no pod of the model has init containers"),
         Effect::RewriteImages { uid } => Eff::RewriteImages(number(uid)),
         Effect::DeleteReplacement { uid, force } => Eff::DeleteReplacement(number(uid), *force),
         Effect::DeleteSource { .. } => Eff::DeleteSource,
