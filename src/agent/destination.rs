@@ -282,7 +282,7 @@ impl DestinationAgent {
         // A same-name migration has had two pods here.
         for uid in [look.own.spec.pod_uid.as_str(), look.pod_uid()] {
             let pod = self.parts.kubelet.pod(uid).await?;
-            if !nothing_left(pod.as_ref(), &self.parts.runtime.tasks(uid).await?) {
+            if !nothing_left(pod.as_ref(), &self.parts.runtime.tasks(uid).await?) || !self.end_taken(uid).await? {
                 return Ok(false);
             }
         }

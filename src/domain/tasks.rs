@@ -161,33 +161,23 @@ pub fn refused(container: &str, tasks: &[Task], log: &str, pod: Option<&Pod>) ->
     told.then_some(error)
 }
 
-/// R7: whether the one restore that a container's claim let through is over for good: no living task of the pod, and either it has been `seen_to_end` (the node
-/// has booted since, which nothing outlives, or its cgroup was seen empty), or nothing of the pod is left, or the kubelet says that this very container (`id`, the runtime's) has ended. While the claim is `taken`
-/// the gate lets no other start. A runtime that merely has no task proves nothing: one may be on its way between the gate and the task's start.
+/// R7: whether the one restore that a container's claim let through is over for good: no living task of the pod, and it has been `seen_to_end`: the node has
+/// booted since, which nothing outlives, or the runtime has ended it and no process is left of it ([`crate::ports::Runtime::remove_ended`]). While the
+/// claim is `taken` the gate lets no other start. A runtime that merely has no task proves nothing: one may be on its way between the gate and the task's
+/// start. Nor does the kubelet's word, which is told that a start has failed when containerd ends in its middle, while the process goes on (seen).
 #[must_use]
-pub fn is_over(container: &str, id: &str, seen_to_end: bool, tasks: &[Task], pod: Option<&Pod>) -> bool {
-    if tasks.iter().any(is_alive) {
-        return false;
-    }
-    let statuses = pod.and_then(|p| p.status.as_ref()).and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
-    seen_to_end || nothing_left(pod, tasks) || statuses.iter().any(|status| status.name == container && says_ended(status, id))
+pub fn is_over(seen_to_end: bool, tasks: &[Task]) -> bool {
+    seen_to_end && !tasks.iter().any(is_alive)
 }
 
-/// I8: whether no container awaits its restore: each of the runtime's that was made from a checkpoint runs, or is one of `over`, or has ended by the
-/// kubelet's word. One that was made and not started yet would be restored as soon as the gate lets it through, wherever its image's tag leads by then.
+/// I8: whether no container awaits its restore, or goes on unseen: each of the runtime's that was made from a checkpoint runs, or is one of `over`, and so is
+/// each that the gate has let through (`taken`). One that was made and not started yet would be restored as soon as the gate lets it through, wherever its
+/// image's tag leads by then.
 #[must_use]
-pub fn none_awaits_its_restore(checkpoints: &[ContainerCheckpoint], over: &[String], tasks: &[Task], pod: Option<&Pod>) -> bool {
-    let statuses = pod.and_then(|p| p.status.as_ref()).and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
-    let is_copy = |task: &&Task| checkpoints.iter().any(|c| task.restored_from.as_ref() == Some(&c.image));
-    tasks.iter().filter(is_copy).all(|task| is_alive(task) || over.contains(&task.id) || statuses.iter().any(|status| says_ended(status, &task.id)))
-}
-
-fn says_ended(status: &ContainerStatus, id: &str) -> bool {
-    let ended = |state: Option<&k8s_openapi::api::core::v1::ContainerState>| {
-        let of = state.and_then(|s| s.terminated.as_ref()).and_then(|t| t.container_id.as_deref());
-        of.and_then(|of| of.split_once("://")).is_some_and(|(_, of)| of == id)
-    };
-    !id.is_empty() && (ended(status.state.as_ref()) || ended(status.last_state.as_ref()))
+pub fn none_awaits_its_restore(checkpoints: &[ContainerCheckpoint], taken: &[String], over: &[String], tasks: &[Task]) -> bool {
+    let runs = |id: &String| tasks.iter().any(|task| task.id == *id && is_alive(task) && task.state != TaskState::Abandoned);
+    let copies = tasks.iter().filter(|task| checkpoints.iter().any(|c| task.restored_from.as_ref() == Some(&c.image))).map(|task| &task.id);
+    copies.chain(taken).all(|id| runs(id) || over.contains(id))
 }
 
 /// Whether every container that was to be restored has a running task, whatever it was made from.

@@ -241,6 +241,28 @@ pub fn replacement_tasks(containers: &[Container], status: &MigrationStatus) -> 
     tasks
 }
 
+/// What `Runtime::remove_ended` says of the container that the gate let through first: the runtime has ended or removed it, and no process is left.
+pub fn first_has_ended(container: &Container) -> bool {
+    container.earlier || matches!(container.task, Task::None | Task::Refused | Task::Dead)
+}
+
+/// IDs of which `Runtime::remove_ended` says so.
+pub fn over(containers: &[Container]) -> Vec<String> {
+    let mut ids = vec![];
+    for (c, container) in containers.iter().enumerate() {
+        if container.booted || first_has_ended(container) {
+            ids.push(first_id(c));
+        }
+        if container.earlier {
+            ids.push(format!("{}-earlier", NAMES[c]));
+            if matches!(container.task, Task::Refused | Task::Dead) {
+                ids.push(format!("{}-again", NAMES[c]));
+            }
+        }
+    }
+    ids
+}
+
 /// ID of the container that the gate let through first, as its evidence has it.
 pub fn first_id(c: usize) -> String {
     format!("{}-new", NAMES[c])

@@ -106,11 +106,12 @@ impl Runtime for Handle {
         let at = self.at();
         self.call(Door::Runtime(at), |world| {
             let ended = world.elapsed();
-            let lost = |c: &&mut Container| c.state == TaskState::Created && !c.is_starting && !c.executes;
-            let Some(container) = world.nodes[at].containers.get_mut(id).filter(lost) else { return Ok(false) };
-            container.state = TaskState::Stopped;
-            container.ended.get_or_insert(ended);
-            Ok(true)
+            let Some(container) = world.nodes[at].containers.get_mut(id) else { return Ok(true) };
+            if container.state == TaskState::Created && !container.is_starting && !container.executes {
+                container.state = TaskState::Stopped;
+                container.ended.get_or_insert(ended);
+            }
+            Ok(container.state == TaskState::Stopped && container.ended.is_some())
         })
         .await
     }

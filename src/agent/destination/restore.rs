@@ -65,13 +65,13 @@ impl DestinationAgent {
         let pod = look.pod_uid();
         // Without the gate nothing but the tag keeps the checkpoint from being restored again.
         if !look.gated() || !self.claims(look)?.is_empty() {
-            let over = self.taken_ids(look)?;
             self.take_out_of_reach(look).await?;
-            self.remove_ended(look).await?;
             // One that the kubelet has made from the checkpoint and not started yet is refused by the claims, and then made anew.
-            let (tasks, listed) = (self.parts.runtime.tasks(pod).await?, self.parts.kubelet.pod(pod).await?);
-            let abandoned = tasks.iter().any(|task| task.state == TaskState::Abandoned);
-            if abandoned || look.gated() && !none_awaits_its_restore(&look.course.containers, &over, &tasks, listed.as_ref()) {
+            let (taken, tasks) = (self.taken_ids(look)?, self.parts.runtime.tasks(pod).await?);
+            let mut not_alive = taken.clone();
+            not_alive.extend(tasks.iter().filter(|task| task.state == TaskState::Stopped).map(|task| task.id.clone()));
+            let over = self.remove_ended(not_alive).await?;
+            if look.gated() && !none_awaits_its_restore(&look.course.containers, &taken, &over, &tasks) {
                 return Ok(false);
             }
             // Not gone yet: what the runtime is making from the checkpoint at this moment is shown by nobody, and the gate refuses its restore.

@@ -44,10 +44,10 @@ impl DestinationAgent {
         if !look.gated() {
             return if self.restored_after_all(look).await? { Ok(true) } else { self.look_for_absence(look).await };
         }
-        let ended = self.remove_ended(look).await?;
+        let ended = self.remove_ended(self.taken_ids(look)?).await?;
         let (mut failed, mut unproved) = (vec![], vec![]);
         for (container, _) in self.claims(look)?.into_iter().filter(|(_, claim)| *claim == Claim::Taken) {
-            match self.proof_of_failure(look, &container).await? {
+            match self.proof_of_failure(look, &container, &ended).await? {
                 Some(proof) => failed.push((container, proof)),
                 None => unproved.push(container),
             }
@@ -111,9 +111,9 @@ impl DestinationAgent {
     /// its end is never told, and not the kubelet, which tries in vain to stop a container in state "unknown", or removes the container and leaves the process
     /// (both seen with 2.3.4 on the lab). runc puts CRIU into the container's cgroup before the gate is asked, and what CRIU restores as well: once that is
     /// empty, nothing of it executes.
-    pub(super) async fn remove_ended(&self, look: &Look) -> PortResult<Vec<String>> {
+    pub(super) async fn remove_ended(&self, ids: Vec<String>) -> PortResult<Vec<String>> {
         let mut ended = vec![];
-        for id in self.taken_ids(look)? {
+        for id in ids {
             if self.parts.runtime.remove_ended(&id).await? {
                 ended.push(id);
             }
@@ -140,9 +140,8 @@ impl DestinationAgent {
         for container in taken {
             let path = self.parts.markers.evidence_path(pod, container).map_err(|e| disk("name the evidence", &e))?;
             let Some(evidence) = evidence::read(&path).map_err(|e| disk("read the evidence", &e))? else { return Ok(false) };
-            let tasks = self.parts.runtime.tasks(pod).await?;
-            let listed = self.parts.kubelet.pod(pod).await?;
-            if !is_over(container, &evidence.id, self.booted_since(&evidence) || ended.contains(&evidence.id), &tasks, listed.as_ref()) {
+            let seen_to_end = self.booted_since(&evidence) || ended.contains(&evidence.id);
+            if !is_over(seen_to_end, &self.parts.runtime.tasks(pod).await?) {
                 return Ok(false);
             }
         }
@@ -175,13 +174,14 @@ impl DestinationAgent {
     }
 
     /// CRIU's error, where all signs agree that the one restore of a container was refused before its resume point: the runtime has no living
-    /// task of it, the kubelet has runc's error, and CRIU's log was kept, has an error, and lacks the line of the resume point.
-    async fn proof_of_failure(&self, look: &Look, container: &str) -> PortResult<Option<String>> {
+    /// task of it and no process is left, the kubelet has runc's error, and CRIU's log was kept, has an error, and lacks the line of the resume point.
+    async fn proof_of_failure(&self, look: &Look, container: &str, ended: &[String]) -> PortResult<Option<String>> {
         let pod = look.pod_uid();
         let tasks = self.parts.runtime.tasks(pod).await?;
         let path = self.parts.markers.evidence_path(pod, container).map_err(|e| disk("name the evidence", &e))?;
         // A log that a power failure has cut proves nothing, although it may have an error line.
-        let evidence = evidence::read(&path).map_err(|e| disk("read the evidence", &e))?.filter(|evidence| !self.booted_since(evidence));
+        let evidence = evidence::read(&path).map_err(|e| disk("read the evidence", &e))?;
+        let evidence = evidence.filter(|evidence| !self.booted_since(evidence) && ended.contains(&evidence.id));
         let Some(log) = evidence.and_then(|evidence| evidence.log) else { return Ok(None) };
         let Some(text) = self.read_on_host(&log)? else { return Ok(None) };
         let found = self.parts.kubelet.pod(pod).await?;

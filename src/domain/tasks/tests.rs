@@ -77,17 +77,24 @@ fn a_kubelet_that_has_just_started_does_not_know_its_pods() {
 }
 
 #[test]
-fn a_restore_is_over_only_where_nothing_of_it_can_be_on_its_way() {
-    let ended: Pod = serde_json::from_value(serde_json::json!({"status": {"containerStatuses": [
-        {"name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": {"waiting": {"reason": "CrashLoopBackOff"}},
-         "lastState": {"terminated": {"exitCode": 137, "containerID": "containerd://1"}}}]}}))
-    .unwrap();
+fn a_restore_is_over_only_where_it_was_seen_to_end() {
     let stopped = [task("1", TaskState::Stopped, Some("img"))];
-    assert!(is_over("c", "1", false, &stopped, Some(&ended)));
-    assert!(!is_over("c", "2", false, &stopped, Some(&ended)), "another container's end");
-    assert!(!is_over("c", "", false, &stopped, Some(&ended)));
-    assert!(!is_over("c", "1", false, &stopped, Some(&Pod::default())), "no task yet is not no task any more");
-    assert!(is_over("c", "1", true, &stopped, Some(&Pod::default())), "nothing outlives a boot");
-    assert!(!is_over("c", "1", true, &[task("1", TaskState::Running, None)], Some(&ended)));
-    assert!(is_over("c", "1", false, &[], None) && !is_over("c", "1", false, &stopped, None));
+    assert!(is_over(true, &stopped) && is_over(true, &[]));
+    assert!(!is_over(false, &stopped) && !is_over(false, &[]), "no task yet is not no task any more");
+    for alive in [TaskState::Created, TaskState::Running, TaskState::Paused, TaskState::Abandoned] {
+        assert!(!is_over(true, &[task("1", alive, None)]), "{alive:?}");
+    }
+}
+
+#[test]
+fn what_was_made_or_let_through_awaits_its_restore_until_it_runs_or_is_over() {
+    let (one, none) = (["1".to_owned()], []);
+    let made = [task("1", TaskState::Stopped, Some("img"))];
+    assert!(!none_awaits_its_restore(&checkpoint(), &none, &none, &made));
+    assert!(none_awaits_its_restore(&checkpoint(), &none, &one, &made));
+    assert!(!none_awaits_its_restore(&checkpoint(), &one, &none, &[]), "the runtime has lost it");
+    assert!(none_awaits_its_restore(&checkpoint(), &one, &one, &[]));
+    assert!(none_awaits_its_restore(&checkpoint(), &one, &none, &[task("1", TaskState::Running, Some("img"))]));
+    assert!(!none_awaits_its_restore(&checkpoint(), &one, &none, &[task("1", TaskState::Abandoned, Some("img"))]));
+    assert!(none_awaits_its_restore(&checkpoint(), &none, &none, &[task("2", TaskState::Stopped, None)]), "an ordinary one");
 }

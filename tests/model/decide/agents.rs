@@ -27,7 +27,7 @@ static DESTINATION: Memo<(Id, Id, Option<Id>), Option<DestinationStep>> = Memo::
 static FALLBACK: Memo<(Id, Id), Option<DestinationStep>> = Memo::new();
 static SOURCE_LEFT: Memo<(SourceTask, bool, bool, usize), bool> = Memo::new();
 static LEFT: Memo<([(Task, bool); 2], View, usize), bool> = Memo::new();
-static OVER: Memo<([Container; 2], View, usize, usize), bool> = Memo::new();
+static OVER: Memo<([Container; 2], usize, usize), bool> = Memo::new();
 static GATE: Memo<([Option<Claim>; 2], usize, usize), gate::Rule> = Memo::new();
 static JUDGE: Memo<(Id, [Container; 2], View, usize), Found> = Memo::new();
 static REFUSED: Memo<(Id, [Container; 2], View, usize, usize), bool> = Memo::new();
@@ -236,7 +236,8 @@ impl Drover {
         let key = (mig.status, world.destination.containers, world.destination.view, self.n, c);
         *REFUSED.ask(key, |(status, containers, view, n, c)| {
             // A log that a power failure has cut proves nothing.
-            let Some(log) = objects::log_text(containers[*c].log).filter(|_| !containers[*c].booted) else { return false };
+            let is_over = !containers[*c].booted && objects::first_has_ended(&containers[*c]);
+            let Some(log) = objects::log_text(containers[*c].log).filter(|_| is_over) else { return false };
             let tasks = objects::replacement_tasks(&containers[..*n], STATUSES.get(*status));
             tasks::refused(NAMES[*c], &tasks, log, objects::replacement_listed(*view, &containers[..*n]).as_ref()).is_some()
         })
@@ -247,11 +248,10 @@ impl Drover {
         if self.off(Rule::DeadNeedsAnEnd) {
             return true;
         }
-        *OVER.ask((world.destination.containers, world.destination.view, self.n, c), |(containers, view, n, c)| {
+        *OVER.ask((world.destination.containers, self.n, c), |(containers, n, c)| {
             let tasks = objects::replacement_tasks(&containers[..*n], &MigrationStatus::default());
-            let pod = objects::replacement_listed(*view, &containers[..*n]);
             let container = containers[*c];
-            container.log != Log::None && tasks::is_over(NAMES[*c], &objects::first_id(*c), container.booted, &tasks, pod.as_ref())
+            container.log != Log::None && tasks::is_over(container.booted || objects::first_has_ended(&container), &tasks)
         })
     }
 
@@ -261,9 +261,9 @@ impl Drover {
             return true;
         }
         let (view, containers) = (world.destination.view, &world.destination.containers[..self.n]);
-        let over: Vec<String> = (0..self.n).filter(|c| containers[*c].log != Log::None).map(objects::first_id).collect();
-        let (tasks, pod) = (objects::replacement_tasks(containers, mig.status()), objects::replacement_listed(view, containers));
-        view != View::Unsynced && tasks::none_awaits_its_restore(&mig.status().containers, &over, &tasks, pod.as_ref())
+        let taken: Vec<String> = (0..self.n).filter(|c| containers[*c].log != Log::None).map(objects::first_id).collect();
+        let (tasks, over) = (objects::replacement_tasks(containers, mig.status()), objects::over(containers));
+        view != View::Unsynced && tasks::none_awaits_its_restore(&mig.status().containers, &taken, &over, &tasks)
     }
 
     /// [`tasks::all_run`].

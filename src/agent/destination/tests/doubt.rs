@@ -23,6 +23,7 @@ impl Course {
         let course = Self::restored();
         course.node.state().tasks[0].state = TaskState::Stopped;
         course.kubelet_says(ended("new"));
+        course.node.state().emptied.insert("new".into());
         course.asked_to_revoke();
         course
     }
@@ -49,10 +50,9 @@ async fn what_ran_and_ended_has_died_and_can_never_start_again() {
 
 #[tokio::test]
 async fn no_end_is_said_where_something_may_be_on_its_way() {
-    let spoiled: [(&str, Spoil); 4] = [
-        ("a living task", |course| course.node.state().tasks[0].state = TaskState::Created),
-        ("the kubelet speaks of another container", |course| course.kubelet_says(ended("other"))),
-        ("the kubelet says nothing", |course| course.node.state().pods[0].status = None),
+    let spoiled: [(&str, Spoil); 3] = [
+        ("a living task", |course| course.node.state().tasks.push(Task { state: TaskState::Created, ..restored_task("other") })),
+        ("the kubelet says that it has ended, and its runtime does not", |course| course.node.state().emptied.clear()),
         ("no evidence of which container it was", |course| {
             std::fs::remove_file(course.markers().evidence_path(POD, "app").unwrap()).unwrap();
         }),
@@ -70,6 +70,7 @@ async fn no_end_is_said_where_something_may_be_on_its_way() {
 async fn a_restore_that_its_runtime_has_lost_is_over_once_nothing_of_it_is_left_in_its_cgroup() {
     let course = Course::resumed_and_ended();
     course.node.state().tasks[0].state = TaskState::Created;
+    course.node.state().emptied.clear();
     course.kubelet_says(json!({"containerStatuses": [{"name": "app", "image": "", "imageID": "", "ready": false, "restartCount": 0,
         "state": {"waiting": {"reason": "RunContainerError", "message": "error reading from server: EOF"}}}]}));
     let _ = course.look();
@@ -164,6 +165,9 @@ async fn a_container_that_was_made_from_the_checkpoint_and_not_started_keeps_the
     assert_eq!(course.look().unwrap(), Some(SOON));
     assert_eq!(course.claim(), Some(Claim::Taken), "else its start would rewind");
     course.kubelet_says(ended("made"));
+    assert_eq!(course.look().unwrap(), Some(SOON));
+    assert_eq!(course.claim(), Some(Claim::Taken), "the kubelet may have been told wrongly");
+    course.node.state().emptied.insert("made".into());
     course.look().unwrap();
     assert_eq!(course.claim(), Some(Claim::Open));
 }
