@@ -117,7 +117,7 @@ async fn observe(
     if status.phase == Phase::Preflight {
         observed.fresh_repository = fresh_repository();
         if let Some(pod) = &observed.source {
-            observed.blockers = preflight::examine(migration, pod, &facts(cluster, now).await?);
+            observed.blockers = preflight::examine(migration, pod, &facts(pod, cluster, now).await?);
         }
     }
     if status.phase == Phase::Finishing {
@@ -138,8 +138,9 @@ async fn attestation(
     Ok(found.filter(|a| Some(&a.spec.migration_uid) == migration.metadata.uid.as_ref()))
 }
 
-async fn facts(cluster: &dyn Cluster, now: Timestamp) -> PortResult<Facts> {
-    Ok(Facts { nodes: cluster.nodes().await?, active_migrations: cluster.active_migrations().await?, now })
+async fn facts(pod: &Pod, cluster: &dyn Cluster, now: Timestamp) -> PortResult<Facts> {
+    let claims = if preflight::claims_of(pod).next().is_some() { Some(cluster.claims(pod).await?) } else { None };
+    Ok(Facts { nodes: cluster.nodes().await?, active_migrations: cluster.active_migrations().await?, claims, now })
 }
 
 async fn perform(migration: &Migration, observed: &Observed, effects: &[Effect], cluster: &dyn Cluster, now: Timestamp) -> PortResult<()> {
@@ -178,7 +179,7 @@ async fn pod_for(effect: &Effect, migration: &Migration, observed: &Observed, cl
 async fn waiting_replacement(migration: &Migration, observed: &Observed, cluster: &dyn Cluster, now: Timestamp) -> PortResult<Pod> {
     let source = observed.source.as_ref().ok_or_else(|| PortError::permanent("the source pod is gone"))?;
     let node = source.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
-    let nodes = preflight::capable_nodes(&node, &migration.spec.destination, &facts(cluster, now).await?);
+    let nodes = preflight::capable_nodes(&node, &migration.spec.destination, &facts(source, cluster, now).await?);
     if nodes.is_empty() {
         return Err(PortError::permanent("no node can take the pod any more"));
     }

@@ -9,7 +9,13 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::{
     api::{Attestation, AttestationStatus, Migration, MigrationStatus, NodeProfileStatus, attestation::PushedImage},
-    domain::{ids::Digest, init_container::StandIn, lanes::NodeFacts, migration::Effect, preflight::NodeView},
+    domain::{
+        ids::Digest,
+        init_container::StandIn,
+        lanes::NodeFacts,
+        migration::Effect,
+        preflight::{ClaimView, NodeView},
+    },
 };
 
 pub mod front;
@@ -246,6 +252,8 @@ pub trait Cluster: Send + Sync {
     async fn children(&self, parent: &Migration) -> PortResult<Vec<Migration>>;
     /// Makes a child; nothing happens where it is there already. A permanent error where another Migration has its name, or it is refused.
     async fn make_child(&self, parent: &Migration, child: &Migration) -> PortResult<()>;
+    /// The claims that a pod names and that exist, by name, with their volumes.
+    async fn claims(&self, pod: &Pod) -> PortResult<BTreeMap<String, ClaimView>>;
     /// Every node with its profile.
     async fn nodes(&self) -> PortResult<Vec<NodeView>>;
     /// UIDs of the migrations that have not ended.

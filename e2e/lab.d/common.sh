@@ -7,7 +7,7 @@ PARTS=$E2E/lab.d
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/drover
 BUILT=$CACHE/built
 LAB=$CACHE/lab # one lab a machine, whichever clone started it
-RUN=$LAB/run LOG=$LAB/log PKI=$LAB/pki NODES=$LAB/nodes BIN=$LAB/bin
+RUN=$LAB/run LOG=$LAB/log PKI=$LAB/pki NODES=$LAB/nodes BIN=$LAB/bin SHARED=$LAB/shared
 NODE_NAMES=(n1 n2)
 CP_ADDRESS=10.88.0.1
 REGISTRY_ADDRESS=$CP_ADDRESS:5000

@@ -1,14 +1,14 @@
 #!/bin/bash
 # First process of a node: builds the node's file tree, pivots into it (CRIU refuses a plain chroot) and keeps its daemons
 # running. Its end is the node's end, since the node is a pid namespace.
-# Arguments: NODE, its folder, the node root, the folders that appear as /lab/bin, /lab/pki and /lab/log.
+# Arguments: NODE, its folder, the node root, the folders that appear as /lab/bin, /lab/pki, /lab/log and /lab/shared (what a network volume would be).
 set -euo pipefail
-NODE=$1 FOLDER=$2 LOWER=$3 BIN=$4 PKI=$5 LOG=$6
+NODE=$1 FOLDER=$2 LOWER=$3 BIN=$4 PKI=$5 LOG=$6 SHARED=$7
 
 hostname "$NODE"
 mount -t overlay overlay -o "lowerdir=$LOWER,upperdir=$FOLDER/upper,workdir=$FOLDER/work" "$FOLDER/root"
 cd "$FOLDER/root"
-mkdir -p lab/{bin,pki,log} sys proc dev run tmp lib/modules
+mkdir -p lab/{bin,pki,log,shared} sys proc dev run tmp lib/modules
 mount -t proc proc proc
 mount -t sysfs sysfs sys
 mount -t tmpfs tmpfs sys/fs/cgroup
@@ -31,6 +31,7 @@ mount --make-rshared var/lib/kubelet
 mount --bind "$BIN" lab/bin
 mount --bind "$PKI" lab/pki
 mount --bind "$LOG" lab/log
+mount --bind "$SHARED" lab/shared
 mkdir -p .old
 pivot_root . .old
 cd /

@@ -158,7 +158,7 @@ node_boot() { # NODE: becomes the node
   [ -d "$root" ] || die "$root, on which the disk of $1 stands, is gone; begin anew: e2e/lab down && e2e/lab up"
   node_join_cgroups "$1"
   exec setsid nsenter "--net=/run/netns/$(node_ns "$1")" unshare -C -m -p -u -i --fork --kill-child --propagation private \
-    bash "$PARTS/node-init.sh" "$1" "$NODES/$1" "$root" "$BIN" "$PKI" "$LOG"
+    bash "$PARTS/node-init.sh" "$1" "$NODES/$1" "$root" "$BIN" "$PKI" "$LOG" "$SHARED"
 }
 
 # A frozen process dies of a SIGKILL only once it is thawed, and with the signal pending it executes nothing any more. First the node itself, so that

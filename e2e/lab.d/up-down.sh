@@ -10,7 +10,7 @@ forget_former_boot() {
     rm -rf "$RUN" # its pids are others' now
     down
   fi
-  mkdir -p "$RUN" "$LOG" "$NODES" "$BIN"
+  mkdir -p "$RUN" "$LOG" "$NODES" "$BIN" "$SHARED"
   [ -e "$LAB/boot" ] || find "$LOG" -name '*.log' ! -name 'build-*' -delete
   echo "$boot" >"$LAB/boot"
   echo "$LAB" >"$OWNER"

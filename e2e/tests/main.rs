@@ -21,6 +21,7 @@
 
 mod support;
 
+mod claims;
 mod crash;
 mod crd_rules;
 mod extender;

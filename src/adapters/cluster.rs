@@ -1,6 +1,7 @@
 //! The manager's reads and writes at the API server.
 
 mod children;
+mod claims;
 mod lock;
 mod owner;
 mod pull_credentials;
@@ -29,7 +30,12 @@ use crate::{
         attestation::attestation_name,
         migration::{ReplacementStatus, SourceStatus},
     },
-    domain::{keys, migration::Effect, preflight::NodeView, replacement},
+    domain::{
+        keys,
+        migration::Effect,
+        preflight::{ClaimView, NodeView},
+        replacement,
+    },
     ports::{Cluster, Failure, PortError, PortResult},
 };
 
@@ -168,6 +174,10 @@ impl Cluster for KubeCluster {
 
     async fn replica_set_selector(&self, namespace: &str, name: &str, uid: &str) -> PortResult<BTreeMap<String, String>> {
         self.selector_of(namespace, name, uid).await
+    }
+
+    async fn claims(&self, pod: &Pod) -> PortResult<BTreeMap<String, ClaimView>> {
+        self.claims_of(pod).await
     }
 
     async fn asked_for(&self, parent: &Migration) -> PortResult<Option<Vec<Pod>>> {

@@ -1,11 +1,15 @@
 //! Every reason why a pod cannot be moved, all at once, each with its remedy; before anything is touched.
 
+mod claims;
 mod node;
 mod spec;
+
+use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 use kube::ResourceExt as _;
 
+pub use claims::{ClaimView, of_pod as claims_of};
 pub use node::{NodeView, PROFILE_LIFETIME, capable_nodes, destination_blockers, node_blockers};
 pub use spec::{base_image, blockers};
 
@@ -62,6 +66,8 @@ pub struct Facts {
     pub nodes: Vec<NodeView>,
     /// UIDs of the migrations that have not ended.
     pub active_migrations: Vec<String>,
+    /// The pod's claims by name; none where they were not looked up.
+    pub claims: Option<BTreeMap<String, ClaimView>>,
     /// Now.
     pub now: jiff::Timestamp,
 }
@@ -71,6 +77,7 @@ pub struct Facts {
 pub fn examine(migration: &Migration, pod: &Pod, facts: &Facts) -> Vec<Blocker> {
     let mut found = migration_blockers(migration);
     found.extend(pod_blockers(migration, pod));
+    found.extend(facts.claims.iter().flat_map(|known| claims::blockers(migration, pod, known)));
     if let Some(owner) = pod.annotations().get(keys::LOCK)
         && Some(owner) != migration.metadata.uid.as_ref()
         && facts.active_migrations.contains(owner)

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::core::v1::{Affinity, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Toleration},
+    api::core::v1::{Affinity, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Toleration, Volume},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::ResourceExt as _;
@@ -41,8 +41,22 @@ pub fn build(source: &Pod, migration: &Migration, nodes: &[String]) -> Pod {
     if let Some(spec) = &mut pod.spec {
         keep_host_name(spec, &source.name_any());
         bind(spec, nodes);
+        if migration.spec.keep_name {
+            leave_claims(spec);
+        }
     }
     pod
+}
+
+/// A placeholder has no claims: their volumes may be on one node only, where the source has them.
+fn leave_claims(spec: &mut PodSpec) {
+    let Some(volumes) = &mut spec.volumes else { return };
+    let (claims, others) = std::mem::take(volumes).into_iter().partition(|volume| volume.persistent_volume_claim.is_some());
+    *volumes = others;
+    let claims: Vec<Volume> = claims;
+    for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+        container.volume_mounts.iter_mut().for_each(|mounts| mounts.retain(|mount| !claims.iter().any(|volume| volume.name == mount.name)));
+    }
 }
 
 /// What of a source outlives its deletion: everything that another pod in its place is made from.
@@ -266,6 +280,28 @@ mod tests {
         assert_eq!(moved.annotations().get(keys::LOCK), migration().metadata.uid.as_ref());
         assert_eq!(moved.annotations()[keys::ORIGINAL_IMAGES], build(&source(), &migration(), &[]).annotations()[keys::ORIGINAL_IMAGES]);
         assert_eq!(moved.spec.unwrap().containers[0].image.as_deref(), Some(keys::WAITING_IMAGE));
+    }
+
+    #[test]
+    fn a_placeholder_leaves_the_volumes_of_claims_to_the_source() {
+        let mut pod = source();
+        let spec = pod.spec.as_mut().unwrap();
+        spec.volumes = serde_json::from_value(
+            serde_json::json!([{"name": "data", "persistentVolumeClaim": {"claimName": "c"}}, {"name": "own", "emptyDir": {}}]),
+        )
+        .unwrap();
+        spec.containers[0].volume_mounts =
+            serde_json::from_value(serde_json::json!([{"name": "data", "mountPath": "/data"}, {"name": "own", "mountPath": "/own"}])).unwrap();
+        let mut migration = migration();
+        let names = |pod: &Pod| {
+            let spec = pod.spec.as_ref().unwrap();
+            let (volumes, mounts) = (spec.volumes.as_ref().unwrap(), spec.containers[0].volume_mounts.as_ref().unwrap());
+            volumes.iter().map(|v| v.name.clone()).chain(mounts.iter().map(|m| m.name.clone())).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&build(&pod, &migration, &["n2".into()])), ["data", "own", "data", "own"]);
+        migration.spec.keep_name = true;
+        assert_eq!(names(&build(&pod, &migration, &["n2".into()])), ["own", "own"]);
+        assert_eq!(names(&same_name(&template(&pod), &migration, "n2")), ["data", "own", "data", "own"]);
     }
 
     #[test]

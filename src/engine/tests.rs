@@ -61,6 +61,9 @@ impl Cluster for FakeCluster {
     async fn replica_set_selector(&self, _namespace: &str, _name: &str, _uid: &str) -> PortResult<std::collections::BTreeMap<String, String>> {
         Ok(std::collections::BTreeMap::default())
     }
+    async fn claims(&self, _pod: &Pod) -> PortResult<std::collections::BTreeMap<String, preflight::ClaimView>> {
+        Ok(std::collections::BTreeMap::default())
+    }
     async fn asked_for(&self, _parent: &Migration) -> PortResult<Option<Vec<Pod>>> {
         Ok(Some(self.source.clone().into_iter().collect()))
     }

@@ -3,7 +3,11 @@
 use async_trait::async_trait;
 use drover::{
     api::{Attestation, AttestationSpec, Migration, MigrationStatus, Outcome, Role, Verdict, attestation::attestation_name},
-    domain::{keys, migration::Effect, preflight::NodeView},
+    domain::{
+        keys,
+        migration::Effect,
+        preflight::{ClaimView, NodeView},
+    },
     ports::{Clock, Cluster, Failure, PortError, PortResult},
 };
 use jiff::{SignedDuration, Timestamp};
@@ -205,6 +209,10 @@ impl Cluster for Handle {
 
     async fn replica_set_selector(&self, _namespace: &str, _name: &str, _uid: &str) -> PortResult<std::collections::BTreeMap<String, String>> {
         unreachable!("the simulated pods belong to nobody")
+    }
+
+    async fn claims(&self, _pod: &Pod) -> PortResult<std::collections::BTreeMap<String, ClaimView>> {
+        unreachable!("the simulated pods have no volumes")
     }
 
     async fn asked_for(&self, _parent: &Migration) -> PortResult<Option<Vec<Pod>>> {

@@ -84,6 +84,8 @@ impl NodeView {
             found.push(self.blocker(TO_NODE, "is cordoned", format!("kubectl uncordon {name}, or name another node")));
         }
         found.extend(self.agent_blocker(TO_NODE, facts));
+        let claims = facts.claims.iter().flatten().filter_map(|(name, claim)| claim.blocker(name, &self.name, &self.labels));
+        found.extend(claims.map(|problem| self.blocker(TO_NODE, &problem, "name a node that can: kubectl get pv -o yaml")));
         let Some(profile) = &self.profile else { return found };
         match profile.lanes.iter().find(|lane| lane.name == lanes::IMAGE) {
             Some(lane) if lane.available => {}
@@ -240,7 +242,7 @@ mod tests {
     }
 
     fn facts(nodes: Vec<NodeView>) -> Facts {
-        Facts { nodes, active_migrations: vec![], now: jiff::Timestamp::from_second(10).unwrap() }
+        Facts { nodes, active_migrations: vec![], claims: None, now: jiff::Timestamp::from_second(10).unwrap() }
     }
 
     fn to(name: &str) -> Destination {

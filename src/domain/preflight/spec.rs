@@ -141,7 +141,9 @@ fn volume_blocker(volume: &Volume) -> Option<Blocker> {
         || volume.secret.is_some()
         || volume.projected.is_some()
         || volume.downward_api.is_some()
-        || volume.image.is_some();
+        || volume.image.is_some()
+        // Whether its volume can be where the pod goes is looked up ([`super::claims`]).
+        || volume.persistent_volume_claim.is_some();
     if mounted_anew {
         return None;
     }
@@ -153,8 +155,8 @@ fn volume_blocker(volume: &Volume) -> Option<Blocker> {
         ("emptyDir: only those on the node's disk or in its memory are moved", "leave its medium out, or set it to Memory")
     } else if volume.host_path.is_some() {
         ("hostPath: its content stays on the node", "use a volume that the destination has too")
-    } else if volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some() {
-        ("persistentVolumeClaim: is not moved yet", "a pod with claims cannot be moved yet")
+    } else if volume.ephemeral.is_some() {
+        ("ephemeral: its claim is deleted with the pod", "use a persistentVolumeClaim")
     } else {
         ("this kind of volume is not supported", "use emptyDir, ConfigMap, Secret, projected or downwardAPI volumes")
     };
