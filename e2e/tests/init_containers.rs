@@ -35,18 +35,23 @@ fn log(namespace: &Namespace, pod: &str) -> String {
     read.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Moves the pod, whose counter goes on and whose init containers do nothing; the copy's name.
-async fn moves(namespace: &Namespace, spec: MigrationSpec) -> String {
-    let before = namespace.follow(spec.pod_name.as_deref().unwrap(), "c").await;
-    before.beyond(5).await;
+/// Moves the pod, whose counters go on and whose init containers do nothing; the copy's name.
+async fn moves(namespace: &Namespace, spec: MigrationSpec, counters: &[&str]) -> String {
+    let mut before = vec![];
+    for container in counters {
+        before.push(namespace.follow(spec.pod_name.as_deref().unwrap(), container).await);
+        before.last().unwrap().beyond(5).await;
+    }
     let migration = namespace.make(spec).await;
     let migration = namespace.until_done(&migration.name_any()).await;
     assert_outcome(&migration, Outcome::Migrated);
     eprintln!("two init containers: frozen {:?} ms", status(&migration).frozen_millis);
     let name = replacement(&migration);
-    let copy = namespace.follow(&name, "c").await;
-    copy.beyond(before.last() + 5).await;
-    assert_went_on(&before.lines(), &copy.lines(), &migration);
+    for (container, before) in counters.iter().zip(before) {
+        let copy = namespace.follow(&name, container).await;
+        copy.beyond(before.last() + 5).await;
+        assert_went_on(&before.lines(), &copy.lines(), &migration);
+    }
     assert_eq!(log(namespace, &name), "work check", "their work was done once");
     namespace.assert_no_leftovers(&migration).await;
     name
@@ -56,8 +61,8 @@ async fn moves(namespace: &Namespace, spec: MigrationSpec) -> String {
 fn init_containers_do_their_work_once_over_two_moves_and_again_in_a_new_sandbox() {
     with_namespace("init", |namespace| async move {
         namespace.run(&initialized("p")).await;
-        let once = moves(&namespace, to("p", "n2")).await;
-        let twice = moves(&namespace, to(&once, "n1")).await;
+        let once = moves(&namespace, to("p", "n2"), &["c"]).await;
+        let twice = moves(&namespace, to(&once, "n1"), &["c"]).await;
         // As after a boot of the node: everything of the pod starts anew, from its own images.
         let sandbox = format!("labels.\"io.kubernetes.pod.namespace\"=={},labels.\"io.cri-containerd.kind\"==sandbox", namespace.name);
         lab::on_node("n1", &format!("for id in $(ctr -n k8s.io containers ls -q '{sandbox}'); do ctr -n k8s.io tasks kill -s KILL $id; done"));
@@ -73,6 +78,18 @@ fn init_containers_do_their_work_once_over_two_moves_and_again_in_a_new_sandbox(
 fn init_containers_of_a_pod_that_keeps_its_name_do_their_work_once() {
     with_namespace("init-keep", |namespace| async move {
         namespace.run(&initialized("p")).await;
-        moves(&namespace, MigrationSpec { keep_name: true, ..to("p", "n2") }).await;
+        moves(&namespace, MigrationSpec { keep_name: true, ..to("p", "n2") }, &["c"]).await;
+    });
+}
+
+#[test]
+fn a_native_sidecar_goes_on_with_its_pod() {
+    with_namespace("sidecar", |namespace| async move {
+        let mut pod = initialized("p");
+        let mut side = counting("side", 4, 50);
+        side["restartPolicy"] = json!("Always");
+        pod.spec.as_mut().unwrap().init_containers.as_mut().unwrap().push(serde_json::from_value(side).unwrap());
+        namespace.run(&pod).await;
+        moves(&namespace, to("p", "n2"), &["c", "side"]).await;
     });
 }

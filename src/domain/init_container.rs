@@ -22,12 +22,6 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// Media type of a layer of Docker's manifests that is not compressed (distribution, `manifest/schema2`).
 const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 
-/// Whether it goes on running beside the containers (KEP-753).
-#[must_use]
-pub fn is_sidecar(container: &Container) -> bool {
-    container.restart_policy.as_deref() == Some("Always")
-}
-
 /// What the destination's agent must know of an init container.
 #[must_use]
 pub fn recorded(container: &Container, image: String) -> InitContainer {
@@ -51,9 +45,6 @@ fn path_variable(container: &Container) -> Option<&EnvVar> {
 #[must_use]
 pub fn obstacles(container: &Container) -> Vec<(&'static str, String, &'static str)> {
     let mut found = vec![];
-    if is_sidecar(container) {
-        found.push((".restartPolicy", "native sidecars are not moved yet".to_owned(), "make it an ordinary container"));
-    }
     let known = recorded(container, String::new());
     let varies = |word: &str| word.contains("$(");
     if varies(&known.command) || known.command.is_empty() && varies(&known.argument) {

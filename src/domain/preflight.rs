@@ -13,7 +13,7 @@ pub use claims::{ClaimView, of_pod as claims_of};
 pub use node::{NodeView, PROFILE_LIFETIME, capable_nodes, destination_blockers, node_blockers};
 pub use spec::{base_image, blockers};
 
-use super::{keys, owner};
+use super::{containers, keys, owner};
 use crate::api::{Migration, attestation::Finding};
 
 /// One reason why a pod cannot be moved.
@@ -101,7 +101,7 @@ fn gate_blockers(node: &NodeView, pod: &Pod) -> Vec<Blocker> {
     let blocker = |(container, kind, _): (&Container, &str, &Probe)| {
         let why = node.profile.as_ref().map(|profile| profile.gate.message.clone()).unwrap_or_default();
         Blocker::new(
-            format!("spec.containers[{}].{kind}", container.name),
+            format!("{}.{kind}", containers::field(pod, &container.name)),
             format!("the kubelet of node {} would start the container again while it is frozen, since the node has no gate: {why}", node.name),
             "run drover node setup --apply there and restart its containerd, or use an exec probe",
         )
@@ -112,13 +112,11 @@ fn gate_blockers(node: &NodeView, pod: &Pod) -> Vec<Blocker> {
 /// Probes over the network that make the kubelet kill a container: container, field, probe. An exec probe counts as unknown while its container is paused
 /// (MEASURED.md 1), and a startup probe that has succeeded is not asked again.
 fn network_probes(pod: &Pod) -> impl Iterator<Item = (&Container, &'static str, &Probe)> {
-    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
     let kinds = move |container: &'_ Container| {
-        let has_started = statuses.iter().any(|status| status.name == container.name && status.started == Some(true));
+        let has_started = containers::statuses(pod).any(|status| status.name == container.name && status.started == Some(true));
         [("livenessProbe", false), ("startupProbe", has_started)]
     };
-    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    let probes = containers.flat_map(move |container| {
+    let probes = pod.spec.iter().flat_map(containers::running).flat_map(move |container| {
         kinds(container).into_iter().filter(|(_, is_over)| !is_over).filter_map(move |(kind, _)| {
             let probe = if kind == "livenessProbe" { container.liveness_probe.as_ref() } else { container.startup_probe.as_ref() };
             Some((container, kind, probe?))
@@ -178,7 +176,7 @@ fn budget_blockers(migration: &Migration, pod: &Pod) -> Vec<Blocker> {
         let patience = patience_while_frozen(probe);
         if patience < i64::from(freeze) {
             found.push(Blocker::new(
-                format!("spec.containers[{}].{kind}", container.name),
+                format!("{}.{kind}", containers::field(pod, &container.name)),
                 format!("the kubelet may kill the frozen container after {patience} s, the freeze may take {freeze} s (spec.freezeBudgetSeconds)"),
                 "make a Migration with a smaller freezeBudgetSeconds, raise failureThreshold × periodSeconds, or use an exec probe",
             ));

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt as _;
 
-use super::criu;
+use super::{containers, criu};
 use crate::api::{attestation::ContainerId, migration::ContainerCheckpoint};
 
 /// State of a container's task in the runtime.
@@ -93,8 +93,7 @@ pub fn judge(checkpoints: &[ContainerCheckpoint], tasks: &[Task]) -> Finding {
 /// What the kubelet says against a replacement: a container that was restarted or cannot be started.
 #[must_use]
 pub fn trouble(pod: &Pod) -> Option<String> {
-    let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
-    statuses.iter().find_map(container_trouble)
+    containers::statuses(pod).find_map(container_trouble)
 }
 
 fn container_trouble(status: &ContainerStatus) -> Option<String> {
@@ -156,8 +155,7 @@ pub fn refused(container: &str, tasks: &[Task], log: &str, pod: Option<&Pod>) ->
         return None;
     }
     let error = refused_before_resume(log)?;
-    let statuses = pod.and_then(|p| p.status.as_ref()).and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
-    let told = pod.is_none() || statuses.iter().any(|status| status.name == container && says_restore_failed(status));
+    let told = pod.is_none_or(|pod| containers::statuses(pod).any(|status| status.name == container && says_restore_failed(status)));
     told.then_some(error)
 }
 

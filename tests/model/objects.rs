@@ -115,7 +115,12 @@ pub fn blockers(migration: &Migration, seen: &Seen) -> Vec<Blocker> {
         serde_json::from_value(profile).expect("a profile")
     };
     let node = |name: &str, gate| NodeView { name: name.into(), ready: true, profile: Some(profile(gate)), ..NodeView::default() };
-    let facts = Facts { nodes: vec![node("n1", seen.gates[0]), node("n2", seen.gates[1])], active_migrations: vec![MIGRATION.into()], claims: None, now: *NOW };
+    let facts = Facts {
+        nodes: vec![node("n1", seen.gates[0]), node("n2", seen.gates[1])],
+        active_migrations: vec![MIGRATION.into()],
+        claims: None,
+        now: *NOW,
+    };
     preflight::examine(migration, &pod, &facts)
 }
 

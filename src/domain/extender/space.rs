@@ -2,10 +2,12 @@
 
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::api::resource::Quantity};
 
+use crate::domain::containers;
+
 /// What a pod asks for as memory, in bytes: before the freeze nothing tells more about how large its checkpoint will be. What cannot be read counts
 /// as nothing.
 pub fn requested_memory(pod: &Pod) -> u64 {
-    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let containers = pod.spec.iter().flat_map(containers::running);
     let requests = containers.filter_map(|container| container.resources.as_ref()?.requests.as_ref()?.get("memory"));
     requests.filter_map(bytes).fold(0, u64::saturating_add)
 }

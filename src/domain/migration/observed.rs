@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt as _;
 
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
         migration::{ContainerCheckpoint, OwnerStatus, ReplacementStatus, RunningContainer, SourceStatus},
     },
     domain::{
-        init_container, keys, owner,
+        containers, init_container, keys, owner,
         preflight::{Blocker, base_image},
     },
 };
@@ -132,8 +132,9 @@ pub(super) fn claimed_by(pod: &Pod, migration: &Migration) -> bool {
 }
 
 pub(super) fn has_images(pod: &Pod, checkpoints: &[ContainerCheckpoint]) -> bool {
-    let containers = pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
-    checkpoints.iter().all(|c| containers.iter().any(|k| k.name == c.name && k.image.as_deref() == Some(c.image.as_str())))
+    checkpoints
+        .iter()
+        .all(|c| pod.spec.iter().flat_map(containers::running).any(|k| k.name == c.name && k.image.as_deref() == Some(c.image.as_str())))
 }
 
 /// Whether the init containers have the images that stand in for their own.
@@ -142,9 +143,14 @@ pub(super) fn has_init_images(pod: &Pod, images: &BTreeMap<String, String>) -> b
     images.iter().all(|(name, image)| containers.iter().any(|c| c.name == *name && c.image.as_ref() == Some(image)))
 }
 
-/// The kubelet's word that the pod has gone through its init containers.
+/// The kubelet's word that the pod has gone through its init containers. Its condition `Initialized` waits for the sidecars too.
 pub(super) fn has_initialized(pod: &Pod) -> bool {
-    condition(pod, "Initialized").is_some_and(|c| c.status == "True")
+    let statuses = pod.status.as_ref().and_then(|status| status.init_container_statuses.as_deref()).unwrap_or_default();
+    let has_ended = |name: &str| {
+        let ended = |status: &ContainerStatus| status.state.as_ref().and_then(|state| state.terminated.as_ref()).is_some_and(|t| t.exit_code == 0);
+        statuses.iter().any(|status| status.name == name && ended(status))
+    };
+    pod.spec.iter().flat_map(containers::initializing).all(|container| has_ended(&container.name))
 }
 
 /// The kubelet's word that sandbox, network and volumes are up (condition `PodReadyToStartContainers`, KEP-3085).
@@ -185,14 +191,12 @@ fn own_addresses(pod: &Pod) -> Vec<String> {
 
 /// The source as it is recorded when the migration begins.
 pub(super) fn source_status(pod: &Pod) -> SourceStatus {
-    let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
     SourceStatus {
         name: pod.name_any(),
         uid: pod.metadata.uid.clone().unwrap_or_default(),
         node_name: node_of(pod).unwrap_or_default().to_owned(),
         pod_ips: own_addresses(pod),
-        containers: statuses
-            .iter()
+        containers: containers::statuses(pod)
             .map(|status| RunningContainer {
                 name: status.name.clone(),
                 container_id: status.container_id.as_deref().and_then(|id| id.split_once("://")).map(|(_, id)| id.to_owned()).unwrap_or_default(),
@@ -202,7 +206,7 @@ pub(super) fn source_status(pod: &Pod) -> SourceStatus {
         init_containers: pod
             .spec
             .iter()
-            .flat_map(|spec| spec.init_containers.iter().flatten())
+            .flat_map(containers::initializing)
             .map(|container| init_container::recorded(container, base_image(pod, &container.name).unwrap_or_default()))
             .collect(),
         without_gate: false,

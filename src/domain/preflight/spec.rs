@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
 use kube::ResourceExt as _;
 
 use super::Blocker;
-use crate::domain::{init_container, keys, owner};
+use crate::domain::{containers, init_container, keys, owner};
 
 /// Annotation of the kubelet's static pods (core/v1 `MirrorPodAnnotationKey`).
 const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -40,12 +40,13 @@ pub fn blockers(pod: &Pod) -> Vec<Blocker> {
         return found;
     };
     found.extend(spec_blockers(spec));
-    for container in &spec.containers {
+    for container in containers::running(spec) {
         found.extend(container_blockers(pod, container));
     }
-    for container in spec.init_containers.iter().flatten() {
+    for container in containers::initializing(spec) {
         found.extend(init_container_blockers(pod, container));
     }
+    found.extend(order_blockers(spec));
     found.extend(spec.volumes.iter().flatten().filter_map(volume_blocker));
     found
 }
@@ -97,6 +98,15 @@ fn spec_blockers(spec: &PodSpec) -> Vec<Blocker> {
     .collect()
 }
 
+/// Up to the first sidecar, whose start is its restore, init containers are passed before the freeze.
+fn order_blockers(spec: &PodSpec) -> Option<Blocker> {
+    let mut of_init = spec.init_containers.iter().flatten();
+    let sidecar = of_init.by_ref().find(|container| containers::is_sidecar(container))?;
+    let after = of_init.find(|container| !containers::is_sidecar(container))?;
+    let message = format!("begins its work after sidecar {}, so that it could be passed only within the freeze", sidecar.name);
+    Some(Blocker::new(format!("spec.initContainers[{}]", after.name), message, "name it before the sidecars"))
+}
+
 fn init_container_blockers(pod: &Pod, container: &Container) -> Vec<Blocker> {
     let at = |field: &str| format!("spec.initContainers[{}]{field}", container.name);
     let mut found: Vec<Blocker> =
@@ -118,7 +128,7 @@ fn container_blockers(pod: &Pod, container: &Container) -> Vec<Blocker> {
         .map(|(resource, _)| resource.as_str())
         .filter(|resource| resource.contains('/') && !resource.starts_with("hugepages-"))
         .collect();
-    let status = pod.status.as_ref().and_then(|s| s.container_statuses.as_ref()).and_then(|all| all.iter().find(|s| &s.name == name));
+    let status = containers::statuses(pod).find(|status| &status.name == name);
     let running = status.is_some_and(|s| s.state.as_ref().is_some_and(|state| state.running.is_some()));
     let unnamed = running && base_image(pod, name).is_none();
     let device_list = format!("devices stay on their node: {}", devices.join(", "));
@@ -132,7 +142,7 @@ fn container_blockers(pod: &Pod, container: &Container) -> Vec<Blocker> {
     ]
     .into_iter()
     .filter(|(_, present, _, _)| *present)
-    .map(|(field, _, message, remedy)| Blocker::new(format!("spec.containers[{name}]{field}"), message, remedy))
+    .map(|(field, _, message, remedy)| Blocker::new(format!("{}{field}", containers::field(pod, name)), message, remedy))
     .collect()
 }
 
@@ -193,7 +203,8 @@ mod tests {
             (serde_json::json!({"spec": {"volumes": [{"name": "d", "emptyDir": {"medium": "HugePages"}}]}}), "spec.volumes[d]"),
             (serde_json::json!({"spec": {"containers": [{"name": "c", "tty": true}]}}), "spec.containers[c].tty"),
             (serde_json::json!({"spec": {"initContainers": [{"name": "i"}]}}), "spec.initContainers[i].image"),
-            (serde_json::json!({"spec": {"initContainers": [{"name": "i", "restartPolicy": "Always"}]}}), "spec.initContainers[i].restartPolicy"),
+            (serde_json::json!({"spec": {"initContainers": [{"name": "s", "restartPolicy": "Always", "tty": true}]}}), "spec.initContainers[s].tty"),
+            (serde_json::json!({"spec": {"initContainers": [{"name": "s", "restartPolicy": "Always"}, {"name": "i"}]}}), "spec.initContainers[i]"),
             (serde_json::json!({"metadata": {"ownerReferences": owner}}), "metadata.ownerReferences"),
             (serde_json::json!({"status": {"phase": "Pending"}}), "status.phase"),
             (

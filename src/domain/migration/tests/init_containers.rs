@@ -43,7 +43,8 @@ fn nothing_is_frozen_before_the_copy_has_passed_its_init_containers() {
     assert_eq!(walk.settle(), Phase::Preparing);
     assert_eq!(walk.init_image(), Some(keys::checkpoint_image("drover/00000000000000000000000000000000", "init")));
     assert!(walk.status().message.contains("init containers"), "{}", walk.status().message);
-    let conditions = serde_json::json!([{"type": "PodReadyToStartContainers", "status": "True"}, {"type": "Initialized", "status": "True"}]);
-    walk.observed.replacement.as_mut().unwrap().status.as_mut().unwrap().conditions = serde_json::from_value(conditions).unwrap();
+    let ended =
+        serde_json::json!([{"name": "init", "image": "", "imageID": "", "ready": true, "restartCount": 0, "state": {"terminated": {"exitCode": 0}}}]);
+    walk.observed.replacement.as_mut().unwrap().status.as_mut().unwrap().init_container_statuses = serde_json::from_value(ended).unwrap();
     assert_eq!(walk.settle(), Phase::Freezing);
 }
