@@ -81,9 +81,9 @@ async fn observe(
     let mut observed = Observed { source, replacement_name, ..Observed::default() };
     if status.phase == Phase::Pending
         && let Some(set) = observed.source.as_ref().and_then(|pod| owner::controller(&pod.metadata))
-        && owner::kind(set) == Some(owner::Kind::ReplicaSet)
+        && let Some(kind) = owner::kind(set).filter(|kind| kind.ties_by_label())
     {
-        observed.owner_selector = cluster.replica_set_selector(namespace, &set.name, &set.uid).await?;
+        observed.owner_selector = cluster.owner_selector(namespace, kind, &set.name, &set.uid).await?;
     }
     if status.phase >= Phase::Preflight {
         observed.source_attestation = attestation(cluster, migration, namespace, name, Role::Source).await?;

@@ -14,6 +14,7 @@ use crate::{
         init_container::StandIn,
         lanes::NodeFacts,
         migration::Effect,
+        owner,
         preflight::{ClaimView, NodeView},
     },
 };
@@ -244,8 +245,8 @@ pub trait Cluster: Send + Sync {
     async fn pod(&self, namespace: &str, name: &str) -> PortResult<Option<Pod>>;
     /// An attestation by name, or none.
     async fn attestation(&self, namespace: &str, name: &str) -> PortResult<Option<Attestation>>;
-    /// The labels that a ReplicaSet selects by (`spec.selector.matchLabels`); empty where no ReplicaSet of this UID is there.
-    async fn replica_set_selector(&self, namespace: &str, name: &str, uid: &str) -> PortResult<BTreeMap<String, String>>;
+    /// The labels by which a ReplicaSet or Job of this UID selects its pods; empty where it is gone.
+    async fn owner_selector(&self, namespace: &str, kind: owner::Kind, name: &str, uid: &str) -> PortResult<BTreeMap<String, String>>;
     /// The pods that a Migration of several asks for; none where its Deployment is not there.
     async fn asked_for(&self, parent: &Migration) -> PortResult<Option<Vec<Pod>>>;
     /// The children of a Migration of several pods.

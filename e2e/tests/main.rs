@@ -30,6 +30,7 @@ mod faults;
 mod front;
 mod gate;
 mod init_containers;
+mod jobs;
 mod kills;
 mod kubelet_auth;
 mod mends;

@@ -69,7 +69,7 @@ impl Namespace {
     }
 
     /// How often a controller has made a pod of its own.
-    fn pods_made(&self, kind: &str) -> usize {
+    pub fn pods_made(&self, kind: &str) -> usize {
         let events = ["get", "events", "--field-selector", "reason=SuccessfulCreate", "-o"];
         let columns = "custom-columns=KIND:.involvedObject.kind,COUNT:.count,MESSAGE:.message";
         let text = self.kubectl(&[&events[..], &[columns, "--no-headers"]].concat()).unwrap();

@@ -3,7 +3,7 @@
 mod children;
 mod claims;
 mod lock;
-mod owner;
+mod owners;
 mod pull_credentials;
 mod template;
 
@@ -33,6 +33,7 @@ use crate::{
     domain::{
         keys,
         migration::Effect,
+        owner,
         preflight::{ClaimView, NodeView},
         replacement,
     },
@@ -172,8 +173,8 @@ impl Cluster for KubeCluster {
         found(api.get(name).await, "read an attestation")
     }
 
-    async fn replica_set_selector(&self, namespace: &str, name: &str, uid: &str) -> PortResult<BTreeMap<String, String>> {
-        self.selector_of(namespace, name, uid).await
+    async fn owner_selector(&self, namespace: &str, kind: owner::Kind, name: &str, uid: &str) -> PortResult<BTreeMap<String, String>> {
+        self.selector_of(namespace, kind, name, uid).await
     }
 
     async fn claims(&self, pod: &Pod) -> PortResult<BTreeMap<String, ClaimView>> {
@@ -256,6 +257,7 @@ impl Cluster for KubeCluster {
                 delete(&self.pods(migration), name, Some(uid), *force, "delete the replacement").await
             }
             Effect::MarkSurplus { uid } => self.mark_surplus(migration, uid).await,
+            Effect::ReleaseSource { uid } => self.release_source(migration, uid).await,
             Effect::HandOver { uid } => self.hand_over(migration, uid).await,
             Effect::DeleteSource { uid } => delete(&self.pods(migration), &source_of(migration)?.name, Some(uid), false, "delete the source").await,
             Effect::DeleteMigration => {

@@ -125,7 +125,12 @@ pub enum Effect {
         /// UID of the source pod.
         uid: String,
     },
-    /// Give the copy the label by which the source's ReplicaSet adopts it.
+    /// Take the label from the source by which its Job knows it: a Job has no pod too many.
+    ReleaseSource {
+        /// UID of the source pod.
+        uid: String,
+    },
+    /// Give the copy the label by which the source's controller adopts it.
     HandOver {
         /// UID of the replacement.
         uid: String,

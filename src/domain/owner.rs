@@ -5,6 +5,12 @@
 //! replacement lacks one label of the ReplicaSet's selector until then ([`tie`]): the ReplicaSet does not see it, makes no pod and deletes none. It is handed
 //! over by that label, which makes the ReplicaSet adopt it (`migration/owner.rs`).
 //!
+//! # Job
+//! Tied by its own label, but told apart at the end: of two running pods a Job deletes the one that was ready later, which is the copy (`ActivePods` of
+//! kube-controller-manager). So the source is released from the Job first, by the same label, and the copy handed over at once. A Job looks at its pods a second
+//! after a change (`syncJobBatchPeriod`), and sees both changes together; a manager that ends between the two leaves it without a pod for a moment, and it may
+//! start one anew, as Jobs may ("the same program may sometimes be started twice").
+//!
 //! # StatefulSet
 //! Its pods keep their name, so the source goes first. Once it has gone, a policy of the API server keeps everybody but the manager from taking the name
 //! (charts/drover/templates/policies.yaml); the StatefulSet adopts the pod that the manager makes.
@@ -19,6 +25,8 @@ const POD_TEMPLATE_HASH: &str = "pod-template-hash";
 /// The controllers whose pods can be moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
+    /// Also that of a CronJob.
+    Job,
     /// Also that of a Deployment.
     ReplicaSet,
     /// Pods with a name of their own.
@@ -34,10 +42,32 @@ pub fn controller(pod: &ObjectMeta) -> Option<&OwnerReference> {
 /// What the controller is, if its pods can be moved.
 #[must_use]
 pub fn kind(owner: &OwnerReference) -> Option<Kind> {
-    match (owner.api_version.split('/').next(), owner.kind.as_str()) {
-        (Some("apps"), "ReplicaSet") => Some(Kind::ReplicaSet),
-        (Some("apps"), "StatefulSet") => Some(Kind::StatefulSet),
-        _ => None,
+    Kind::named(&owner.kind).filter(|kind| owner.api_version.split('/').next() == Some(kind.group()))
+}
+
+impl Kind {
+    /// The kind of this name in the API.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "Job" => Some(Self::Job),
+            "ReplicaSet" => Some(Self::ReplicaSet),
+            "StatefulSet" => Some(Self::StatefulSet),
+            _ => None,
+        }
+    }
+
+    fn group(self) -> &'static str {
+        match self {
+            Self::Job => "batch",
+            Self::ReplicaSet | Self::StatefulSet => "apps",
+        }
+    }
+
+    /// Whether it knows its pods by labels alone, whatever their names.
+    #[must_use]
+    pub fn ties_by_label(self) -> bool {
+        matches!(self, Self::Job | Self::ReplicaSet)
     }
 }
 
@@ -47,7 +77,7 @@ pub fn keeps_its_name(pod: &ObjectMeta) -> bool {
     controller(pod).and_then(kind) == Some(Kind::StatefulSet)
 }
 
-/// The label of a pod without which its ReplicaSet does not see it: the Deployment's where there is one, since no Service selects by that.
+/// The label of a pod without which its controller does not see it: the Deployment's where there is one, since no Service selects by that.
 /// Empty where the selector has no such label.
 #[must_use]
 pub fn tie(labels: &BTreeMap<String, String>, selector: &BTreeMap<String, String>) -> BTreeMap<String, String> {
@@ -81,6 +111,7 @@ mod tests {
     fn a_stranger_of_the_same_kind_is_not_known() {
         let kind_of = |pod: &ObjectMeta| controller(pod).and_then(kind);
         assert_eq!(kind_of(&owned("apps/v1", "ReplicaSet", true)), Some(Kind::ReplicaSet));
+        assert_eq!((kind_of(&owned("batch/v1", "Job", true)), kind_of(&owned("apps/v1", "Job", true))), (Some(Kind::Job), None));
         assert_eq!(kind_of(&owned("apps.kruise.io/v1beta1", "StatefulSet", true)), None);
         assert_eq!(kind_of(&owned("apps/v1", "DaemonSet", true)), None);
         assert_eq!(kind_of(&owned("apps/v1", "StatefulSet", false)), None, "an owner that does not control");

@@ -139,14 +139,14 @@ fn owner_blocker(migration: &Migration, pod: &Pod) -> Option<Blocker> {
     let owner = owner::controller(&pod.metadata)?;
     let whose = format!("the pod belongs to {} {}", owner.kind, owner.name);
     match (owner::kind(owner)?, migration.spec.keep_name) {
-        (owner::Kind::ReplicaSet, true) => {
+        (owner::Kind::ReplicaSet | owner::Kind::Job, true) => {
             let message = format!("{whose}, which would start another pod as soon as the source goes");
             Some(Blocker::new("spec.keepName", message, "leave it out: the pod's name means nothing to its owner"))
         }
         (owner::Kind::StatefulSet, false) => {
             Some(Blocker::new("spec.keepName", format!("{whose}, which knows its pods by their names"), "set it to true"))
         }
-        (owner::Kind::ReplicaSet, false) | (owner::Kind::StatefulSet, true) => None,
+        (owner::Kind::ReplicaSet | owner::Kind::Job, false) | (owner::Kind::StatefulSet, true) => None,
     }
 }
 

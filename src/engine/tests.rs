@@ -58,7 +58,13 @@ impl Cluster for FakeCluster {
     async fn attestation(&self, _namespace: &str, name: &str) -> PortResult<Option<Attestation>> {
         Ok(self.attestations.iter().find(|a| a.metadata.name.as_deref() == Some(name)).cloned())
     }
-    async fn replica_set_selector(&self, _namespace: &str, _name: &str, _uid: &str) -> PortResult<std::collections::BTreeMap<String, String>> {
+    async fn owner_selector(
+        &self,
+        _namespace: &str,
+        _kind: owner::Kind,
+        _name: &str,
+        _uid: &str,
+    ) -> PortResult<std::collections::BTreeMap<String, String>> {
         Ok(std::collections::BTreeMap::default())
     }
     async fn claims(&self, _pod: &Pod) -> PortResult<std::collections::BTreeMap<String, preflight::ClaimView>> {

@@ -6,6 +6,7 @@ use drover::{
     domain::{
         keys,
         migration::Effect,
+        owner,
         preflight::{ClaimView, NodeView},
     },
     ports::{Clock, Cluster, Failure, PortError, PortResult},
@@ -207,7 +208,13 @@ impl Cluster for Handle {
         self.call(Door::Api, |world| Ok(world.api.attestations.get(name).cloned())).await
     }
 
-    async fn replica_set_selector(&self, _namespace: &str, _name: &str, _uid: &str) -> PortResult<std::collections::BTreeMap<String, String>> {
+    async fn owner_selector(
+        &self,
+        _namespace: &str,
+        _kind: owner::Kind,
+        _name: &str,
+        _uid: &str,
+    ) -> PortResult<std::collections::BTreeMap<String, String>> {
         unreachable!("the simulated pods belong to nobody")
     }
 
@@ -294,7 +301,9 @@ impl Cluster for Handle {
             Effect::RewriteImages { uid } => self.rewrite_images(migration, uid).await,
             Effect::DeleteReplacement { uid, force } => self.delete_pod(replacement_name(migration)?, uid, *force).await,
             Effect::DeleteSource { uid } => self.delete_pod(source_name(migration)?, uid, false).await,
-            Effect::MarkSurplus { .. } | Effect::HandOver { .. } => unreachable!("the simulated pods belong to nobody"),
+            Effect::MarkSurplus { .. } | Effect::ReleaseSource { .. } | Effect::HandOver { .. } => {
+                unreachable!("the simulated pods belong to nobody")
+            }
             Effect::DeleteMigration => {
                 self.call(Door::Api, |world| {
                     let now = world.now();

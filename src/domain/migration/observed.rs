@@ -45,7 +45,7 @@ pub struct Observed {
     pub fresh_repository: String,
     /// The replacement's name.
     pub replacement_name: String,
-    /// The labels that the source's ReplicaSet selects by; looked for before the preflight only.
+    /// The labels that the source's ReplicaSet or Job selects by; looked for before the preflight only.
     pub owner_selector: BTreeMap<String, String>,
     /// The laid-out pull credentials are still there.
     pub pull_credentials_left: bool,

@@ -4,6 +4,8 @@
 //! kube-controller-manager). So the copy is handed over only when it is ready or the source is not, and the source is made the cheapest pod first: then the
 //! ReplicaSet, if it is faster than the manager, deletes the source, which is deleted right after anyway. The other order, the source first, would make it
 //! start a third pod.
+//!
+//! A Job has no such choice: its source is released from it first ([`crate::domain::owner`]).
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
@@ -20,7 +22,7 @@ use crate::{
         MigrationStatus, Phase,
         migration::{OwnerStatus, SourceStatus},
     },
-    domain::{keys, preflight::Blocker},
+    domain::{keys, owner::Kind, preflight::Blocker},
 };
 
 impl Course<'_> {
@@ -35,6 +37,11 @@ impl Course<'_> {
         }
         let hand_over = Step::perform(vec![Effect::HandOver { uid: replacement.uid.clone() }]);
         let Some(there) = self.source_that_stays(source) else { return Some(hand_over) };
+        if Kind::named(&owner.kind) == Some(Kind::Job) {
+            let release = has_labels(there, owner).then(|| Effect::ReleaseSource { uid: source.uid.clone() });
+            let hand_over = Effect::HandOver { uid: replacement.uid.clone() };
+            return Some(Step::perform(release.into_iter().chain([hand_over]).collect()));
+        }
         if there.annotations().get(keys::DELETION_COST).map(String::as_str) != Some(keys::CHEAPEST) {
             return Some(Step::perform(vec![Effect::MarkSurplus { uid: source.uid.clone() }]));
         }
@@ -58,9 +65,10 @@ impl Course<'_> {
 
 /// What the owner has against the move, once it is known how it selects its pods.
 pub(super) fn owner_blocker(status: &MigrationStatus) -> Option<Blocker> {
-    let owner = status.source.as_ref()?.owner.as_ref().filter(|owner| owner.kind == "ReplicaSet" && owner.tied_by.is_empty())?;
+    let owner = status.source.as_ref()?.owner.as_ref().filter(|owner| owner.tied_by.is_empty())?;
+    Kind::named(&owner.kind).filter(|kind| kind.ties_by_label())?;
     let message =
-        format!("ReplicaSet {} selects by none of the pod's labels, so that nothing would keep the replacement out of its count", owner.name);
+        format!("{} {} selects by none of the pod's labels, so that nothing would keep the replacement out of its count", owner.kind, owner.name);
     Some(Blocker::new("metadata.ownerReferences", message, "give its selector a matchLabels entry"))
 }
 

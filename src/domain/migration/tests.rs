@@ -125,7 +125,7 @@ impl Walk {
             Effect::DeleteReplacement { .. } => self.lose_replacement(),
             Effect::DeleteSource { .. } => self.observed.source = None,
             Effect::WriteInitImages { .. } => self.give_init_images(),
-            Effect::MarkSurplus { .. } | Effect::HandOver { .. } => self.obey_owner(effect),
+            Effect::MarkSurplus { .. } | Effect::ReleaseSource { .. } | Effect::HandOver { .. } => self.obey_owner(effect),
             Effect::LayOutPullCredentials | Effect::RemovePullCredentials | Effect::DeleteMigration => {}
             other => self.obey_source_first(other),
         }

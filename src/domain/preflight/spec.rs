@@ -62,9 +62,8 @@ fn metadata_blockers(pod: &Pod) -> Vec<Blocker> {
     if let Some(owner) = owner::controller(&pod.metadata).filter(|owner| owner::kind(owner).is_none()) {
         let (message, remedy) = match owner.kind.as_str() {
             "DaemonSet" => ("has its pods on every node by design".to_owned(), "change which nodes the DaemonSet selects"),
-            "Job" => ("of a Job cannot be moved yet".to_owned(), "wait until it has ended"),
             _ => (
-                "cannot be moved yet: Drover knows ReplicaSets, Deployments, StatefulSets and bare pods".to_owned(),
+                "cannot be moved yet: Drover knows Jobs, ReplicaSets, Deployments, StatefulSets and bare pods".to_owned(),
                 "delete the pod and let its owner make another one elsewhere",
             ),
         };

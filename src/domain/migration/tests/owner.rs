@@ -7,11 +7,12 @@ const HASH: &str = "pod-template-hash";
 
 impl Walk {
     fn owned_by(kind: &str) -> Self {
+        let api_version = if kind == "Job" { "batch/v1" } else { "apps/v1" };
         let mut walk = Self::new();
         let source = walk.observed.source.as_mut().unwrap();
         source.metadata.labels = Some([("app".to_owned(), "web".to_owned()), (HASH.to_owned(), "7d4".to_owned())].into());
         source.metadata.owner_references =
-            serde_json::from_value(serde_json::json!([{"apiVersion": "apps/v1", "kind": kind, "name": "web", "uid": "set", "controller": true}]))
+            serde_json::from_value(serde_json::json!([{"apiVersion": api_version, "kind": kind, "name": "web", "uid": "set", "controller": true}]))
                 .unwrap();
         walk.observed.owner_selector = source.metadata.labels.clone().unwrap();
         walk
@@ -22,6 +23,11 @@ impl Walk {
             Effect::MarkSurplus { .. } => {
                 let source = self.observed.source.as_mut().unwrap();
                 source.metadata.annotations.get_or_insert_default().insert(keys::DELETION_COST.into(), keys::CHEAPEST.into());
+            }
+            Effect::ReleaseSource { .. } => {
+                let labels = self.observed.source.as_mut().unwrap().metadata.labels.as_mut().unwrap();
+                let owner = self.migration.status.as_ref().unwrap().source.as_ref().unwrap().owner.as_ref().unwrap();
+                labels.retain(|key, _| !owner.tied_by.contains_key(key));
             }
             Effect::HandOver { .. } => {
                 let owner = self.status().source.clone().unwrap().owner.unwrap();
@@ -89,6 +95,22 @@ fn a_source_that_is_not_ready_goes_first_whatever_the_copy_is() {
     walk.confirm();
     walk.settle();
     assert!(walk.is_handed_over());
+}
+
+#[test]
+fn a_job_loses_the_source_before_it_has_the_copy() {
+    let mut walk = Walk::owned_by("Job");
+    walk.walk_to(Phase::Finishing);
+    walk.be_ready(false, true);
+    walk.confirm();
+    let effects: Vec<_> = (0..2).flat_map(|_| walk.step().effects).collect();
+    assert!(matches!(effects.as_slice(), [Effect::ReleaseSource { .. }, Effect::HandOver { .. }, Effect::DeleteSource { .. }]), "{effects:?}");
+    // A manager that ended between the two.
+    let mut walk = Walk::owned_by("Job");
+    walk.walk_to(Phase::Finishing);
+    walk.confirm();
+    walk.observed.source.as_mut().unwrap().metadata.labels.as_mut().unwrap().remove(HASH);
+    assert!(matches!(walk.step().effects.as_slice(), [Effect::HandOver { .. }]));
 }
 
 #[test]

@@ -1,28 +1,44 @@
-//! Pods of ReplicaSets: what the set selects by, and the change of its pod.
+//! Pods of ReplicaSets and Jobs: what the set selects by, and the change of its pod.
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::Pod};
+use json_patch::jsonptr::PointerBuf;
+use k8s_openapi::api::{apps::v1::ReplicaSet, batch::v1::Job, core::v1::Pod};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
 use super::{KubeCluster, found, keys, replacement_of, source_of};
 use crate::{
     api::Migration,
+    domain::owner::Kind,
     ports::{Failure, PortError, PortResult},
 };
 
 impl KubeCluster {
-    pub(super) async fn selector_of(&self, namespace: &str, name: &str, uid: &str) -> PortResult<BTreeMap<String, String>> {
-        let api: Api<ReplicaSet> = Api::namespaced(self.client.clone(), namespace);
-        let set = found(api.get(name).await, "read the pod's ReplicaSet")?.filter(|set| set.metadata.uid.as_deref() == Some(uid));
-        Ok(set.and_then(|set| set.spec.selector.match_labels).unwrap_or_default())
+    pub(super) async fn selector_of(&self, namespace: &str, kind: Kind, name: &str, uid: &str) -> PortResult<BTreeMap<String, String>> {
+        let client = self.client.clone();
+        let selector = if kind == Kind::Job {
+            let job = found(Api::<Job>::namespaced(client, namespace).get(name).await, "read the pod's Job")?;
+            job.filter(|job| job.metadata.uid.as_deref() == Some(uid)).and_then(|job| job.spec?.selector)
+        } else {
+            let set = found(Api::<ReplicaSet>::namespaced(client, namespace).get(name).await, "read the pod's ReplicaSet")?;
+            set.filter(|set| set.metadata.uid.as_deref() == Some(uid)).map(|set| set.spec.selector)
+        };
+        Ok(selector.and_then(|selector| selector.match_labels).unwrap_or_default())
+    }
+
+    pub(super) async fn release_source(&self, migration: &Migration, uid: &str) -> PortResult<()> {
+        let source = source_of(migration)?;
+        let mut patch = vec![json!({"op": "test", "path": "/metadata/uid", "value": uid})];
+        let labels = source.owner.iter().flat_map(|owner| owner.tied_by.keys());
+        patch.extend(labels.map(|key| json!({"op": "remove", "path": label_path(key)})));
+        self.patch_pod(migration, &source.name, "release the source from its Job", patch.into()).await.map(drop)
     }
 
     pub(super) async fn mark_surplus(&self, migration: &Migration, uid: &str) -> PortResult<()> {
         let source = source_of(migration)?;
         // It has its lock there, so that it has annotations.
-        let cost = format!("/metadata/annotations/{}", keys::DELETION_COST.replace('/', "~1"));
+        let cost = PointerBuf::from_tokens(["metadata", "annotations", keys::DELETION_COST]).to_string();
         let patch = json!([{"op": "test", "path": "/metadata/uid", "value": uid}, {"op": "add", "path": cost, "value": keys::CHEAPEST}]);
         self.patch_pod(migration, &source.name, "mark the source as the one too many", patch).await.map(drop)
     }
@@ -51,12 +67,13 @@ fn hand_over_patch(pod: &Pod, uid: &str, labels: &BTreeMap<String, String>) -> V
     if pod.labels().is_empty() {
         operations.push(json!({"op": "add", "path": "/metadata/labels", "value": all}));
     } else {
-        operations.extend(labels.iter().map(|(key, value)| {
-            let path = format!("/metadata/labels/{}", key.replace('~', "~0").replace('/', "~1"));
-            json!({"op": "add", "path": path, "value": value})
-        }));
+        operations.extend(labels.iter().map(|(key, value)| json!({"op": "add", "path": label_path(key), "value": value})));
     }
     operations.into()
+}
+
+fn label_path(key: &str) -> String {
+    PointerBuf::from_tokens(["metadata", "labels", key]).to_string()
 }
 
 #[cfg(test)]
