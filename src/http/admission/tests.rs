@@ -1,5 +1,7 @@
 //! The webhooks' protocol, by calls of the router.
 
+mod recorded;
+
 use async_trait::async_trait;
 use axum::{
     body::{Body, to_bytes},
@@ -15,9 +17,11 @@ use crate::{
     ports::{Failure, SystemClock},
 };
 
-/// Two ready nodes with fresh profiles, or an error.
+/// Two ready nodes with fresh profiles, and these Migrations; or an error.
+#[derive(Default)]
 struct FakeWorld {
     error: Option<PortError>,
+    migrations: Vec<Migration>,
 }
 
 #[async_trait]
@@ -36,6 +40,7 @@ impl WorldSource for FakeWorld {
         };
         let mut world = World::unseen(now);
         world.facts.nodes = vec![node("n1"), node("n2")];
+        world.migrations.clone_from(&self.migrations);
         Ok(world)
     }
 
@@ -46,10 +51,14 @@ impl WorldSource for FakeWorld {
 }
 
 fn app(error: Option<PortError>) -> Router {
+    app_in(FakeWorld { error, ..FakeWorld::default() })
+}
+
+fn app_in(world: FakeWorld) -> Router {
     router(Admission {
-        world: Arc::new(FakeWorld { error }),
+        world: Arc::new(world),
         clock: Arc::new(SystemClock),
-        manager_username: "system:serviceaccount:drover:drover-manager".to_owned(),
+        manager_username: "system:serviceaccount:drover-system:drover-manager".to_owned(),
         metrics: Metrics::default(),
     })
 }

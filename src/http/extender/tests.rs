@@ -40,7 +40,7 @@ impl PlacementSource for Source {
             "spec": {"podName": "web", "destination": {"nodeName": "n2"}},
             "status": {"phase": "Preparing", "source": {"name": "web", "uid": "s", "nodeName": "n1"}, "replacement": {"name": "web-5f1c22"}}
         });
-        assert!(namespace.is_none_or(|namespace| namespace == "shop"));
+        assert!(namespace.is_none_or(|namespace| namespace == "shop" || namespace.starts_with("e2e-")));
         self.answer(vec![serde_json::from_value(migration).expect("a Migration")])
     }
 
@@ -142,4 +142,15 @@ async fn an_api_server_that_is_away_is_an_error_and_no_refusal() {
     assert_eq!(post_with(away(), "/extender/preempt", proposed).await.0, StatusCode::INTERNAL_SERVER_ERROR);
     let (status, _, asked) = post_with(away(), "/extender/filter", args(&json!({})).to_string()).await;
     assert_eq!((status, asked), (StatusCode::OK, 0), "an ordinary pod does not notice");
+}
+
+/// As the lab's kube-scheduler (1.37, nodeCacheCapable) has sent them.
+#[tokio::test]
+async fn what_kube_scheduler_has_sent_is_read() {
+    let (status, answer, asked) = post_with(None, "/extender/filter", include_str!("../recorded/extender-filter.json")).await;
+    let answer: Value = serde_json::from_str(&answer).expect("json");
+    assert_eq!((status, &answer["NodeNames"], asked > 0), (StatusCode::OK, &json!(["n2"]), true), "{answer}");
+    let (status, scores, _) = post_with(None, "/extender/prioritize", include_str!("../recorded/extender-prioritize.json")).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(serde_json::from_str::<Value>(&scores).expect("json"), json!([{"Host": "n2", "Score": 0}, {"Host": "n1", "Score": 0}]));
 }
