@@ -153,7 +153,7 @@ impl Drover {
         let last = 3 * n + 1;
         match stage {
             0 if self.gated(world) && self.is_disarmed(world) => {
-                world.destination.doing = Some(Doing { what: DestinationStep::StartCold, stage: last, of: 0 })
+                world.destination.doing = Some(Doing { what: DestinationStep::StartCold, stage: last, of: 0 });
             }
             _ if stage < 2 * n => self.each(world, if stage.is_multiple_of(2) { Each::Repoint } else { Each::Remove }, stage / 2),
             _ if stage == 2 * n && self.gated(world) && !self.none_awaits_its_restore(world, mig) => world.destination.doing = None,
