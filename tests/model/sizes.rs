@@ -145,9 +145,9 @@ fn by_hand(text: &str) -> Drover {
     let small = |n: usize| u8::try_from(n).expect("a small number");
     let order = order.first().copied().unwrap_or(0);
     Drover {
-        order: if matches!(order, 1 | 2) { Order::SameName } else { Order::CopyFirst },
+        order: if matches!(order, 1 | 2 | 6) { Order::SameName } else { Order::CopyFirst },
         falls_back: order == 2,
-        gates: [!matches!(order, 3 | 5), !matches!(order, 4 | 5)],
+        gates: [!matches!(order, 3 | 5 | 6), !matches!(order, 4 | 5 | 6)],
         ..size(n, small(faults), small(naps), phases[phase], policies[policy])
     }
 }
