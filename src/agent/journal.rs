@@ -42,6 +42,9 @@ pub struct Journal {
     pub aborted: Option<String>,
     /// It has thawed, but not said so yet.
     pub thawed: bool,
+    /// The containers of the vote were still paused, and had executed nothing since, when the kubelet showed the deletion of a source that goes first (R8).
+    #[serde(default)]
+    pub unmoved: bool,
 }
 
 impl Journal {

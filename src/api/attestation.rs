@@ -163,6 +163,10 @@ pub struct Archived {
     pub at: MicroTime,
     /// Paths on the node, one a container.
     pub paths: Vec<String>,
+    /// They hold the last that the pod has executed (R8): its fence stood until nothing of it could start any more; or, on a node without the gate, the very
+    /// containers of the vote were still paused when the kubelet showed the deletion. False where nobody can say so.
+    #[serde(default)]
+    pub last: bool,
 }
 
 /// A replacement that a node expects.

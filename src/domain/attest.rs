@@ -350,7 +350,7 @@ mod tests {
         assert_eq!(next(&status, &own, &journal, Deletion::NotShown, 0), SourceAction::Wait);
         assert_eq!(next(&status, &own, &journal, Deletion::Shown, 0), SourceAction::Kill);
         assert_eq!(next(&status, &own, &journal, Deletion::Gone, 0), SourceAction::End);
-        let own = AttestationStatus { ended: Some(At { at: at() }), archived: Some(Archived { at: at(), paths: vec![] }), ..own };
+        let own = AttestationStatus { ended: Some(At { at: at() }), archived: Some(Archived { at: at(), paths: vec![], last: true }), ..own };
         assert_eq!(next(&status, &own, &journal, Deletion::Gone, 0), SourceAction::Wait);
         for verdict in [Verdict::Commit, Verdict::Rollback] {
             status.verdict = Some(verdict);

@@ -73,7 +73,14 @@ pub fn is_over(source: &AttestationStatus, gone: bool) -> bool {
     gone && source.ended.is_some() && source.archived.is_some()
 }
 
-/// May the replacement of a source that goes first be released? R8: the source is over. A same-name replacement was made only then, so that its node
+/// Is the checkpoint of a source that went first the last that it has executed (R8)? Where no gate obeys the fence, its kubelet may have started a container
+/// again after the vote and before it saw the deletion; only the node's own agent can say that it has not.
+#[must_use]
+pub fn is_last(source: &AttestationStatus) -> bool {
+    source.archived.as_ref().is_some_and(|archived| archived.last)
+}
+
+/// May the replacement of a source that goes first be released? R8: the source is over, and its checkpoint was not outrun. A same-name replacement was made only then, so that its node
 /// must have said that it expects this very pod.
 #[must_use]
 pub fn may_release_after_source(status: &MigrationStatus, source: &AttestationStatus, gone: bool, destination: &AttestationStatus) -> bool {
@@ -82,15 +89,17 @@ pub fn may_release_after_source(status: &MigrationStatus, source: &AttestationSt
     status.phase == Phase::SourceDeleting
         && may_release(status, source, destination)
         && is_over(source, gone)
+        && is_last(source)
         && replacement.is_some()
         && (status.placeholder.is_none() || armed == replacement)
 }
 
 /// May the migration fall back onto the source node, without proof about the replacement? Only before the release (R1), and when the source is over: until
-/// then it may still be running out, frozen (R13).
+/// then it may still be running out, frozen (R13). A checkpoint that may be outrun is restored by a decision alone (R8).
 #[must_use]
 pub fn may_fall_back(status: &MigrationStatus, source: &AttestationStatus, gone: bool) -> bool {
-    status.verdict.is_none() && status.is_source_first() && status.phase == Phase::SourceDeleting && is_over(source, gone)
+    let last = is_last(source) || status.resolved.is_some();
+    status.verdict.is_none() && status.is_source_first() && status.phase == Phase::SourceDeleting && is_over(source, gone) && last
 }
 
 /// May the replacement be released?
@@ -240,7 +249,15 @@ mod tests {
     }
 
     fn ended() -> AttestationStatus {
-        AttestationStatus { ended: Some(At { at: at() }), archived: Some(Archived { at: at(), paths: vec![] }), ..voted("sha256:a") }
+        AttestationStatus { ended: Some(At { at: at() }), archived: Some(Archived { at: at(), paths: vec![], last: true }), ..voted("sha256:a") }
+    }
+
+    fn decided(prefer: crate::api::migration::Side) -> crate::api::migration::Resolved {
+        crate::api::migration::Resolved { at: at(), prefer, by: crate::api::migration::Decider::Person, message: String::new() }
+    }
+
+    fn outrun() -> AttestationStatus {
+        AttestationStatus { archived: Some(Archived { at: at(), paths: vec![], last: false }), ..ended() }
     }
 
     #[test]
@@ -260,6 +277,7 @@ mod tests {
         assert!(!may_release_after_source(&deleting(), &voted("sha256:a"), true, &armed("new")), "its node has not said so");
         assert!(!may_release_after_source(&deleting(), &ended(), true, &armed("placeholder")));
         assert!(!may_release_after_source(&deleting(), &ended(), true, &ready("sha256:a")));
+        assert!(!may_release_after_source(&deleting(), &outrun(), true, &armed("new")), "who knows what it has executed since");
         let new_name = MigrationStatus { placeholder: None, ..deleting() };
         assert!(may_release_after_source(&new_name, &ended(), true, &ready("sha256:a")), "armed in Preparing");
     }
@@ -269,6 +287,8 @@ mod tests {
         assert!(may_fall_back(&deleting(), &ended(), true));
         assert!(!may_fall_back(&deleting(), &ended(), false));
         assert!(!may_fall_back(&deleting(), &voted("sha256:a"), true));
+        assert!(!may_fall_back(&deleting(), &outrun(), true), "a decision is needed");
+        assert!(may_fall_back(&MigrationStatus { resolved: Some(decided(crate::api::migration::Side::Source)), ..deleting() }, &outrun(), true));
         assert!(!may_fall_back(&MigrationStatus { phase: Phase::Restoring, ..deleting() }, &ended(), true), "after the release it needs proof");
         let fallen =
             MigrationStatus { verdict: Some(Verdict::Rollback), fallback: Some(crate::api::migration::ReplacementStatus::default()), ..deleting() };
@@ -281,12 +301,7 @@ mod tests {
         assert!(may_collect(&fallen, &restored));
         assert!(!may_collect(&fallen, &AttestationStatus { restored: None, ..restored.clone() }), "started without the memory");
         assert!(!may_collect(&deleting(), &restored), "no verdict");
-        let by_hand = crate::api::migration::Resolved {
-            at: at(),
-            prefer: crate::api::migration::Side::Destination,
-            by: crate::api::migration::Decider::Person,
-            message: String::new(),
-        };
+        let by_hand = decided(crate::api::migration::Side::Destination);
         let cold = MigrationStatus { verdict: Some(Verdict::Commit), resolved: Some(by_hand), fallback: None, ..fallen };
         assert!(!may_collect(&cold, &restored) && must_keep(&cold, &restored), "its memory is in the archive alone");
     }

@@ -137,7 +137,9 @@ impl fmt::Display for Action {
             A::FallbackIsKilled => "the source node's kubelet kills a fallback that is being deleted or that it does not know",
             A::FallbackIsRemoved => "the source node's kubelet confirms that nothing of the fallback is left",
             A::PlaceholderGoes => "the destination's kubelet confirms that nothing of the placeholder is left",
-            A::SourceRestartsInPlace => "the source's kubelet restarts the dead container in place",
+            A::SourceRestartsInPlace => {
+                "the source's kubelet restarts the dead container in place (without a gate: makes it anew, and then starts it)"
+            }
             A::NodeStatus => "the node controller writes whether the destination is Ready",
             A::DeadlinePasses => "spec.deadlineSeconds pass",
             A::TimePasses(Clock::Phase) => "the phase lasts longer than every limit",
@@ -151,7 +153,7 @@ impl fmt::Display for Action {
             A::PersonResolves(Resolve::Destination) => "a person types: drover resolve --prefer destination",
             A::ManagerDies => "FAULT: a manager dies after the first of two effects",
             A::IsReinstalled => "FAULT: the destination node comes back with an empty disk",
-            A::ProbeKills => "FAULT: a liveness probe has the kubelet kill the frozen source",
+            A::ProbeKills => "FAULT: the kubelet, for a liveness probe, or somebody else ends the frozen source",
             A::PreparationFails => "FAULT: the destination cannot pull a base image, or its registry fails",
             A::BlobsVanish => "FAULT: the destination's registry loses the checkpoint",
             A::BlobIsAnother => "FAULT: the registry holds another image than the source has pushed (forged, or torn)",

@@ -14,7 +14,7 @@ pub use agents::Found;
 pub use manager::Seen;
 use manager::answer;
 pub use pretend::pushed;
-use pretend::{as_if_confirmed, as_if_proved, as_if_voted};
+use pretend::{as_if_confirmed, as_if_last, as_if_over, as_if_proved, as_if_voted};
 
 use crate::{
     intern::{Id, Memo, STATUSES, WORDS},
@@ -52,6 +52,15 @@ impl Drover {
         if world.first.ended_long_ago {
             source_says = source_says.map(ended_long_ago);
         }
+        let mut named = world.named(self.keeps_name());
+        if self.off(Rule::OverBeforeRelease) && mig.status().phase == Phase::SourceDeleting {
+            source_says = source_says.map(as_if_over);
+            // Two pods cannot have one name, whatever is believed.
+            named = named.filter(|_| self.keeps_name());
+        }
+        if self.off(Rule::CheckpointIsLast) {
+            source_says = source_says.map(as_if_last);
+        }
         let mut destination_says = world.destination_says;
         if self.off(Rule::Confirmation) && mig.status().verdict == Some(Verdict::Commit) {
             destination_says = destination_says.map(as_if_confirmed);
@@ -63,7 +72,7 @@ impl Drover {
             mig,
             source_says,
             destination_says,
-            named: world.named(self.keeps_name()),
+            named,
             source_deleting: world.source_pod == Object::Deleting,
             locked: world.locked,
             replacement: world.replacement,
@@ -75,7 +84,7 @@ impl Drover {
             policy: self.in_doubt as u8,
             failed,
             keep_name: self.keeps_name(),
-            gates: [true, true],
+            gates: self.gates,
             placeholder: world.first.placeholder,
             template: world.first.template,
             fallback_says: world.first.fallback.as_ref().and_then(|it| it.says),

@@ -66,7 +66,7 @@ impl Drover {
         match self.judge(world, mig) {
             Found::NotYet => Err(None),
             Found::Cold(message) => Err(self.attests_cold(world, message)),
-            Found::Restored(_) if self.all_taken(world) => Ok(DestinationStep::Restore),
+            Found::Restored(_) if !self.gated(world) || self.all_taken(world) => Ok(DestinationStep::Restore),
             // Wrong, or it runs without having been let through by the gate.
             Found::Wrong | Found::Restored(_) => Err(self.attests_failure(world)),
         }
@@ -164,8 +164,11 @@ impl Drover {
     }
 
     fn each(&self, world: &mut World, each: Each, c: u8) {
+        let gated = self.gated(world);
         let container = &mut world.destination.containers[usize::from(c)];
         match each {
+            // Nobody would take it.
+            Each::Arm if !gated => {}
             Each::Arm => container.claim = container.claim.or(Some(Claim::Waiting)),
             Each::Repoint => container.tag = Some(Img::Base),
             Each::Remove => container.store = false,

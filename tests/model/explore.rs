@@ -161,7 +161,7 @@ impl<'a> Search<'a> {
             Entry::Vacant(free) => free.insert(number),
         };
         let depth = action.map_or(0, |_| self.nodes[parent as usize].depth + 1);
-        self.nodes.push(Node { parent, action, depth, kind: kind(&world), decided: properties::is_decided(&world) });
+        self.nodes.push(Node { parent, action, depth, kind: kind(&world), decided: properties::is_decided(self.model, &world) });
         for property in &self.safety {
             let holds = (property.condition)(self.model, &world);
             match property.expectation {

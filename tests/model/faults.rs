@@ -36,7 +36,7 @@ impl fmt::Display for Node {
 /// What a node without power keeps of the copy on it.
 fn copies_lose_power(world: &mut World) {
     let destination = &mut world.destination;
-    (destination.up, destination.doing, destination.view) = (false, None, View::Unsynced);
+    (destination.up, destination.doing, destination.view, destination.sandbox) = (false, None, View::Unsynced, false);
     let ran = destination.containers.iter().any(|c| matches!(c.task, Task::Running { .. }));
     for container in &mut destination.containers {
         end(&mut container.task);
@@ -68,7 +68,7 @@ impl Drover {
                 // A running pod dies with its node, and a frozen one of which there is no complete checkpoint yet.
                 let kept = source.archive && source.journal.is_some_and(|journal| journal.dumped);
                 let ordinary = source.task == SourceTask::Running || !(kept || world.destination.blobs);
-                (source.up, source.doing, source.view) = (false, None, View::Unsynced);
+                (source.up, source.doing, source.view, source.made) = (false, None, View::Unsynced, false);
                 if source.task != SourceTask::Dead {
                     source.task = SourceTask::Dead;
                     world.past.excused |= ordinary;

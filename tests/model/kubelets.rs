@@ -31,6 +31,10 @@ impl Drover {
     /// It ends what is being deleted, when the grace period is over, and what it does not know; then it removes what is left.
     pub fn source_kubelet_kills(&self, world: &mut World) -> Option<()> {
         let source = &mut world.source;
+        if source.up && source.made && matches!(source.view, View::Terminating | View::Unlisted) {
+            source.made = false;
+            return Some(());
+        }
         // With the gate it makes no difference before.
         let matters = self.goes_first() && (!self.is_gated(Node::Source) || world.migration.is_none_or(|mig| mig.status().verdict.is_some()));
         if matters && source.up && source.view == View::Unlisted && source.task == SourceTask::Dead {
@@ -43,20 +47,26 @@ impl Drover {
     /// It tells the API server that nothing of the pod is left.
     pub fn source_kubelet_removes(&self, world: &mut World) -> Option<()> {
         let source = &mut world.source;
-        let over = source.up && !source.cut && source.view == View::Terminating && source.task == SourceTask::Dead;
+        let over = source.up && !source.cut && source.view == View::Terminating && source.task == SourceTask::Dead && !source.made;
         (over && world.source_pod == Object::Deleting).then_some(())?;
         world.source_pod = Object::Gone;
         source.view = View::Unlisted;
         Some(())
     }
 
-    /// It restarts a dead container in place; the gate has its word (gate.rs `by_fence`).
+    /// It restarts a dead container in place; the gate has its word (gate.rs `by_fence`). Without one what was made is started, also where the pod was
+    /// forgotten meanwhile.
     pub fn source_kubelet_restarts(&self, world: &mut World) -> Option<()> {
+        let gated = self.is_gated(Node::Source);
         let source = &mut world.source;
-        let dead = source.up && source.view == View::Listed && source.task == SourceTask::Dead;
-        (dead && (source.fence == Fence::None || self.off(Rule::Fence))).then_some(())?;
-        source.task = SourceTask::Running;
-        source.fresh = true;
+        let dead = source.up && source.task == SourceTask::Dead;
+        let passes = !gated || source.fence == Fence::None || self.off(Rule::Fence);
+        (dead && passes && (source.made || source.view == View::Listed)).then_some(())?;
+        if !gated && !source.made {
+            source.made = true;
+            return Some(());
+        }
+        (source.task, source.fresh, source.made) = (SourceTask::Running, true, false);
         source.executes(&mut world.past);
         Some(())
     }
@@ -64,22 +74,25 @@ impl Drover {
     /// The destination's kubelet reads its pods, and tells of the sandbox.
     pub fn destination_syncs(&self, world: &mut World) -> Option<()> {
         (world.destination.up && !world.destination.cut).then_some(())?;
-        let before = (world.destination.view, world.replacement, world.first.placeholder, world.first.placeholder_listed);
+        let before = (world.destination.view, world.destination.sandbox, world.replacement, world.first.placeholder, world.first.placeholder_listed);
         if !world.first.turned {
             world.first.placeholder_listed = world.first.placeholder.is_some();
             if let Some(placeholder) = &mut world.first.placeholder {
                 placeholder.sandbox = true;
             }
         }
+        let follows = !self.gated(world);
         world.destination.view = match &mut world.replacement {
             Some(pod) if pod.uid == 1 && pod.deleting => View::Terminating,
             Some(pod) if pod.uid == 1 => {
                 pod.sandbox = true;
+                world.destination.sandbox = follows;
                 if pod.images { View::Released } else { View::Listed }
             }
             _ => View::Unlisted,
         };
-        ((world.destination.view, world.replacement, world.first.placeholder, world.first.placeholder_listed) != before).then_some(())
+        let after = (world.destination.view, world.destination.sandbox, world.replacement, world.first.placeholder, world.first.placeholder_listed);
+        (after != before).then_some(())
     }
 
     /// The destination's kubelet confirms that nothing of the placeholder is left; none of its containers ever could start.
@@ -95,7 +108,7 @@ impl Drover {
     pub fn destination_kubelet_kills(&self, world: &mut World) -> Option<()> {
         let destination = &mut world.destination;
         (destination.up && matches!(destination.view, View::Terminating | View::Unlisted)).then_some(())?;
-        let before = destination.containers;
+        let (before, had_sandbox) = (destination.containers, destination.sandbox);
         for container in &mut destination.containers {
             end(&mut container.task);
         }
@@ -106,33 +119,41 @@ impl Drover {
         let destination = &mut world.destination;
         if before == destination.containers && destination.view == View::Unlisted {
             destination.containers.iter_mut().for_each(|c| (c.task, c.earlier) = (Task::None, false));
+            destination.sandbox = false;
         }
-        (before != destination.containers).then_some(())
+        (before != destination.containers || had_sandbox != destination.sandbox).then_some(())
     }
 
     pub fn destination_kubelet_removes(&self, world: &mut World) -> Option<()> {
         let destination = &mut world.destination;
-        let idle = |task: Task| !matches!(task, Task::Running { .. } | Task::Restoring);
+        let idle = |task: Task| !matches!(task, Task::Running { .. } | Task::Restoring | Task::Pulling);
         let over = destination.up && !destination.cut && destination.view == View::Terminating && destination.containers.iter().all(|c| idle(c.task));
         (over && world.replacement.is_some_and(|pod| pod.uid == 1 && pod.deleting)).then_some(())?;
         world.replacement = None;
-        destination.view = View::Unlisted;
+        (destination.view, destination.sandbox) = (View::Unlisted, false);
         destination.containers.iter_mut().for_each(|c| (c.task, c.earlier) = (Task::None, false));
         Some(())
     }
 
-    /// It pulls a released image, unless the store has it, and makes the container.
+    /// It pulls a released image, unless the store has it, and makes the container; what it has begun it may end though the pod was forgotten meanwhile.
     pub fn makes(&self, world: &mut World, c: usize) -> Option<()> {
-        (world.destination.up && world.destination.view == View::Released).then_some(())?;
-        let rule = self.gate(&world.destination.containers, c);
+        let released = world.destination.view == View::Released;
+        world.destination.up.then_some(())?;
+        let (gated, rule) = (self.gated(world), self.gate(world, c));
         let destination = &mut world.destination;
         let blobs = destination.blobs;
         let container = &mut destination.containers[c];
         match container.task {
-            Task::None | Task::Dead => {}
+            Task::Pulling => {}
+            Task::None | Task::Dead if released => {}
             // It is tried again and again; that shows only once the gate says something else.
-            Task::Refused if matches!(rule, gate::Rule::Pass | gate::Rule::Take) => {}
+            Task::Refused if released && matches!(rule, gate::Rule::Pass | gate::Rule::Take) => {}
             _ => return None,
+        }
+        container.earlier |= matches!(container.task, Task::Dead | Task::Refused);
+        if !gated && container.task != Task::Pulling {
+            container.task = Task::Pulling;
+            return Some(());
         }
         let image = match container.tag {
             _ if container.store => Img::Checkpoint,
@@ -144,7 +165,6 @@ impl Drover {
             image => image?,
         };
         container.store |= image == Img::Checkpoint;
-        container.earlier |= matches!(container.task, Task::Dead | Task::Refused);
         container.task = Task::Made(image);
         Some(())
     }
@@ -153,7 +173,7 @@ impl Drover {
     pub fn starts(&self, world: &mut World, c: usize) -> Option<()> {
         let Task::Made(image) = world.destination.containers[c].task else { return None };
         world.destination.up.then_some(())?;
-        let rule = if self.opens_early(world) { gate::Rule::Pass } else { self.gate(&world.destination.containers, c) };
+        let rule = if self.opens_early(world) { gate::Rule::Pass } else { self.gate(world, c) };
         let container = &mut world.destination.containers[c];
         let passes = matches!(rule, gate::Rule::Pass | gate::Rule::Take);
         if rule == gate::Rule::Take {
@@ -170,8 +190,7 @@ impl Drover {
             Img::Base => Task::Running { restored: false },
         };
         if container.task == (Task::Running { restored: false }) {
-            let confirmed = world.destination_says.is_some_and(|id| WORDS.get(id).confirmed.is_some());
-            world.past.cold |= !confirmed;
+            world.past.cold |= !is_confirmed(world);
         }
         Some(())
     }
@@ -184,6 +203,7 @@ impl Drover {
 
     /// CRIU resumes the processes.
     pub fn criu_resumes(&self, world: &mut World, c: usize) -> Option<()> {
+        let gated = self.gated(world);
         let container = &mut world.destination.containers[c];
         (world.destination.up && container.task == Task::Restoring).then_some(())?;
         container.task = Task::Running { restored: true };
@@ -191,10 +211,14 @@ impl Drover {
             container.log = Log::Resumed { error: container.log == Log::Error };
         }
         if world.past.restores & (1 << c) != 0 {
-            world.past.wrongs.add(Wrongs::REWOUND);
+            // Without the gate nothing prevents that before the checkpoint is out of reach: it must be seen, and is no success.
+            let said = world.destination_says.is_some_and(|id| WORDS.get(id).restored.is_some());
+            world.past.wrongs.add(if gated || said { Wrongs::REWOUND } else { Wrongs::REPEATED });
         }
         world.past.restores |= 1 << c;
-        if world.past.ran_on {
+        // What a person has decided, who was told that the checkpoint may be outrun.
+        let decided = world.first.turned && world.status().is_some_and(|status| status.resolved.is_some());
+        if world.past.ran_on && !decided {
             world.past.wrongs.add(Wrongs::STALE_RESTORE);
         }
         Some(())
@@ -233,17 +257,21 @@ pub fn end(task: &mut Task) {
     *task = match *task {
         Task::Running { .. } => Task::Dead,
         Task::Restoring => Task::Refused,
+        Task::Pulling => Task::None,
         task => task,
     };
 }
 
-/// Whether the copy is an ordinary pod by now, which ends as any pod does: it was seen running after the commit (R17), though perhaps that is not
-/// written yet, or the source is past saving anyhow.
-pub fn gone(world: &World) -> bool {
+/// It was seen running after the commit (R17), though perhaps that is not written yet.
+fn is_confirmed(world: &World) -> bool {
     let confirmed = world.destination_says.is_some_and(|id| WORDS.get(id).confirmed.is_some());
-    let seen = matches!(world.destination.doing, Some(Doing { what: DestinationStep::Confirm, .. }));
+    confirmed || matches!(world.destination.doing, Some(Doing { what: DestinationStep::Confirm, .. }))
+}
+
+/// Whether the copy is an ordinary pod by now, which ends as any pod does: it was seen running after the commit, or the source is past saving anyhow.
+pub fn gone(world: &World) -> bool {
     // Where it went first, the archive stands for it.
     let first = world.first.turned || world.status().is_some_and(MigrationStatus::is_source_first);
     let past_saving = if first { world.source.lost && !world.first.turned } else { world.source.task == SourceTask::Dead };
-    confirmed || seen || past_saving
+    is_confirmed(world) || past_saving
 }

@@ -7,6 +7,7 @@ use drover::api::{AttestationStatus, Phase, Verdict, migration::InDoubt};
 
 use crate::{
     cel,
+    faults::Node,
     intern::{Id, STATUSES, WORDS},
     model::Drover,
     objects::{FALLBACK, Made, PLACEHOLDER},
@@ -94,7 +95,9 @@ impl Drover {
         if old.verdict.is_some() && old.verdict != new.verdict {
             world.past.wrongs.add(Wrongs::VERDICT_REWRITTEN);
         }
-        if new.verdict == Some(Verdict::Commit) && old.verdict.is_none() && new.resolved.is_none() && (!self.all_restored(world) || world.past.cold) {
+        // Without the gate a restored container that has ended is started again, cold, before anybody can say so: then it is R17's.
+        let cold = world.past.cold && self.is_gated(Node::Destination);
+        if new.verdict == Some(Verdict::Commit) && old.verdict.is_none() && new.resolved.is_none() && (!self.all_restored(world) || cold) {
             world.past.wrongs.add(Wrongs::FALSE_COMMIT);
         }
         world.write_migration(Some(Mig { status, ..stored }));

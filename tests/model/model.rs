@@ -35,15 +35,17 @@ pub struct Drover {
     /// `spec.inDoubt`.
     pub in_doubt: InDoubt,
     pub order: Order,
+    /// Whether the runtime of the source node asks the gate, and that of the destination.
+    pub gates: [bool; 2],
     pub off: Off,
 }
 
 /// Which of the two goes first, and why.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Order {
-    /// The source stays until its copy is confirmed.
+    /// The source stays until its copy is confirmed, where both nodes have the gate.
     CopyFirst,
-    /// The source goes first: its copy has its name (`spec.keepName`).
+    /// The source goes first: its copy has its name (`spec.keepName`). It does so for a new name too where a node has no gate.
     SameName,
 }
 
@@ -54,7 +56,13 @@ impl fmt::Display for Drover {
             Order::CopyFirst => "",
             Order::SameName => "same name, ",
         };
-        write!(f, "{order}containers {n}, faults {faults}, sleeping managers {naps}, inDoubt {:?}, from {}", self.in_doubt, self.from)?;
+        let gates = match self.gates {
+            [true, true] => "",
+            [false, true] => "no gate on the source node, ",
+            [true, false] => "no gate on the destination node, ",
+            [false, false] => "no gates, ",
+        };
+        write!(f, "{order}{gates}containers {n}, faults {faults}, sleeping managers {naps}, inDoubt {:?}, from {}", self.in_doubt, self.from)?;
         if self.falls_back {
             f.write_str(" onto the source node")?;
         }
@@ -73,12 +81,17 @@ impl Drover {
 
     /// Whether the source goes before the release.
     pub fn goes_first(&self) -> bool {
-        self.order != Order::CopyFirst
+        self.keeps_name() || self.gates != [true; 2]
     }
 
     /// Whether a node's runtime asks the gate.
-    pub fn is_gated(&self, _node: Node) -> bool {
-        true
+    pub fn is_gated(&self, node: Node) -> bool {
+        self.gates[usize::from(node == Node::Destination)]
+    }
+
+    /// destination.rs `Look::gated`: the same of the node where the copy is.
+    pub fn gated(&self, world: &World) -> bool {
+        self.is_gated(if world.first.turned { Node::Source } else { Node::Destination })
     }
 
     /// Every container, by bit.
@@ -110,6 +123,7 @@ impl Drover {
                 task: SourceTask::Running,
                 fresh: false,
                 removed: false,
+                made: false,
                 fence: Fence::None,
                 journal: None,
                 archive: false,

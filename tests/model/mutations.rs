@@ -7,6 +7,7 @@ use drover::api::{Phase, migration::InDoubt};
 use crate::{
     action::Action,
     explore::{Bounds, explore},
+    faults::Node,
     model::{Drover, Order},
     rules::{Off, Rule},
 };
@@ -26,6 +27,7 @@ pub struct Mutation {
     pub impatient: bool,
     pub in_doubt: InDoubt,
     pub order: Order,
+    pub gates: [bool; 2],
 }
 
 const PLAIN: Mutation = Mutation {
@@ -39,6 +41,7 @@ const PLAIN: Mutation = Mutation {
     impatient: false,
     in_doubt: InDoubt::HoldFrozen,
     order: Order::CopyFirst,
+    gates: [true; 2],
 };
 
 const fn alone(name: &'static str, off: Rule, faults: u8, from: Phase) -> Mutation {
@@ -54,6 +57,15 @@ const fn same_name(mutation: &Mutation) -> Mutation {
     Mutation { order: Order::SameName, ..*mutation }
 }
 
+/// The same where the source node has no gate, or the destination has none.
+const fn without_gate(node: Node, mutation: &Mutation) -> Mutation {
+    let gates = match node {
+        Node::Source => [false, true],
+        Node::Destination => [true, false],
+    };
+    Mutation { gates, ..*mutation }
+}
+
 /// The rules in their order.
 pub const ALL: &[Mutation] = &[
     alone("R1 the release is written before any effect of it", Rule::ReleaseIsAnIntent, 0, Phase::AwaitingReadiness),
@@ -66,9 +78,26 @@ pub const ALL: &[Mutation] = &[
     alone("R4 nobody deletes a replacement in doubt", Rule::NoDeletionInDoubt, 0, Phase::Restoring),
     alone("R5 never started is read from the marker, not from what runs", Rule::FailureNeedsProof, 1, Phase::Restoring),
     alone("R5 a marker that is missing proves nothing", Rule::MissingIsUnknown, 1, Phase::Restoring),
+    without_gate(
+        Node::Destination,
+        &Mutation {
+            in_doubt: InDoubt::PreferSource,
+            ..alone("R6 only the absence of everything ends a replacement without a gate", Rule::AbsenceIsProved, 0, Phase::Restoring)
+        },
+    ),
+    without_gate(Node::Destination, &alone("R6 its sandbox must be gone too", Rule::SandboxIsGone, 1, Phase::Restoring)),
     masked("R7 what started and died was not restored", Rule::DeadIsNotRestored, ("R17", Rule::ConfirmationLooks), 1, Phase::Restoring),
     alone("R7 what died is said to have only once it is over", Rule::DeadNeedsAnEnd, 0, Phase::Restoring),
     alone("R8 the fence keeps the frozen pod's containers from starting", Rule::Fence, 1, Phase::AwaitingReadiness),
+    without_gate(
+        Node::Source,
+        &alone("R8 without a gate the checkpoint is the last that was executed", Rule::CheckpointIsLast, 1, Phase::AwaitingReadiness),
+    ),
+    without_gate(
+        Node::Source,
+        &alone("R8 without a gate the source is over before the release", Rule::OverBeforeRelease, 1, Phase::AwaitingReadiness),
+    ),
+    same_name(&alone("R8 a same-name source is over before the release", Rule::OverBeforeRelease, 0, Phase::SourceDeleting)),
     Mutation { impatient: true, ..alone("R9 a probe is more patient than the freeze", Rule::ProbesFit, 1, Phase::Pending) },
     masked("R10 the source ends only when its kubelet shows the deletion", Rule::KillNeedsDeletion, ("R8", Rule::Fence), 0, Phase::Finishing),
     masked("R11 a pod has one active migration", Rule::Lock, ("R11 the fence's owner", Rule::ThawNeedsOwnFence), 1, Phase::Preparing),
@@ -106,7 +135,6 @@ pub const TWICE: &[(Mutation, &str)] = &[(
 
 /// Rules that this model has no row for, and why.
 pub const NOT_HERE: &str = "\
-R6, R8: nodes without a gate are not modelled yet; that nothing runs before a same-name source is proved to be over is asked, and not switched off
 R19: post-copy and lazy pages are not built
 R21: that the API server itself enforces the CRDs' rules is proved on the lab (e2e); here they are evaluated as written";
 
@@ -118,8 +146,8 @@ pub struct Broken {
 
 impl Mutation {
     fn model(&self, off: &[Rule], faults: u8) -> Drover {
-        let Self { containers: n, naps, from, impatient, in_doubt, order, .. } = *self;
-        Drover { n, faults, naps, from, until: None, falls_back: false, impatient, in_doubt, order, off: Off::of(off) }
+        let Self { containers: n, naps, from, impatient, in_doubt, order, gates, .. } = *self;
+        Drover { n, faults, naps, from, until: None, falls_back: false, impatient, in_doubt, order, gates, off: Off::of(off) }
     }
 
     /// The first property that breaks.

@@ -216,6 +216,7 @@ pub fn journal(it: Journal, n: usize) -> journal::Journal {
         vote: it.vote.then(|| vote(n)),
         aborted: it.aborted.then(|| "given up".to_owned()),
         thawed: it.thawed,
+        unmoved: it.unmoved,
         containers,
         ..journal::Journal::default()
     }
@@ -237,7 +238,7 @@ pub fn replacement_tasks(containers: &[Container], status: &MigrationStatus) -> 
         }
         let run = if container.earlier { "again" } else { "new" };
         match container.task {
-            Task::None => {}
+            Task::None | Task::Pulling => {}
             Task::Made(_) | Task::Refused | Task::Dead => tasks.push(task(run, TaskState::Stopped, image)),
             Task::Restoring => tasks.push(task(run, TaskState::Created, image)),
             Task::Running { restored } => tasks.push(task(run, TaskState::Running, image.filter(|_| restored))),
@@ -278,7 +279,7 @@ pub fn replacement_listed(view: View, containers: &[Container]) -> Option<Pod> {
     let status = |(name, container): (&&str, &Container)| {
         let id = format!("containerd://{name}-{}", if container.earlier { "again" } else { "new" });
         let state = match container.task {
-            Task::None | Task::Made(_) | Task::Restoring => json!({"waiting": {"reason": "ContainerCreating"}}),
+            Task::None | Task::Pulling | Task::Made(_) | Task::Restoring => json!({"waiting": {"reason": "ContainerCreating"}}),
             Task::Running { .. } => json!({"running": {}}),
             // Whoever refuses a restore, also the gate: runc's error begins like this.
             Task::Refused => json!({"waiting": {"reason": "RunContainerError", "message": "OCI runtime restore failed: refused"}}),

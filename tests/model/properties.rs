@@ -6,6 +6,7 @@ use drover::api::{MigrationStatus, Outcome, Phase, Verdict, migration::condition
 use stateright::Property;
 
 use crate::{
+    faults::Node,
     intern::WORDS,
     model::Drover,
     state::{Resolve, SourceTask, World, Wrongs},
@@ -36,10 +37,10 @@ pub fn is_held(world: &World) -> bool {
 }
 
 /// A person has decided for the source, and both nodes are there and know their claims: an ordinary course must lead to the end.
-pub fn is_decided(world: &World) -> bool {
+pub fn is_decided(model: &Drover, world: &World) -> bool {
     let open = world.status().is_some_and(|status| status.verdict.is_none());
     let restored = world.destination_says.is_some_and(|id| WORDS.get(id).restored.is_some());
-    let known = world.destination.containers[0].claim.is_some() && !restored;
+    let known = (!model.is_gated(Node::Destination) || world.destination.containers[0].claim.is_some()) && !restored;
     let decided = world.migration.is_some_and(|mig| mig.resolve == Some(Resolve::Source));
     decided && open && known && !world.destination.lost && !world.source.lost
 }
@@ -115,7 +116,8 @@ pub fn of_states() -> Vec<Property<Drover>> {
             !(ran && w.status().is_some_and(|status| status.verdict == Some(Verdict::Rollback) && status.resolved.is_none()))
         }),
         Property::<Drover>::always("I5 no false Migrated", |model, w| {
-            never(Wrongs::FALSE_COMMIT)(w) && (outcome(w) != Some(Outcome::Migrated) || (model.all_restored(w) && !w.past.cold))
+            let once = model.all_restored(w) && !w.past.cold && never(Wrongs::REPEATED)(w);
+            never(Wrongs::FALSE_COMMIT)(w) && (outcome(w) != Some(Outcome::Migrated) || once)
         }),
         Property::<Drover>::always("I5 no false RolledBack onto the archive", |model, w| {
             let fell_back = outcome(w) == Some(Outcome::RolledBack) && w.status().is_some_and(|status| status.fallback.is_some());

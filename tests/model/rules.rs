@@ -29,6 +29,14 @@ pub enum Rule {
     DeadIsNotRestored,
     /// R7: what has died is said to have only once nothing of it can execute any more.
     DeadNeedsAnEnd,
+    /// R6: without a gate nothing but the absence of everything says that a replacement is over.
+    AbsenceIsProved,
+    /// R8: a source that goes first is proved to be over before the release.
+    OverBeforeRelease,
+    /// R8: what goes first must not have executed anything after its checkpoint.
+    CheckpointIsLast,
+    /// R6: its sandbox is gone too.
+    SandboxIsGone,
     /// R8: the fence stops new containers of the frozen pod.
     Fence,
     /// R13: there is no thaw once the source's deletion is decided.

@@ -41,7 +41,19 @@ fn minutes() -> Option<u64> {
 }
 
 const fn size(n: usize, faults: u8, naps: u8, from: Phase, in_doubt: InDoubt) -> Drover {
-    Drover { n, faults, naps, from, until: None, falls_back: false, impatient: false, in_doubt, order: Order::CopyFirst, off: Off::NONE }
+    Drover {
+        n,
+        faults,
+        naps,
+        from,
+        until: None,
+        falls_back: false,
+        impatient: false,
+        in_doubt,
+        order: Order::CopyFirst,
+        gates: [true; 2],
+        off: Off::NONE,
+    }
 }
 
 /// Small enough for two searches.
@@ -51,6 +63,10 @@ pub const fn smallest() -> Drover {
 
 const fn until(phase: Phase, model: Drover) -> Drover {
     Drover { until: Some(phase), ..model }
+}
+
+const fn gates(gates: [bool; 2], model: Drover) -> Drover {
+    Drover { gates, ..model }
 }
 
 const fn same_name(model: Drover) -> Drover {
@@ -80,6 +96,9 @@ pub fn all() -> Vec<(Drover, Bounds)> {
         Drover { falls_back: true, ..same_name(size(1, 1, 0, P::Finishing, D::HoldFrozen)) },
         same_name(size(1, 1, 0, P::Finishing, D::PreferDestination)),
         until(P::SourceDeleting, same_name(size(1, 1, 0, P::AwaitingReadiness, D::HoldFrozen))),
+        gates([false, true], until(P::Restoring, size(1, 1, 0, P::SourceDeleting, D::HoldFrozen))),
+        gates([true, false], until(P::Finishing, size(1, 1, 0, P::Restoring, D::HoldFrozen))),
+        gates([false; 2], size(1, 0, 0, P::SourceDeleting, D::HoldFrozen)),
     ];
     let minutes = match (scale(), minutes()) {
         (Scale::Deep, Some(minutes)) => minutes,
@@ -99,6 +118,10 @@ pub fn all() -> Vec<(Drover, Bounds)> {
         same_name(size(1, 1, 0, P::SourceDeleting, D::PreferSource)),
         same_name(size(1, 0, 1, P::AwaitingReadiness, D::HoldFrozen)),
         same_name(size(2, 0, 0, P::SourceDeleting, D::PreferDestination)),
+        gates([false; 2], size(1, 1, 0, P::Pending, D::HoldFrozen)),
+        gates([false, true], size(1, 1, 0, P::AwaitingReadiness, D::PreferSource)),
+        gates([true, false], size(1, 1, 0, P::AwaitingReadiness, D::PreferDestination)),
+        gates([false; 2], same_name(size(1, 1, 0, P::SourceDeleting, D::HoldFrozen))),
     ];
     // Two at a time.
     let each = minutes * 60 * 2 / deep.len() as u64;
@@ -109,12 +132,22 @@ fn by_hand(text: &str) -> Drover {
     let numbers: Vec<usize> = text.split_whitespace().map(|n| n.parse().unwrap_or_else(|_| panic!("{TRY}={text}: {n} is no number"))).collect();
     let (&[n, faults, naps, policy, phase], order) = numbers.split_first_chunk().unwrap_or_else(|| panic!("{TRY}={text}: five numbers are needed"));
     let policies = [InDoubt::HoldFrozen, InDoubt::PreferSource, InDoubt::PreferDestination];
-    let phases = [Phase::Pending, Phase::Preparing, Phase::Freezing, Phase::Transferring, Phase::Restoring, Phase::Finishing, Phase::SourceDeleting];
+    let phases = [
+        Phase::Pending,
+        Phase::Preparing,
+        Phase::Freezing,
+        Phase::Transferring,
+        Phase::Restoring,
+        Phase::Finishing,
+        Phase::SourceDeleting,
+        Phase::AwaitingReadiness,
+    ];
     let small = |n: usize| u8::try_from(n).expect("a small number");
     let order = order.first().copied().unwrap_or(0);
     Drover {
-        order: [Order::CopyFirst, Order::SameName, Order::SameName][order],
+        order: if matches!(order, 1 | 2 | 6) { Order::SameName } else { Order::CopyFirst },
         falls_back: order == 2,
+        gates: [!matches!(order, 3 | 5 | 6), !matches!(order, 4 | 5 | 6)],
         ..size(n, small(faults), small(naps), phases[phase], policies[policy])
     }
 }

@@ -14,7 +14,7 @@ use crate::{
 };
 use drover::api::{AttestationStatus, Phase, Verdict};
 
-const NEW: Journal = Journal { frozen: None, fresh: false, dumped: false, pushed: false, vote: false, aborted: false, thawed: false };
+const NEW: Journal = Journal { frozen: None, fresh: false, dumped: false, pushed: false, vote: false, aborted: false, thawed: false, unmoved: false };
 
 impl Drover {
     /// source.rs `reconcile`: look, and decide.
@@ -82,6 +82,7 @@ impl Drover {
                     world.source.doing = None;
                 }
             },
+            SourceStep::Kill if self.goes_first() => self.kill_first(world, stage, journal),
             SourceStep::Kill => {
                 self.kill(world);
                 world.source.doing = None;

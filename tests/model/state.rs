@@ -157,6 +157,8 @@ pub struct Source {
     pub fresh: bool,
     /// The kubelet has removed what was left of it in the runtime.
     pub removed: bool,
+    /// The kubelet has made the dead container anew, and not started it yet; only where no gate refuses that.
+    pub made: bool,
     pub fence: Fence,
     pub journal: Option<Journal>,
     /// A complete checkpoint archive lies on the disk.
@@ -192,6 +194,7 @@ pub struct Journal {
     pub vote: bool,
     pub aborted: bool,
     pub thawed: bool,
+    pub unmoved: bool,
 }
 
 /// [`drover::domain::attest::SourceAction`], and the watchdog's.
@@ -219,6 +222,8 @@ pub struct Destination {
     pub lost: bool,
     pub cut: bool,
     pub view: View,
+    /// The pod's sandbox is there; followed only where no gate is, since only then anybody asks (R6).
+    pub sandbox: bool,
     /// The checkpoint's blobs are in the registry.
     pub blobs: bool,
     pub containers: [Container; MOST],
@@ -281,6 +286,8 @@ pub enum Img {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Task {
     None,
+    /// The kubelet is about to make it, and the runtime knows nothing of it; followed only where no gate is.
+    Pulling,
     /// The kubelet has made the container and not started it.
     Made(Img),
     /// runc restores it; nothing of it executes.
@@ -308,8 +315,16 @@ pub enum Log {
 
 impl Destination {
     /// Nothing of a pod has come to the node yet.
-    pub const EMPTY: Self =
-        Self { up: true, lost: false, cut: false, view: View::Unlisted, blobs: false, containers: [Container::EMPTY; MOST], doing: None };
+    pub const EMPTY: Self = Self {
+        up: true,
+        lost: false,
+        cut: false,
+        view: View::Unlisted,
+        sandbox: false,
+        blobs: false,
+        containers: [Container::EMPTY; MOST],
+        doing: None,
+    };
 
     /// Something of the copy executes.
     pub fn runs(&self) -> bool {

@@ -92,9 +92,14 @@ impl DestinationAgent {
     }
 
     /// R6, R7: without the gate only the absence of everything says that nothing of the replacement executes or will: its kubelet, which had it before the
-    /// release, does not list it any more (so that it was deleted), and the runtime has no container of it. Whether it ever ran nobody knows.
+    /// release, does not list it any more (so that it was deleted), its sandbox is gone, and the runtime has no container of it. Whether it ever ran nobody knows.
     async fn look_for_absence(&self, look: &Look) -> PortResult<bool> {
         let listed = self.parts.kubelet.pod(look.pod_uid()).await?;
+        // A pod that was removed by force is forgotten at once, also while a container of it is being made that the runtime does not know yet. Its kubelet ends
+        // the sandbox once it is done with that.
+        if self.parts.inside.has_sandbox(look.pod_uid()).await? {
+            return Ok(false);
+        }
         if !nothing_left(listed.as_ref(), &self.parts.runtime.tasks(look.pod_uid()).await?) {
             return Ok(false);
         }

@@ -7,25 +7,47 @@ use crate::{
     agent::journal::Journal,
     api::attestation::{Archived, At, Kept},
     domain::{keys, tasks::nothing_left},
-    ports::{PortResult, TaskState},
+    ports::{Failure, PortResult, TaskState},
 };
 
+impl Look {
+    fn is_without_gate(&self) -> bool {
+        self.migration.status.as_ref().and_then(|s| s.source.as_ref()).is_none_or(|source| source.without_gate)
+    }
+}
+
 impl SourceAgent {
+    /// Ends a source whose kubelet shows its deletion. Without a gate that kubelet may have started a container again that ended after the vote, and the
+    /// checkpoint would be outrun. It starts none any more now, and none was started as long as the voted ones live: so they are looked at once more, and what
+    /// is seen is written down before they end (R8).
+    pub(super) async fn kill_first(&self, look: &Look) -> PortResult<()> {
+        let journal = &look.journal;
+        if look.is_without_gate() && !journal.unmoved {
+            match self.nothing_ran_since_the_dump(journal).await {
+                Ok(()) => self.save(&Journal { unmoved: true, ..journal.clone() })?,
+                Err(error) if error.kind == Failure::Permanent => {
+                    tracing::warn!(migration = journal.migration, namespace = journal.namespace, %error, "the checkpoint may not be the last that the pod executed");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.kill(look).await
+    }
+
     /// The kubelet does not list the pod any more: says so once nothing of it can start again. Archives, journal and fence stay.
     pub(super) async fn end(&self, look: &Look) -> PortResult<()> {
         let tasks = self.parts.runtime.tasks(&look.journal.pod_uid).await?;
-        let without_gate = look.migration.status.as_ref().and_then(|s| s.source.as_ref()).is_none_or(|source| source.without_gate);
         let fence = self.parts.markers.fenced_by(&look.journal.pod_uid).map_err(|e| disk("read the fence", &e))?;
-        let fenced = !without_gate && fence.as_deref() == Some(look.journal.migration_uid.as_str());
+        let fenced = !look.is_without_gate() && fence.as_deref() == Some(look.journal.migration_uid.as_str());
         // Without the fence a kubelet that has forgotten the pod may still start a container that it has made for it.
         let over = if fenced { tasks.iter().all(|task| task.state == TaskState::Stopped) } else { tasks.is_empty() };
         if !over {
-            return self.kill(look).await;
+            return self.kill_first(look).await;
         }
         let at = self.now();
         let paths = look.journal.archives.values().map(|path| path.display().to_string()).collect();
         self.attest(look, |status| {
-            status.archived = Some(Archived { at: at.clone(), paths });
+            status.archived = Some(Archived { at: at.clone(), paths, last: fenced || look.journal.unmoved });
             status.ended = Some(At { at });
         })
         .await

@@ -21,6 +21,7 @@ impl SourceAgent {
             SourceAction::Vote => self.vote(look).await,
             SourceAction::Abort(reason) => self.abort(look, reason).await,
             SourceAction::Thaw => self.thaw(look).await,
+            SourceAction::Kill if look.is_source_first() => self.kill_first(look).await,
             SourceAction::Kill => self.kill(look).await,
             SourceAction::Forget => self.forget(look).await,
             SourceAction::End => self.end(look).await,
@@ -124,18 +125,22 @@ impl SourceAgent {
         let mut journal = look.journal.clone();
         if journal.vote.is_none() {
             let pushed = look.status.pushed.as_ref().ok_or_else(|| PortError::permanent("nothing was pushed"))?;
-            self.all_paused(&journal).await?;
-            let mut cpu_nanos = BTreeMap::new();
-            for container in &journal.containers {
-                cpu_nanos.insert(container.container_id.clone(), self.parts.runtime.cpu_nanos(&container.container_id).await?);
-            }
-            let fence = self.parts.markers.fenced_by(&journal.pod_uid).map_err(|e| disk("read the fence", &e))?;
-            verdict::may_vote(&journal.containers, &journal.cpu_nanos, &cpu_nanos, fence.as_deref() == Some(journal.migration_uid.as_str()))
-                .map_err(PortError::permanent)?;
+            self.nothing_ran_since_the_dump(&journal).await?;
             journal.vote = Some(Vote { at: self.now(), containers: journal.containers.clone(), images: pushed.images.clone() });
             self.save(&journal)?;
         }
         self.attest(look, |status| status.vote = journal.vote).await
+    }
+
+    pub(super) async fn nothing_ran_since_the_dump(&self, journal: &Journal) -> PortResult<()> {
+        self.all_paused(journal).await?;
+        let mut cpu_nanos = BTreeMap::new();
+        for container in &journal.containers {
+            cpu_nanos.insert(container.container_id.clone(), self.parts.runtime.cpu_nanos(&container.container_id).await?);
+        }
+        let fence = self.parts.markers.fenced_by(&journal.pod_uid).map_err(|e| disk("read the fence", &e))?;
+        verdict::may_vote(&journal.containers, &journal.cpu_nanos, &cpu_nanos, fence.as_deref() == Some(journal.migration_uid.as_str()))
+            .map_err(PortError::permanent)
     }
 
     async fn all_paused(&self, journal: &Journal) -> PortResult<()> {

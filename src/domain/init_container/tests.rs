@@ -77,14 +77,3 @@ fn the_stand_in_is_the_image_with_one_more_layer() {
     assert!(stand_in(b"{}", &config, &[], "amd64").unwrap_err().contains("no layers"));
     assert!(stand_in(b"{}", &config, &[], "s390x").unwrap_err().contains("s390x"));
 }
-
-#[test]
-fn the_program_does_nothing_and_ends_well() {
-    use std::os::unix::fs::PermissionsExt as _;
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("sh");
-    std::fs::write(&path, no_op(super::super::image::go_architecture()).unwrap()).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let out = std::process::Command::new(&path).args(["-c", "exit 7"]).output().unwrap();
-    assert!(out.status.success() && out.stdout.is_empty(), "{out:?}");
-}

@@ -43,7 +43,7 @@ impl Course<'_> {
     }
 
     /// The decision that is written stands; a person may add to it that the destination node is down, and nothing else.
-    fn standing_preference(&self, status: &MigrationStatus) -> Option<Preference> {
+    pub(super) fn standing_preference(&self, status: &MigrationStatus) -> Option<Preference> {
         let asked = preference(self.migration);
         let Some(resolved) = &status.resolved else { return asked };
         let destination_is_down = asked.is_some_and(|asked| asked.side == resolved.prefer && asked.destination_is_down);
@@ -91,7 +91,7 @@ impl Course<'_> {
         Step::write(status)
     }
 
-    fn resolve(&self, status: &mut MigrationStatus, preference: Preference, message: &str) {
+    pub(super) fn resolve(&self, status: &mut MigrationStatus, preference: Preference, message: &str) {
         // What is written once stays.
         status.resolved.get_or_insert_with(|| Resolved {
             at: MicroTime(self.now),
@@ -207,7 +207,7 @@ impl Course<'_> {
         Step::write(status)
     }
 
-    fn command(&self, how: &str) -> String {
+    pub(super) fn command(&self, how: &str) -> String {
         format!("drover resolve {} -n {} {how}", self.migration.name_any(), self.migration.namespace().unwrap_or_default())
     }
 
@@ -219,7 +219,7 @@ impl Course<'_> {
     }
 }
 
-fn who(preference: Preference) -> &'static str {
+pub(super) fn who(preference: Preference) -> &'static str {
     match preference.by {
         Decider::Policy => "spec.inDoubt",
         Decider::Person => "drover resolve",

@@ -14,8 +14,9 @@
 //!
 //! # Failures
 //! Up to AwaitingReadiness as ever: thaw. In SourceDeleting nothing is undone before the source is over; then a destination that fails leads to the
-//! fallback (`fallback.rs`), without proof, since nothing was released (R1). After the release the same proofs are needed as in the other order. A source
-//! that cannot be proved to be over, or a name that somebody else has taken, is a hold.
+//! fallback (`fallback.rs`), without proof, since nothing was released (R1). A checkpoint that may be outrun, since no gate kept the kubelet from starting an
+//! ended container again between the vote and the deletion, is restored nowhere before a person or `spec.inDoubt` has decided so (R8). After the release
+//! the same proofs are needed as in the other order. A source that cannot be proved to be over, or a name that somebody else has taken, is a hold.
 
 use std::time::Duration;
 
@@ -24,13 +25,14 @@ use k8s_openapi::api::core::v1::Pod;
 use super::{
     Effect, Step,
     course::Course,
+    doubt::who,
     observed::{self, pod_is_gone},
     status::StatusExt as _,
 };
 use crate::{
     api::{
         MigrationStatus, Phase, Verdict,
-        migration::{ReplacementStatus, condition},
+        migration::{ReplacementStatus, Side, condition},
     },
     domain::verdict,
 };
@@ -87,6 +89,9 @@ impl Course<'_> {
             }
             return Step::perform(vec![Effect::DeleteSource { uid: source.uid }]);
         }
+        if !verdict::is_last(said) {
+            return self.outrun(status, &source.node_name);
+        }
         if let Some(reason) = self.destination_failed(&status) {
             return self.fall_back(status, &reason);
         }
@@ -114,6 +119,24 @@ impl Course<'_> {
             SOURCE_PATIENCE.as_secs()
         );
         self.held(status, "SourceNotEnded", message)
+    }
+
+    /// Whoever goes on from the checkpoint loses what was executed after it, if anything was: a person decides that, or `spec.inDoubt`.
+    fn outrun(&self, mut status: MigrationStatus, node: &str) -> Step {
+        let why = format!(
+            "nobody can say that the checkpoint is the last that the pod executed: nothing kept the kubelet of node {node} from starting an ended container again \
+             between the vote and the deletion"
+        );
+        if let Some(preference) = self.standing_preference(&status).filter(|preference| preference.side == Side::Source) {
+            self.resolve(&mut status, preference, &why);
+            return self.fall_back(status, &format!("{why}; decided by {}", who(preference)));
+        }
+        let command = self.command("--prefer source");
+        let message = format!(
+            "{why}. Nothing of the pod runs. To go on from the checkpoint on that node, losing what was executed since: {command}{}",
+            self.archives()
+        );
+        self.held(status, "SourceRanOn", message)
     }
 
     /// Why the replacement cannot be released any more, once the source is over.

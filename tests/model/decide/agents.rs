@@ -272,8 +272,12 @@ impl Drover {
         tasks::all_run(&mig.status().containers, &objects::replacement_tasks(containers, mig.status()))
     }
 
-    /// The destination's gate, by [`gate::rule`].
-    pub fn gate(&self, containers: &[Container], c: usize) -> gate::Rule {
+    /// The gate of the node where the copy is, by [`gate::rule`].
+    pub fn gate(&self, world: &World, c: usize) -> gate::Rule {
+        if !self.gated(world) {
+            return gate::Rule::Pass;
+        }
+        let containers = &world.destination.containers;
         let claims = [containers[0].claim, containers[1].claim];
         let rule = *GATE.ask((claims, self.n, c), |(claims, n, c)| {
             let claims: Vec<(String, Claim)> =

@@ -2,7 +2,7 @@
 
 use drover::api::{
     AttestationStatus,
-    attestation::{At, ClosedClaim, NeverStarted, Pushed, Restored, Vote},
+    attestation::{Archived, At, ClosedClaim, NeverStarted, Pushed, Restored, Vote},
 };
 
 use crate::{
@@ -34,6 +34,21 @@ pub fn as_if_copied(id: Option<Id>) -> Id {
     let mut words = id.map_or_else(AttestationStatus::default, |id| WORDS.get(id).clone());
     words.restored.get_or_insert_with(|| Restored { at: objects::now(), containers: vec![] });
     words.confirmed = Some(At { at: objects::now() });
+    WORDS.put(words)
+}
+
+/// The source has ended, and its archives, the last that it has executed, are kept; what it has said itself stays.
+pub fn as_if_over(id: Id) -> Id {
+    let mut words = WORDS.get(id).clone();
+    words.archived.get_or_insert_with(|| Archived { at: objects::now(), paths: vec![objects::ARCHIVE.to_owned()], last: true });
+    words.ended.get_or_insert_with(|| At { at: objects::now() });
+    WORDS.put(words)
+}
+
+/// Its checkpoint is the last that it has executed.
+pub fn as_if_last(id: Id) -> Id {
+    let mut words = WORDS.get(id).clone();
+    words.archived.iter_mut().for_each(|archived| archived.last = true);
     WORDS.put(words)
 }
 

@@ -18,6 +18,12 @@ use crate::{
 impl Drover {
     /// revoke.rs `revoke`, up to the first write: a claim that was taken needs its proof; without one the restore is looked for, and then its end.
     pub(super) fn looks_for_revocation(&self, world: &mut World, mig: Mig) -> Result<(DestinationStep, u8), Option<()>> {
+        if !self.gated(world) {
+            return match self.looks_for_a_late_restore(world, mig) {
+                Err(None) if self.is_absent(world) => Ok((DestinationStep::End, 0)),
+                looked => looked,
+            };
+        }
         let taken: Vec<usize> = (0..self.n).filter(|c| world.destination.containers[*c].claim == Some(Claim::Taken)).collect();
         if !taken.is_empty() && world.destination.view == View::Unsynced {
             return Err(None);
@@ -27,15 +33,27 @@ impl Drover {
         if unproved.is_empty() {
             return Ok((DestinationStep::Revoke, bits(&refused)));
         }
-        let own = world.destination_says.map(|id| WORDS.get(id)).ok_or(None)?;
-        if own.restored.is_none() && own.cold_started.is_none() {
-            match self.looks_for_the_restore(world, mig) {
-                Err(None) => {}
-                restore => return restore.map(|step| (step, 0)),
-            }
+        match self.looks_for_a_late_restore(world, mig) {
+            Err(None) => {}
+            looked => return looked,
         }
         let over = unproved.iter().all(|c| self.is_over(world, *c));
         if over { Ok((DestinationStep::End, bits(&refused) | bits(&unproved))) } else { Err(None) }
+    }
+
+    /// revoke.rs `restored_after_all`.
+    fn looks_for_a_late_restore(&self, world: &mut World, mig: Mig) -> Result<(DestinationStep, u8), Option<()>> {
+        let own = world.destination_says.map(|id| WORDS.get(id)).ok_or(None)?;
+        if own.restored.is_some() || own.cold_started.is_some() {
+            return Err(None);
+        }
+        self.looks_for_the_restore(world, mig).map(|step| (step, 0))
+    }
+
+    /// revoke.rs `look_for_absence` (R6).
+    fn is_absent(&self, world: &World) -> bool {
+        let sandbox = world.destination.sandbox && !self.off(Rule::SandboxIsGone);
+        self.off(Rule::AbsenceIsProved) || self.nothing_left(world) && !sandbox
     }
 
     /// revoke.rs `revoke`: for each container the proof, then the rename; then the names of the image; then the word.
@@ -77,8 +95,13 @@ impl Drover {
         }
     }
 
-    /// revoke.rs `look_for_the_end`, from the closing on.
+    /// revoke.rs `look_for_the_end`, from the closing on; without the gate there is nothing to close.
     pub(super) fn end(&self, world: &mut World, doing: Doing, n: u8) {
+        if !self.gated(world) {
+            let unknown = |name: &&str| ClosedClaim { name: (*name).into(), state: "unknown".into(), proof: String::new() };
+            let containers = NAMES[..self.n].iter().map(unknown).collect();
+            return self.attests(world, "died, who knows", |said| said.died = Some(Died { at: objects::now(), containers }));
+        }
         if doing.stage < n {
             return self.each(world, Each::Close, doing.stage);
         }
@@ -114,11 +137,12 @@ impl Drover {
 
     /// Whether a step that lets the replacement start cold has anything to do or to say.
     pub(super) fn may_start_cold(&self, world: &World, mig: Mig) -> bool {
+        let gated = self.gated(world);
         let containers = &world.destination.containers[..self.n];
         let is_out_of_reach = containers.iter().all(|c| c.tag == Some(Img::Base) && !c.store);
-        let is_let_start = containers.iter().all(|c| c.claim == Some(Claim::Open));
+        let is_let_start = !gated || containers.iter().all(|c| c.claim == Some(Claim::Open));
         match () {
-            () if self.is_disarmed(world) || is_out_of_reach && is_let_start => self.all_run(world, mig),
+            () if gated && self.is_disarmed(world) || is_out_of_reach && is_let_start => self.all_run(world, mig),
             () => !is_out_of_reach || self.none_awaits_its_restore(world, mig),
         }
     }
@@ -128,9 +152,11 @@ impl Drover {
         let Some(mig) = world.migration else { return world.destination.doing = None };
         let last = 3 * n + 1;
         match stage {
-            0 if self.is_disarmed(world) => world.destination.doing = Some(Doing { what: DestinationStep::StartCold, stage: last, of: 0 }),
+            0 if self.gated(world) && self.is_disarmed(world) => {
+                world.destination.doing = Some(Doing { what: DestinationStep::StartCold, stage: last, of: 0 });
+            }
             _ if stage < 2 * n => self.each(world, if stage.is_multiple_of(2) { Each::Repoint } else { Each::Remove }, stage / 2),
-            _ if stage == 2 * n && !self.none_awaits_its_restore(world, mig) => world.destination.doing = None,
+            _ if stage == 2 * n && self.gated(world) && !self.none_awaits_its_restore(world, mig) => world.destination.doing = None,
             _ if stage == 2 * n => self.goes_on(world),
             _ if stage < last => self.each(world, Each::LetStart, stage - 2 * n - 1),
             _ if stage == last && !self.all_run(world, mig) => world.destination.doing = None,

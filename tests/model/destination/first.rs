@@ -33,7 +33,7 @@ impl Drover {
     /// Its sandbox is awaited. One of another UID than the first is not the model's kubelet's.
     pub(super) fn is_worth_arming(&self, world: &World, mig: Mig) -> bool {
         let first = mig.status().replacement.as_ref().is_some_and(|it| objects::replacement_number(&it.uid) == 1);
-        first && (has_a_sandbox(world) || world.destination.containers[..self.n].iter().any(|c| c.claim.is_none()))
+        first && (has_a_sandbox(world) || self.lacks_a_claim(world))
     }
 
     pub(super) fn arm(&self, world: &mut World, stage: u8, n: u8) {
@@ -45,7 +45,11 @@ impl Drover {
     }
 
     pub(super) fn is_worth_preparing(&self, world: &World) -> bool {
-        has_a_sandbox(world) || !world.destination.blobs || world.destination.containers[..self.n].iter().any(|c| c.claim.is_none())
+        has_a_sandbox(world) || !world.destination.blobs || self.lacks_a_claim(world)
+    }
+
+    fn lacks_a_claim(&self, world: &World) -> bool {
+        self.gated(world) && world.destination.containers[..self.n].iter().any(|c| c.claim.is_none())
     }
 
     pub(super) fn prepare_fallback(&self, world: &mut World, stage: u8, n: u8) {

@@ -24,19 +24,33 @@ impl Drover {
 
     /// Without the fence, or a gate that obeys it, a kubelet that has forgotten the pod may still start a container that it has made for it.
     fn nothing_can_start(&self, world: &World) -> bool {
-        let fenced = self.is_gated(Node::Source) && world.source.fence == Fence::Ours;
-        if fenced { world.source.task == SourceTask::Dead } else { world.source.removed }
+        if self.is_fenced(world) { world.source.task == SourceTask::Dead } else { world.source.removed }
+    }
+
+    fn is_fenced(&self, world: &World) -> bool {
+        self.is_gated(Node::Source) && world.source.fence == Fence::Ours
+    }
+
+    /// first.rs `kill_first`.
+    pub(super) fn kill_first(&self, world: &mut World, stage: u8, journal: Journal) {
+        let looks = stage == 0 && !self.is_gated(Node::Source) && !journal.unmoved;
+        if looks && self.all_paused(world, journal) && self.may_vote(world, journal) {
+            world.source.doing = Some((SourceStep::Kill, 0));
+            return self.saves(world, Journal { unmoved: true, ..journal });
+        }
+        self.kill(world);
+        world.source.doing = None;
     }
 
     /// first.rs `end`.
     pub(super) fn end_first(&self, world: &mut World, journal: Journal) {
         if !self.nothing_can_start(world) {
-            self.kill(world);
-            return world.source.doing = None;
+            return self.kill_first(world, 0, journal);
         }
         let paths = if journal.dumped { vec![objects::ARCHIVE.to_owned()] } else { vec![] };
-        self.source_attests(world, &format!("over, kept: {}", paths.len()), |said| {
-            said.archived = Some(Archived { at: objects::now(), paths });
+        let last = self.is_fenced(world) || journal.unmoved;
+        self.source_attests(world, &format!("over, kept: {}, last: {last}", paths.len()), |said| {
+            said.archived = Some(Archived { at: objects::now(), paths, last });
             said.ended = Some(At { at: objects::now() });
         });
     }

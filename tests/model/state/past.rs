@@ -30,6 +30,7 @@ impl Wrongs {
     pub const KILLED_EARLY: u16 = 64;
     pub const FORGED: u16 = 128;
     pub const COPY_ENDED: u16 = 256;
+    pub const REPEATED: u16 = 512;
 
     pub fn add(&mut self, wrong: u16) {
         self.0 |= wrong;

@@ -1,6 +1,7 @@
 //! Pods with init containers: what stands in for their images, and for how long.
 
 use super::*;
+use crate::domain::{image::go_architecture, init_container::stand_in};
 
 impl Course {
     fn with_init_container(self, command: &str) -> Self {
@@ -49,4 +50,17 @@ async fn its_claim_says_nothing_of_the_restore() {
     let _ = course.look();
     let proof = course.said().never_started.expect("nothing was taken");
     assert_eq!(proof.containers.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["app"]);
+}
+
+#[test]
+fn the_program_of_the_image_does_nothing_and_ends_well() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let config = json!({"rootfs": {"diff_ids": []}});
+    let image = stand_in(br#"{"config": {}, "layers": []}"#, &config, &["/bin/sh".into()], go_architecture()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    tar::Archive::new(image.layer.bytes.as_slice()).unpack(folder.path()).unwrap();
+    let program = folder.path().join("bin/sh");
+    assert_eq!(std::fs::metadata(&program).unwrap().permissions().mode() & 0o777, 0o755);
+    let out = std::process::Command::new(program).args(["-c", "exit 7"]).output().unwrap();
+    assert!(out.status.success() && out.stdout.is_empty(), "{out:?}");
 }

@@ -30,7 +30,7 @@ impl Course {
     fn assert_ended(&self) {
         let said = self.said();
         assert!(said.ended.is_some() && said.thawed.is_none());
-        assert_eq!(said.archived.map(|archived| archived.paths.len()), Some(2));
+        assert_eq!(said.archived.map(|archived| (archived.paths.len(), archived.last)), Some((2, true)));
         assert_eq!((self.archives(), self.journals().all().unwrap().len()), (2, 1), "the archives are all that is left of the memory");
         assert_eq!(self.markers().fenced_by(POD).unwrap().as_deref(), Some(UID));
         assert!(!self.node.state().trace.iter().any(|deed| deed.starts_with("resume")), "never thawed");
@@ -71,6 +71,44 @@ async fn without_a_gate_it_is_over_only_when_the_runtime_has_no_container_of_it(
     course.kubelet_forgets();
     assert_eq!(course.look().unwrap(), Some(SOON));
     assert!(course.said().ended.is_none(), "a container that is made may still be started");
+    course.node.state().tasks.clear();
+    course.look().unwrap();
+    course.assert_ended();
+}
+
+#[tokio::test]
+async fn without_a_gate_a_checkpoint_is_the_last_only_where_the_voted_containers_were_seen_paused_to_the_end() {
+    type Meanwhile = fn(&Course);
+    let meanwhiles: [(&str, Meanwhile); 4] = [
+        ("it has ended, and who knows what ran in its place", |course| course.node.state().tasks[0].state = TaskState::Stopped),
+        ("its kubelet has started it again", |course| {
+            let mut state = course.node.state();
+            state.tasks[0].state = TaskState::Stopped;
+            let again = Task { id: "again".into(), state: TaskState::Running, ..state.tasks[0].clone() };
+            state.tasks.push(again);
+        }),
+        ("somebody has thawed it for a while", |course| *course.node.state().cpu_nanos.entry("one".into()).or_default() += 1),
+        ("nobody has looked before it was gone", |course| course.node.state().tasks.clear()),
+    ];
+    for (why, meanwhile) in meanwhiles {
+        for without_gate in [true, false] {
+            let course = Course::deleting(without_gate);
+            meanwhile(&course);
+            course.kubelet_shows_the_deletion();
+            course.look().unwrap();
+            course.kubelet_forgets();
+            course.node.state().tasks.clear();
+            course.look().unwrap();
+            let said = course.said();
+            assert_eq!(said.ended.and(said.archived).map(|archived| archived.last), Some(!without_gate), "{why}; the fence keeps it where a gate is");
+        }
+    }
+    // A death after the look and before the word.
+    let course = Course::deleting(true);
+    course.kubelet_shows_the_deletion();
+    course.look().unwrap();
+    assert!(course.journals().all().unwrap()[0].unmoved);
+    course.kubelet_forgets();
     course.node.state().tasks.clear();
     course.look().unwrap();
     course.assert_ended();

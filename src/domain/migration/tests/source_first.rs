@@ -4,7 +4,10 @@ use kube::ResourceExt as _;
 
 use super::*;
 use crate::{
-    api::attestation::{Archived, Armed},
+    api::{
+        attestation::{Archived, Armed},
+        migration::{InDoubt, Side},
+    },
     domain::{keys, replacement},
 };
 
@@ -88,7 +91,7 @@ impl Walk {
         if self.observed.source_status().ended.is_none() {
             self.attest(Role::Source, |s| {
                 s.ended = Some(At { at: at(7) });
-                s.archived = Some(Archived { at: at(7), paths: vec!["/checkpoints/c.tar".into()] });
+                s.archived = Some(Archived { at: at(7), paths: vec!["/checkpoints/c.tar".into()], last: true });
             });
         } else {
             let pod_uid = self.status().replacement.as_ref().unwrap().uid.clone();
@@ -169,6 +172,37 @@ fn what_nobody_can_prove_without_the_gate_is_held_with_the_command_and_then_fall
     walk.attest(Role::Destination, |s| s.died = Some(crate::api::attestation::Died { at: at(9), containers: vec![] }));
     assert_eq!(walk.settle(), Phase::Finishing);
     assert_eq!(walk.status().fallback.as_ref().map(|f| (f.name.as_str(), f.uid.as_str())), Some(("p", "fallback-uid")));
+}
+
+/// Past the end of a source of which nobody can say that its checkpoint is the last that it executed.
+fn outrun() -> Walk {
+    let mut walk = Walk::without_gate(true);
+    walk.walk_to(Phase::SourceDeleting);
+    walk.end_source();
+    walk.attest(Role::Source, |s| s.archived.as_mut().unwrap().last = false);
+    walk
+}
+
+#[test]
+fn a_checkpoint_that_may_be_outrun_is_restored_nowhere_before_that_is_decided() {
+    let mut walk = outrun();
+    walk.observed.destination_ready = Some(false);
+    walk.migration.spec.in_doubt = InDoubt::PreferDestination;
+    assert_eq!(walk.settle(), Phase::SourceDeleting, "there is no replacement to prefer");
+    assert!(walk.is_held() && walk.status().verdict.is_none());
+    for words in ["kubelet of node n1", "drover resolve m -n d --prefer source", "/checkpoints/c.tar"] {
+        assert!(walk.status().message.contains(words), "{}", walk.status().message);
+    }
+    walk.migration.metadata.annotations = Some([(keys::RESOLVE.to_owned(), "source".to_owned())].into());
+    assert_eq!(walk.settle(), Phase::Finishing);
+    assert!(!walk.is_held() && walk.status().fallback.is_some());
+    assert!(walk.status().message.contains("decided by drover resolve"), "{}", walk.status().message);
+
+    let mut walk = outrun();
+    walk.migration.spec.in_doubt = InDoubt::PreferSource;
+    assert_eq!(walk.settle(), Phase::Finishing);
+    let status = walk.status();
+    assert_eq!((status.verdict, status.resolved.as_ref().map(|resolved| resolved.prefer)), (Some(Verdict::Rollback), Some(Side::Source)));
 }
 
 #[test]
@@ -347,7 +381,7 @@ fn an_effect_that_is_refused_falls_back_once_the_source_is_over_and_is_held_befo
     assert!(status.verdict.is_none() && status.message.contains("cannot be deleted: a webhook says no"), "{}", status.message);
     walk.attest(Role::Source, |s| {
         s.ended = Some(At { at: at(7) });
-        s.archived = Some(Archived { at: at(7), paths: vec![] });
+        s.archived = Some(Archived { at: at(7), paths: vec![], last: true });
     });
     let status = effect_failed(&walk.migration, &walk.observed, "quota exceeded", second(8)).status.unwrap();
     assert_eq!((status.verdict, status.fallback.is_some()), (Some(Verdict::Rollback), true));
