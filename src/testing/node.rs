@@ -301,7 +301,11 @@ impl LocalRegistry for FakeNode {
         .await
     }
     async fn store(&self, _repository: &str, tag: &str, _media_type: &str, _image: &StandIn) -> PortResult<()> {
-        self.call("store", |state| Ok(state.trace.push(format!("store {tag}")))).await
+        self.call("store", |state| {
+            state.trace.push(format!("store {tag}"));
+            Ok(())
+        })
+        .await
     }
     async fn purge_images(&self, _repository: &str, images: &[Digest]) -> PortResult<()> {
         self.call("purge_images", |state| {

@@ -147,7 +147,7 @@ fn by_hand(text: &str) -> Drover {
     Drover {
         order: if matches!(order, 1 | 2 | 6) { Order::SameName } else { Order::CopyFirst },
         falls_back: order == 2,
-        gates: [!matches!(order, 3 | 5 | 6), !matches!(order, 4 | 5 | 6)],
+        gates: [!matches!(order, 3 | 5 | 6), !matches!(order, 4..=6)],
         ..size(n, small(faults), small(naps), phases[phase], policies[policy])
     }
 }

@@ -2,54 +2,54 @@
 
 use super::*;
 
-fn container(value: Value) -> Container {
+fn container(value: &Value) -> Container {
     let mut whole = json!({"name": "init", "image": "i"});
-    json_patch::merge(&mut whole, &value);
+    json_patch::merge(&mut whole, value);
     serde_json::from_value(whole).unwrap()
 }
 
-fn places_of(spec: Value, config: &Value) -> Result<Vec<String>, String> {
+fn places_of(spec: &Value, config: &Value) -> Result<Vec<String>, String> {
     places(&recorded(&container(spec), String::new()), &json!({ "config": config }))
 }
 
 #[test]
 fn the_program_is_the_commands_else_the_images() {
     let image = json!({"Entrypoint": ["/entry"], "Cmd": ["serve"]});
-    assert_eq!(places_of(json!({}), &image).unwrap(), ["/entry"]);
-    assert_eq!(places_of(json!({"args": ["x"]}), &image).unwrap(), ["/entry"]);
-    assert_eq!(places_of(json!({"command": ["/bin//sh", "-c", "true"]}), &image).unwrap(), ["/bin/sh"]);
-    assert_eq!(places_of(json!({"args": ["/a"]}), &json!({"Cmd": ["/c"]})).unwrap(), ["/a"]);
-    assert_eq!(places_of(json!({}), &json!({"Cmd": ["/c"]})).unwrap(), ["/c"]);
-    assert!(places_of(json!({}), &json!({})).unwrap_err().contains("names a program"));
+    assert_eq!(places_of(&json!({}), &image).unwrap(), ["/entry"]);
+    assert_eq!(places_of(&json!({"args": ["x"]}), &image).unwrap(), ["/entry"]);
+    assert_eq!(places_of(&json!({"command": ["/bin//sh", "-c", "true"]}), &image).unwrap(), ["/bin/sh"]);
+    assert_eq!(places_of(&json!({"args": ["/a"]}), &json!({"Cmd": ["/c"]})).unwrap(), ["/a"]);
+    assert_eq!(places_of(&json!({}), &json!({"Cmd": ["/c"]})).unwrap(), ["/c"]);
+    assert!(places_of(&json!({}), &json!({})).unwrap_err().contains("names a program"));
 }
 
 #[test]
 fn a_bare_name_is_found_in_every_folder_of_the_path() {
     let image = json!({"Env": ["HOME=/", "PATH=/opt/bin:/bin"]});
-    assert_eq!(places_of(json!({"command": ["sh"]}), &image).unwrap(), ["/opt/bin/sh", "/bin/sh"]);
+    assert_eq!(places_of(&json!({"command": ["sh"]}), &image).unwrap(), ["/opt/bin/sh", "/bin/sh"]);
     let own = json!({"command": ["sh"], "env": [{"name": "PATH", "value": "/own"}]});
-    assert_eq!(places_of(own, &image).unwrap(), ["/own/sh"]);
-    assert_eq!(places_of(json!({"command": ["sh"]}), &json!({})).unwrap().len(), 6, "containerd's default");
+    assert_eq!(places_of(&own, &image).unwrap(), ["/own/sh"]);
+    assert_eq!(places_of(&json!({"command": ["sh"]}), &json!({})).unwrap().len(), 6, "containerd's default");
 }
 
 #[test]
 fn a_relative_name_begins_at_the_working_folder() {
-    assert_eq!(places_of(json!({"command": ["./run"]}), &json!({"WorkingDir": "/srv"})).unwrap(), ["/srv/run"]);
-    assert_eq!(places_of(json!({"command": ["bin/run"], "workingDir": "/app/"}), &json!({"WorkingDir": "/srv"})).unwrap(), ["/app/bin/run"]);
-    assert!(places_of(json!({"command": ["../run"]}), &json!({})).unwrap_err().contains("no plain path"));
+    assert_eq!(places_of(&json!({"command": ["./run"]}), &json!({"WorkingDir": "/srv"})).unwrap(), ["/srv/run"]);
+    assert_eq!(places_of(&json!({"command": ["bin/run"], "workingDir": "/app/"}), &json!({"WorkingDir": "/srv"})).unwrap(), ["/app/bin/run"]);
+    assert!(places_of(&json!({"command": ["../run"]}), &json!({})).unwrap_err().contains("no plain path"));
 }
 
 #[test]
 fn a_program_in_a_volume_has_no_place() {
     let mounted = |path: &str| json!({"command": ["/scripts/init.sh"], "volumeMounts": [{"name": "v", "mountPath": path}]});
-    assert!(places_of(mounted("/scripts/"), &json!({})).unwrap_err().contains("mounted at /scripts/"));
-    assert!(places_of(mounted("/"), &json!({})).is_err());
-    assert_eq!(places_of(mounted("/script"), &json!({})).unwrap(), ["/scripts/init.sh"]);
+    assert!(places_of(&mounted("/scripts/"), &json!({})).unwrap_err().contains("mounted at /scripts/"));
+    assert!(places_of(&mounted("/"), &json!({})).is_err());
+    assert_eq!(places_of(&mounted("/script"), &json!({})).unwrap(), ["/scripts/init.sh"]);
 }
 
 #[test]
 fn what_cannot_be_told_beforehand_is_refused_with_its_field() {
-    let fields = |spec| obstacles(&container(spec)).into_iter().map(|(field, _, _)| field).collect::<Vec<_>>();
+    let fields = |spec: Value| obstacles(&container(&spec)).into_iter().map(|(field, _, _)| field).collect::<Vec<_>>();
     assert_eq!(fields(json!({"command": ["sh", "-c", "echo $(X)"]})), Vec::<&str>::new());
     assert_eq!(fields(json!({"command": ["$(SHELL)"]})), [".command"]);
     assert_eq!(fields(json!({"command": ["sh"], "envFrom": [{"configMapRef": {"name": "c"}}]})), [".command"]);

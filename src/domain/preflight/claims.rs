@@ -105,7 +105,7 @@ mod tests {
     use crate::api::MigrationSpec;
     use serde_json::{Value, json};
 
-    fn view(modes: &[&str], volume: Value) -> ClaimView {
+    fn view(modes: &[&str], volume: &Value) -> ClaimView {
         let claim = serde_json::from_value(json!({"metadata": {"name": "data"}, "spec": {"accessModes": modes}})).unwrap();
         let volume: PersistentVolume = serde_json::from_value(json!({"metadata": {"name": "pv"}, "spec": volume})).unwrap();
         ClaimView::new(&claim, Some(&volume))
@@ -121,18 +121,18 @@ mod tests {
 
     #[test]
     fn a_volume_of_one_node_goes_along_only_where_the_source_goes_first() {
-        let once = || view(&["ReadWriteOnce"], json!({"csi": {"driver": "d", "volumeHandle": "h"}}));
+        let once = || view(&["ReadWriteOnce"], &json!({"csi": {"driver": "d", "volumeHandle": "h"}}));
         assert!(why(Some(once()), false).contains("spec.volumes[v].persistentVolumeClaim: volume pv of claim data can be on one node at a time"));
         assert_eq!(why(Some(once()), true), "");
-        assert!(why(Some(view(&["ReadWriteOncePod"], json!({}))), false).contains("keepName: true"));
-        assert_eq!(why(Some(view(&["ReadWriteOnce", "ReadWriteMany"], json!({"nfs": {"server": "s", "path": "/"}}))), false), "");
+        assert!(why(Some(view(&["ReadWriteOncePod"], &json!({}))), false).contains("keepName: true"));
+        assert_eq!(why(Some(view(&["ReadWriteOnce", "ReadWriteMany"], &json!({"nfs": {"server": "s", "path": "/"}}))), false), "");
     }
 
     #[test]
     fn what_is_nowhere_else_is_refused() {
         assert!(why(None, true).contains("there is no claim data"));
         assert!(why(Some(ClaimView::default()), true).contains("is bound to no volume"));
-        assert!(why(Some(view(&["ReadWriteMany"], json!({"hostPath": {"path": "/x"}}))), true).contains("is a folder of its node"));
+        assert!(why(Some(view(&["ReadWriteMany"], &json!({"hostPath": {"path": "/x"}}))), true).contains("is a folder of its node"));
     }
 
     #[test]
@@ -140,7 +140,7 @@ mod tests {
         let affinity = json!({"required": {"nodeSelectorTerms": [
             {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}, {"key": "disks", "operator": "Gt", "values": ["1"]}]},
             {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n3"]}]}, {}]}});
-        let claim = view(&["ReadWriteMany"], json!({"local": {"path": "/x"}, "nodeAffinity": affinity}));
+        let claim = view(&["ReadWriteMany"], &json!({"local": {"path": "/x"}, "nodeAffinity": affinity}));
         assert_eq!(why(Some(claim.clone()), false), "");
         let labels = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<BTreeMap<_, _>>();
         assert_eq!(claim.blocker("data", "n1", &labels(&[("zone", "a"), ("disks", "2")])), None);
