@@ -84,7 +84,7 @@ fn next<T>(queue: &Mutex<impl Iterator<Item = T>>) -> Option<T> {
 fn every_rule_is_needed() {
     let mut missed = String::new();
     println!("{:<72} {:<74} {:>5} {:>6}", "rule that is off", "what breaks", "steps", "faults");
-    for mutation in mutations::ALL.iter().filter(|mutation| sizes::scale() > Scale::Tiny || mutation.faults == 0) {
+    for mutation in mutations::ALL.iter().filter(|mutation| sizes::scale() > Scale::Tiny || mutation.is_quick()) {
         let name = mutation.masked_by.map_or(mutation.name.to_owned(), |(by, _)| format!("{} [masked by {by}]", mutation.name));
         match mutation.run() {
             Some(broken) => println!("{name:<72} {:<74} {:>5} {:>6}", broken.property, broken.trace.len(), mutation.faults),
@@ -96,7 +96,7 @@ fn every_rule_is_needed() {
             _ = writeln!(missed, "{problem}");
         }
     }
-    for (mutation, why) in mutations::TWICE.iter().filter(|(mutation, _)| sizes::scale() > Scale::Tiny || mutation.faults == 0) {
+    for (mutation, why) in mutations::TWICE.iter().filter(|(mutation, _)| sizes::scale() > Scale::Tiny || mutation.is_quick()) {
         match mutation.run() {
             Some(broken) => _ = writeln!(missed, "{}: breaks {} by itself, it has a row of its own now", mutation.name, broken.property),
             None => println!("{}: nothing breaks, since {why}", mutation.name),

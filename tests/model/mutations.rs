@@ -150,6 +150,11 @@ impl Mutation {
         Drover { n, faults, naps, from, until: None, falls_back: false, impatient, in_doubt, order, gates, off: Off::of(off) }
     }
 
+    /// Whether a plain `cargo test` can afford it. What breaks without the other one is seen only once every state was.
+    pub fn is_quick(&self) -> bool {
+        self.faults == 0 && self.off != Rule::OverBeforeRelease
+    }
+
     /// The first property that breaks.
     pub fn run(&self) -> Option<Broken> {
         let off: Vec<Rule> = [self.off].into_iter().chain(self.masked_by.map(|(_, rule)| rule)).collect();
