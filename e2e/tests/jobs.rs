@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::batch::v1::Job;
 use kube::{
-    Api, ResourceExt as _,
+    Api, ResourceExt,
     api::{ListParams, PostParams},
     runtime::wait::await_condition,
 };
@@ -58,7 +58,7 @@ fn a_pod_of_an_indexed_job_moves_and_its_work_is_done_once() {
         let lines: Vec<usize> = namespace.logs(&copy, "c").await.lines().map(|line| line.parse().unwrap()).collect();
         assert_eq!(lines, (1..=LINES).collect::<Vec<_>>(), "each line once");
         let left = namespace.pods().list(&ListParams::default()).await.unwrap().items;
-        assert_eq!(left.len(), 2, "no third pod was made, and the source is gone: {:?}", left.iter().map(|p| p.name_any()).collect::<Vec<_>>());
+        assert_eq!(left.len(), 2, "no third pod was made, and the source is gone: {:?}", left.iter().map(ResourceExt::name_any).collect::<Vec<_>>());
         assert_eq!(namespace.pods_made("Job"), 2);
         namespace.assert_no_leftovers(&migration).await;
     });
