@@ -167,69 +167,10 @@ fn volume_blocker(volume: &Volume) -> Option<Blocker> {
     } else if volume.ephemeral.is_some() {
         ("ephemeral: its claim is deleted with the pod", "use a persistentVolumeClaim")
     } else {
-        ("this kind of volume is not supported", "use emptyDir, ConfigMap, Secret, projected or downwardAPI volumes")
+        ("this kind of volume is not supported", "use emptyDir, ConfigMap, Secret, projected, downwardAPI or claims' volumes")
     };
     Some(Blocker::new(format!("spec.volumes[{}]", volume.name), message, remedy))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pod(patch: &serde_json::Value) -> Pod {
-        let mut value = serde_json::json!({
-            "metadata": {"name": "p", "namespace": "d", "uid": "0f1c22aa-0000"},
-            "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "i"}]},
-            "status": {"phase": "Running", "containerStatuses": [{"name": "c", "image": "i", "ready": true, "restartCount": 0,
-                "imageID": format!("reg/i@sha256:{}", "a".repeat(64)), "containerID": "containerd://abc", "state": {"running": {}}}]}
-        });
-        json_patch::merge(&mut value, patch);
-        serde_json::from_value(value).unwrap()
-    }
-
-    #[test]
-    fn an_ordinary_pod_has_no_blocker() {
-        assert_eq!(blockers(&pod(&serde_json::json!({}))), vec![]);
-        let volumes = serde_json::json!([{"name": "disk", "emptyDir": {}}, {"name": "ram", "emptyDir": {"medium": "Memory"}}]);
-        assert_eq!(blockers(&pod(&serde_json::json!({"spec": {"volumes": volumes}}))), vec![]);
-    }
-
-    #[test]
-    fn each_blocker_names_its_field() {
-        let owner = serde_json::json!([{"apiVersion": "v1", "kind": "ReplicaSet", "name": "r", "uid": "u", "controller": true}]);
-        let cases = [
-            (serde_json::json!({"spec": {"hostPID": true}}), "spec.hostPID"),
-            (serde_json::json!({"spec": {"volumes": [{"name": "d", "emptyDir": {"medium": "HugePages"}}]}}), "spec.volumes[d]"),
-            (serde_json::json!({"spec": {"containers": [{"name": "c", "tty": true}]}}), "spec.containers[c].tty"),
-            (serde_json::json!({"spec": {"initContainers": [{"name": "i"}]}}), "spec.initContainers[i].image"),
-            (serde_json::json!({"spec": {"initContainers": [{"name": "s", "restartPolicy": "Always", "tty": true}]}}), "spec.initContainers[s].tty"),
-            (serde_json::json!({"spec": {"initContainers": [{"name": "s", "restartPolicy": "Always"}, {"name": "i"}]}}), "spec.initContainers[i]"),
-            (serde_json::json!({"metadata": {"ownerReferences": owner}}), "metadata.ownerReferences"),
-            (serde_json::json!({"status": {"phase": "Pending"}}), "status.phase"),
-            (
-                serde_json::json!({"spec": {"containers": [{"name": "c", "resources": {"limits": {"nvidia.com/gpu": "1"}}}]}}),
-                "spec.containers[c].resources.limits",
-            ),
-        ];
-        for (patch, field) in cases {
-            let found = blockers(&pod(&patch));
-            assert!(found.iter().any(|b| b.field == field && !b.remedy.is_empty()), "{field}: {found:?}");
-        }
-    }
-
-    #[test]
-    fn all_blockers_come_at_once() {
-        let found =
-            blockers(&pod(&serde_json::json!({"spec": {"hostPID": true, "hostIPC": true, "volumes": [{"name": "h", "hostPath": {"path": "/"}}]}})));
-        assert_eq!(found.len(), 3, "{found:?}");
-    }
-
-    #[test]
-    fn the_base_image_of_a_moved_pod_is_the_one_of_its_first_node() {
-        let canonical = format!("reg/i@sha256:{}", "b".repeat(64));
-        let annotated = |image: &str| serde_json::json!({"metadata": {"annotations": {keys::ORIGINAL_IMAGES: format!("{{\"c\":\"{image}\"}}")}}});
-        assert_eq!(base_image(&pod(&annotated(&canonical)), "c"), Some(canonical));
-        let checkpoint = format!("{}/drover/00@sha256:{}", keys::PULL_ADDRESS, "c".repeat(64));
-        assert_eq!(base_image(&pod(&annotated(&checkpoint)), "c"), None);
-    }
-}
+mod tests;
