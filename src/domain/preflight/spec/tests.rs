@@ -33,26 +33,17 @@ fn an_ordinary_pod_has_no_blocker() {
 }
 
 /// What a person reads, for everything in a pod that is refused: one at a time, whole.
+fn assert_each(cases: &[(Value, &str)]) {
+    for (patch, text) in cases {
+        assert_eq!(Blocker::join(&blockers(&pod(patch))), *text, "{patch}");
+    }
+}
+
 #[test]
-fn each_refusal_says_where_why_and_what_to_do() {
+fn each_refusal_of_a_pod_says_where_why_and_what_to_do() {
     let owner = |api: &str, kind: &str| json!({"metadata": {"ownerReferences": [{"apiVersion": api, "kind": kind, "name": "o", "uid": "u", "controller": true}]}});
-    let container = |more: Value| {
-        let mut container = json!({"name": "c", "image": "i"});
-        json_patch::merge(&mut container, &more);
-        json!({"spec": {"containers": [container]}})
-    };
-    let volume = |source: Value| {
-        let mut volume = json!({"name": "v"});
-        json_patch::merge(&mut volume, &source);
-        json!({"spec": {"volumes": [volume]}})
-    };
     let of = |name: &str, value: Value| json!({"spec": {name: value}});
-    let init = |containers: Value| {
-        let status =
-            |name: &str| json!({"name": name, "image": "i", "ready": true, "restartCount": 0, "imageID": image('c'), "state": {"running": {}}});
-        json!({"spec": {"initContainers": containers}, "status": {"initContainerStatuses": [status("one"), status("two")]}})
-    };
-    let cases = [
+    assert_each(&[
         (
             json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}),
             "metadata.deletionTimestamp: the pod is being deleted (there is nothing left to move)",
@@ -82,6 +73,17 @@ fn each_refusal_says_where_why_and_what_to_do() {
         (of("resourceClaims", json!([{"name": "gpu"}])), "spec.resourceClaims: devices stay on their node (a pod with devices cannot be moved)"),
         (of("os", json!({"name": "windows"})), "spec.os: only Linux pods can be checkpointed (a pod of another system cannot be moved)"),
         (of("hostUsers", json!(false)), "spec.hostUsers: CRIU does not restore nested user namespaces (set it to true)"),
+    ]);
+}
+
+#[test]
+fn each_refusal_of_a_container_says_where_why_and_what_to_do() {
+    let container = |more: Value| {
+        let mut container = json!({"name": "c", "image": "i"});
+        json_patch::merge(&mut container, &more);
+        json!({"spec": {"containers": [container]}})
+    };
+    assert_each(&[
         (container(json!({"tty": true})), "spec.containers[c].tty: a terminal cannot be restored (set tty to false)"),
         (
             container(json!({"volumeDevices": [{"name": "v", "devicePath": "/dev/x"}]})),
@@ -100,6 +102,22 @@ fn each_refusal_says_where_why_and_what_to_do() {
             running("sha256:0"),
             "spec.containers[c].image: its digest is not known (imageID in the pod's status) (use an image that was pulled from a registry)",
         ),
+    ]);
+}
+
+#[test]
+fn each_refusal_of_a_volume_or_init_container_says_where_why_and_what_to_do() {
+    let volume = |source: Value| {
+        let mut volume = json!({"name": "v"});
+        json_patch::merge(&mut volume, &source);
+        json!({"spec": {"volumes": [volume]}})
+    };
+    let init = |containers: Value| {
+        let status =
+            |name: &str| json!({"name": name, "image": "i", "ready": true, "restartCount": 0, "imageID": image('c'), "state": {"running": {}}});
+        json!({"spec": {"initContainers": containers}, "status": {"initContainerStatuses": [status("one"), status("two")]}})
+    };
+    assert_each(&[
         (
             volume(json!({"emptyDir": {"medium": "HugePages"}})),
             "spec.volumes[v]: emptyDir: only those on the node's disk or in its memory are moved (leave its medium out, or set it to Memory)",
@@ -133,10 +151,7 @@ fn each_refusal_says_where_why_and_what_to_do() {
             init(json!([{"name": "one", "command": ["$(RUN)"]}])),
             "spec.initContainers[one].command: its program's name is made of variables (write the program's name out)",
         ),
-    ];
-    for (patch, text) in cases {
-        assert_eq!(Blocker::join(&blockers(&pod(&patch))), text, "{patch}");
-    }
+    ]);
 }
 
 #[test]
