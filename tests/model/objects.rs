@@ -277,22 +277,15 @@ pub fn first_id(c: usize) -> String {
 /// The replacement as the destination's kubelet lists it, if it does.
 pub fn replacement_listed(view: View, containers: &[Container]) -> Option<Pod> {
     let status = |(name, container): (&&str, &Container)| {
-        let id = format!("containerd://{name}-{}", if container.earlier { "again" } else { "new" });
         let state = match container.task {
             Task::None | Task::Pulling | Task::Made(_) | Task::Restoring => json!({"waiting": {"reason": "ContainerCreating"}}),
             Task::Running { .. } => json!({"running": {}}),
             // Whoever refuses a restore, also the gate: runc's error begins like this.
             Task::Refused => json!({"waiting": {"reason": "RunContainerError", "message": "OCI runtime restore failed: refused"}}),
-            Task::Dead => json!({"terminated": {"exitCode": 137, "containerID": id}}),
+            Task::Dead => json!({"terminated": {"exitCode": 137}}),
         };
-        let first = || json!({"terminated": {"exitCode": 128, "reason": "StartError", "containerID": format!("containerd://{name}-new")}});
-        let over = container.earlier || container.task == Task::Refused;
         let restarts = u8::from(container.earlier && matches!(container.task, Task::Running { .. }));
-        let mut status = json!({"name": name, "image": "i", "imageID": "", "ready": false, "restartCount": restarts, "state": state});
-        if over {
-            status["lastState"] = first();
-        }
-        status
+        json!({"name": name, "image": "i", "imageID": "", "ready": false, "restartCount": restarts, "state": state})
     };
     let statuses: Vec<_> = NAMES.iter().zip(containers).map(status).collect();
     let deletion = (view == View::Terminating).then_some("2026-01-01T00:00:00Z");

@@ -260,10 +260,10 @@ impl Drover {
         if self.off(Rule::ColdIsCold) {
             return true;
         }
-        let (view, containers) = (world.destination.view, &world.destination.containers[..self.n]);
+        let containers = &world.destination.containers[..self.n];
         let taken: Vec<String> = (0..self.n).filter(|c| containers[*c].log != Log::None).map(objects::first_id).collect();
         let (tasks, over) = (objects::replacement_tasks(containers, mig.status()), objects::over(containers));
-        view != View::Unsynced && tasks::none_awaits_its_restore(&mig.status().containers, &taken, &over, &tasks)
+        tasks::none_awaits_its_restore(&mig.status().containers, &taken, &over, &tasks)
     }
 
     /// [`tasks::all_run`].
