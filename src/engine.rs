@@ -139,8 +139,8 @@ async fn attestation(
 }
 
 async fn facts(pod: &Pod, cluster: &dyn Cluster, now: Timestamp) -> PortResult<Facts> {
-    let claims = if preflight::claims_of(pod).next().is_some() { Some(cluster.claims(pod).await?) } else { None };
-    Ok(Facts { nodes: cluster.nodes().await?, active_migrations: cluster.active_migrations().await?, claims, now })
+    let claims = cluster.claims(pod).await?;
+    Ok(Facts { nodes: cluster.nodes().await?, active_migrations: cluster.active_migrations().await?, claims: Some(claims), now })
 }
 
 async fn perform(migration: &Migration, observed: &Observed, effects: &[Effect], cluster: &dyn Cluster, now: Timestamp) -> PortResult<()> {

@@ -13,6 +13,16 @@ pub fn running(spec: &PodSpec) -> impl Iterator<Item = &Container> {
     sidecars(spec).chain(&spec.containers)
 }
 
+/// Every container of the spec's two lists, the ordinary ones first.
+pub fn all(spec: &PodSpec) -> impl Iterator<Item = &Container> {
+    spec.containers.iter().chain(spec.init_containers.iter().flatten())
+}
+
+/// The same, to be changed.
+pub fn all_mut(spec: &mut PodSpec) -> impl Iterator<Item = &mut Container> {
+    spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten())
+}
+
 fn sidecars(spec: &PodSpec) -> impl Iterator<Item = &Container> {
     spec.init_containers.iter().flatten().filter(|container| is_sidecar(container))
 }

@@ -95,7 +95,8 @@ pub fn digest_of(bytes: &[u8]) -> Digest {
     Digest::from_sha256(&Sha256::digest(bytes).into())
 }
 
-fn blob(value: &serde_json::Value) -> Blob {
+/// JSON as a blob.
+pub(super) fn blob(value: &serde_json::Value) -> Blob {
     let bytes = value.to_string().into_bytes();
     Blob { digest: digest_of(&bytes), bytes }
 }

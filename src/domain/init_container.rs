@@ -11,10 +11,7 @@
 use k8s_openapi::api::core::v1::{Container, EnvVar};
 use serde_json::{Value, json};
 
-use super::{
-    ids::Digest,
-    image::{Blob, LAYER_MEDIA_TYPE, digest_of},
-};
+use super::image::{Blob, LAYER_MEDIA_TYPE, blob, digest_of};
 use crate::api::migration::InitContainer;
 
 /// containerd's, where an image says nothing (`pkg/oci/spec_opts.go`).
@@ -152,11 +149,6 @@ pub fn stand_in(manifest: &[u8], config: &Value, places: &[String], architecture
     Ok(StandIn { layer, config, manifest: blob(&manifest) })
 }
 
-fn blob(value: &Value) -> Blob {
-    let bytes = value.to_string().into_bytes();
-    Blob { digest: digest_of(&bytes), bytes }
-}
-
 fn layer(places: &[String], program: &[u8]) -> std::io::Result<Blob> {
     let mut tar = tar::Builder::new(vec![]);
     for place in places {
@@ -166,8 +158,7 @@ fn layer(places: &[String], program: &[u8]) -> std::io::Result<Blob> {
         tar.append_data(&mut header, place.trim_start_matches('/'), program)?;
     }
     let bytes = tar.into_inner()?;
-    let digest: Digest = digest_of(&bytes);
-    Ok(Blob { digest, bytes })
+    Ok(Blob { digest: digest_of(&bytes), bytes })
 }
 
 /// A static ELF program whose one act is `exit(0)`. Made by hand, since a linker's smallest is a thousand times larger and there would have to be one for

@@ -9,7 +9,7 @@ use k8s_openapi::{
 };
 use kube::ResourceExt as _;
 
-use super::{ids, keys, preflight::base_image};
+use super::{containers, ids, keys, preflight::base_image};
 use crate::api::Migration;
 
 /// Annotations that speak of one migration only, or that the API server's other clients own; they are not carried over.
@@ -54,7 +54,7 @@ fn leave_claims(spec: &mut PodSpec) {
     let (claims, others) = std::mem::take(volumes).into_iter().partition(|volume| volume.persistent_volume_claim.is_some());
     *volumes = others;
     let claims: Vec<Volume> = claims;
-    for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+    for container in containers::all_mut(spec) {
         container.volume_mounts.iter_mut().for_each(|mounts| mounts.retain(|mount| !claims.iter().any(|volume| volume.name == mount.name)));
     }
 }
@@ -149,7 +149,7 @@ fn uid_of(migration: &Migration) -> String {
 
 /// JSON object, container name → base image `name@digest`.
 fn original_images(source: &Pod) -> String {
-    let names = source.spec.iter().flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten())).map(|c| &c.name);
+    let names = source.spec.iter().flat_map(containers::all).map(|c| &c.name);
     let images: BTreeMap<&String, String> = names.filter_map(|name| Some((name, base_image(source, name)?))).collect();
     serde_json::to_string(&images).unwrap_or_default()
 }
@@ -157,7 +157,7 @@ fn original_images(source: &Pod) -> String {
 fn waiting_spec(mut spec: PodSpec) -> PodSpec {
     spec.node_name = None;
     spec.scheduling_gates = None;
-    for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+    for container in containers::all_mut(&mut spec) {
         container.image = Some(keys::WAITING_IMAGE.into());
         // With Never the kubelet would pull neither the checkpoint nor, after a crash, the base image.
         if container.image_pull_policy.as_deref() == Some("Never") {

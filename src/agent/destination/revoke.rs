@@ -130,8 +130,7 @@ impl DestinationAgent {
     pub(super) async fn end_taken(&self, pod_uid: &str) -> PortResult<bool> {
         let mut over = true;
         for (container, _) in self.parts.markers.claims(pod_uid).map_err(|e| disk("read the claims", &e))? {
-            let path = self.parts.markers.evidence_path(pod_uid, &container).map_err(|e| disk("name the evidence", &e))?;
-            if let Some(evidence) = evidence::read(&path).map_err(|e| disk("read the evidence", &e))? {
+            if let Some(evidence) = self.evidence(pod_uid, &container)? {
                 over &= self.booted_since(&evidence) || self.parts.runtime.remove_ended(&evidence.id).await?;
             }
         }
@@ -143,8 +142,7 @@ impl DestinationAgent {
     async fn look_for_the_end(&self, look: &Look, taken: &[String], failed: &[(String, String)], ended: &[String]) -> PortResult<bool> {
         let pod = look.pod_uid();
         for container in taken {
-            let path = self.parts.markers.evidence_path(pod, container).map_err(|e| disk("name the evidence", &e))?;
-            let Some(evidence) = evidence::read(&path).map_err(|e| disk("read the evidence", &e))? else { return Ok(false) };
+            let Some(evidence) = self.evidence(pod, container)? else { return Ok(false) };
             let seen_to_end = self.booted_since(&evidence) || ended.contains(&evidence.id);
             if !is_over(seen_to_end, &self.parts.runtime.tasks(pod).await?) {
                 return Ok(false);
@@ -167,10 +165,15 @@ impl DestinationAgent {
     pub(super) fn taken_ids(&self, look: &Look) -> PortResult<Vec<String>> {
         let mut ids = vec![];
         for checkpoint in &look.course.containers {
-            let path = self.parts.markers.evidence_path(look.pod_uid(), &checkpoint.name).map_err(|e| disk("name the evidence", &e))?;
-            ids.extend(evidence::read(&path).map_err(|e| disk("read the evidence", &e))?.map(|evidence| evidence.id));
+            ids.extend(self.evidence(look.pod_uid(), &checkpoint.name)?.map(|evidence| evidence.id));
         }
         Ok(ids)
+    }
+
+    /// What the gate has noted of a restore that it let through; none where it has noted nothing.
+    fn evidence(&self, pod_uid: &str, container: &str) -> PortResult<Option<evidence::Evidence>> {
+        let path = self.parts.markers.evidence_path(pod_uid, container).map_err(|e| disk("name the evidence", &e))?;
+        evidence::read(&path).map_err(|e| disk("read the evidence", &e))
     }
 
     /// Whether the node has booted since a restore was let through; where a boot cannot be told, it has not.
@@ -183,10 +186,8 @@ impl DestinationAgent {
     async fn proof_of_failure(&self, look: &Look, container: &str, ended: &[String]) -> PortResult<Option<String>> {
         let pod = look.pod_uid();
         let tasks = self.parts.runtime.tasks(pod).await?;
-        let path = self.parts.markers.evidence_path(pod, container).map_err(|e| disk("name the evidence", &e))?;
         // A log that a power failure has cut proves nothing, although it may have an error line.
-        let evidence = evidence::read(&path).map_err(|e| disk("read the evidence", &e))?;
-        let evidence = evidence.filter(|evidence| !self.booted_since(evidence) && ended.contains(&evidence.id));
+        let evidence = self.evidence(pod, container)?.filter(|evidence| !self.booted_since(evidence) && ended.contains(&evidence.id));
         let Some(log) = evidence.and_then(|evidence| evidence.log) else { return Ok(None) };
         let Some(text) = self.read_on_host(&log)? else { return Ok(None) };
         let found = self.parts.kubelet.pod(pod).await?;

@@ -7,7 +7,7 @@ use kube::ResourceExt as _;
 
 use crate::{
     api::{Migration, MigrationStatus, Phase, Verdict},
-    domain::{keys, preflight::Blocker},
+    domain::{containers, keys, preflight::Blocker},
 };
 
 /// The claim that the update adds or changes: a Migration's UID. Removing one asks nothing.
@@ -69,8 +69,5 @@ fn is_fallback(status: &MigrationStatus, uid: &str) -> bool {
 }
 
 fn container_names(pod: &Pod) -> impl Iterator<Item = &str> {
-    let spec = pod.spec.as_ref();
-    let containers = spec.map(|s| s.containers.as_slice()).unwrap_or_default();
-    let init = spec.and_then(|s| s.init_containers.as_deref()).unwrap_or_default();
-    containers.iter().chain(init).map(|c| c.name.as_str())
+    pod.spec.iter().flat_map(containers::all).map(|c| c.name.as_str())
 }

@@ -28,6 +28,15 @@ impl Course {
         course
     }
 
+    fn died_and_decided_for_the_replacement() -> Self {
+        let course = Self::resumed_and_ended();
+        // First the failure, then, on the attestation as it stands then, the end.
+        let _ = course.look();
+        course.look().unwrap();
+        course.resolved(Side::Destination);
+        course
+    }
+
     fn resolved(&self, prefer: Side) {
         let resolved = Resolved { at: at(10), prefer, by: Decider::Person, message: "decided".into() };
         self.node.manager_writes(|status| {
@@ -100,10 +109,7 @@ async fn a_restore_that_the_kubelet_takes_for_failed_is_not_restored_and_is_ende
 
 #[tokio::test]
 async fn a_restore_that_the_kubelet_takes_for_failed_is_ended_before_anything_starts_cold() {
-    let course = Course::resumed_and_ended();
-    let _ = course.look();
-    course.look().unwrap();
-    course.resolved(Side::Destination);
+    let course = Course::died_and_decided_for_the_replacement();
     course.node.state().tasks[0].state = TaskState::Abandoned;
     course.node.state().tasks.push(Task { restored_from: None, ..restored_task("cold") });
     course.look().unwrap();
@@ -140,10 +146,7 @@ async fn a_cold_start_is_said_once_and_is_no_restore() {
 
 #[tokio::test]
 async fn a_decision_for_the_replacement_takes_the_checkpoint_away_before_anything_starts() {
-    let course = Course::resumed_and_ended();
-    let _ = course.look();
-    course.look().unwrap();
-    course.resolved(Side::Destination);
+    let course = Course::died_and_decided_for_the_replacement();
     course.node.state().trace.clear();
     assert_eq!(course.look().unwrap(), Some(SOON), "nothing runs yet");
     assert_eq!(course.trace(), ["repoint app".to_owned(), format!("remove {}", keys::checkpoint_image(&repository(), "app"))]);
@@ -157,10 +160,7 @@ async fn a_decision_for_the_replacement_takes_the_checkpoint_away_before_anythin
 
 #[tokio::test]
 async fn a_container_that_was_made_from_the_checkpoint_and_not_started_keeps_the_claims_closed() {
-    let course = Course::resumed_and_ended();
-    let _ = course.look();
-    course.look().unwrap();
-    course.resolved(Side::Destination);
+    let course = Course::died_and_decided_for_the_replacement();
     course.node.state().tasks.push(Task { state: TaskState::Stopped, ..restored_task("made") });
     assert_eq!(course.look().unwrap(), Some(SOON));
     assert_eq!(course.claim(), Some(Claim::Taken), "else its start would rewind");
@@ -174,10 +174,7 @@ async fn a_container_that_was_made_from_the_checkpoint_and_not_started_keeps_the
 
 #[tokio::test]
 async fn a_decision_that_fails_to_take_the_checkpoint_away_lets_nothing_start() {
-    let course = Course::resumed_and_ended();
-    let _ = course.look();
-    course.look().unwrap();
-    course.resolved(Side::Destination);
+    let course = Course::died_and_decided_for_the_replacement();
     course.node.fail("repoint", Failure::Transient);
     assert!(course.look().is_err());
     assert_eq!(course.claim(), Some(Claim::Taken), "else the next start would rewind");
