@@ -252,9 +252,13 @@ impl DestinationAgent {
                 None => return Err(PortError::transient(format!("the registry does not hold the image of container {} yet", image.container))),
             }
         }
-        // A placeholder's sandbox is nobody's: its replacement has its own, later.
-        if look.course.placeholder.is_none() && !self.ready_the_sandbox(look, look.pod_uid()).await? {
-            return Ok(false);
+        // A placeholder's sandbox is nobody's, and it has no claims: its replacement has its own, later.
+        if look.course.placeholder.is_none() {
+            // A disk that was replaced since they were written has lost them, and nothing can have taken one before the release.
+            self.arm(look, look.pod_uid())?;
+            if !self.ready_the_sandbox(look, look.pod_uid()).await? {
+                return Ok(false);
+            }
         }
         let at = self.now();
         self.attest(look, |status| status.ready = Some(Pushed { at, images: found })).await?;

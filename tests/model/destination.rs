@@ -89,7 +89,7 @@ impl Drover {
         let stage = doing.stage;
         match doing.what {
             // A same-name replacement does not exist yet; its placeholder needs no claims.
-            DestinationStep::Prepare if stage < n && !self.keeps_name() => self.each(world, Each::Arm, stage),
+            DestinationStep::Prepare | DestinationStep::Verify if stage < n && !self.keeps_name() => self.each(world, Each::Arm, stage),
             DestinationStep::Prepare => self.attests_prepared(world),
             DestinationStep::Arm => self.arm(world, stage, n),
             DestinationStep::PrepareFallback => self.prepare_fallback(world, stage, n),

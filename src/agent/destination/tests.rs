@@ -191,6 +191,15 @@ async fn only_the_images_that_were_voted_for_are_ready() {
 }
 
 #[tokio::test]
+async fn claims_that_a_replaced_disk_has_lost_stand_again_before_it_is_ready() {
+    let course = Course::released(Phase::AwaitingReadiness);
+    course.markers().disarm(POD).unwrap();
+    course.look().unwrap();
+    assert!(course.said().ready.is_some());
+    assert_eq!(course.claim(), Some(Claim::Waiting));
+}
+
+#[tokio::test]
 async fn another_digest_is_a_failure_once_patience_is_over() {
     let course = Course::released(Phase::AwaitingReadiness);
     course.node.state().registry.insert(format!("{}:app", repository()), image('f'));
