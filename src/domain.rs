@@ -8,6 +8,7 @@ pub mod agent_certificate;
 pub mod attest;
 pub mod containers;
 pub mod criu;
+pub mod disruption;
 pub mod election;
 pub mod extender;
 pub mod fan_out;

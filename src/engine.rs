@@ -12,7 +12,9 @@ use fan_out::Looked;
 use crate::{
     api::{Migration, Phase, Role, attestation::attestation_name},
     domain::{
-        self, keys,
+        self,
+        disruption::{self, Disruption},
+        keys,
         migration::{self, Effect, Observed},
         owner,
         preflight::{self, Facts},
@@ -44,6 +46,7 @@ pub async fn reconcile(
     }
     loop {
         let observed = Box::pin(observe(&migration, cluster, clock.now(), fresh_repository)).await?;
+        keep_disruption(&migration, &observed, cluster, clock.now()).await;
         let mut step = migration::advance(&migration, &observed, clock.now());
         if step.status.is_none()
             && let Err(error) = perform(&migration, &observed, &step.effects, cluster, clock.now()).await
@@ -57,6 +60,9 @@ pub async fn reconcile(
         let after = cluster.write_status(&migration, &status).await?;
         written(&migration, &after);
         tell(&migration, &after, cluster).await;
+        if after.is_done() {
+            give_back_disruption(&migration, &observed, cluster, clock.now()).await;
+        }
         migration = after;
     }
 }
@@ -88,6 +94,9 @@ async fn observe(
     if status.phase >= Phase::Preflight {
         observed.source_attestation = attestation(cluster, migration, namespace, name, Role::Source).await?;
     }
+    if let Some(source) = observed.source.as_ref().filter(|_| (Phase::Preflight..Phase::Done).contains(&status.phase)) {
+        observed.budgets = cluster.budgets(source).await?;
+    }
     if status.phase >= Phase::Preparing {
         // One read where both have one name, so that they never contradict each other. One that was refused has none, and its pod may be gone.
         observed.replacement = match observed.replacement_name.as_str() {
@@ -118,6 +127,7 @@ async fn observe(
         observed.fresh_repository = fresh_repository();
         if let Some(pod) = &observed.source {
             observed.blockers = preflight::examine(migration, pod, &facts(pod, cluster, now).await?);
+            observed.blockers.extend(disruption::blocker(pod, &observed.budgets));
         }
     }
     if status.phase == Phase::Finishing {
@@ -184,6 +194,35 @@ async fn waiting_replacement(migration: &Migration, observed: &Observed, cluster
         return Err(PortError::permanent("no node can take the pod any more"));
     }
     Ok(replacement::build(source, migration, &nodes))
+}
+
+/// Renews the disruption that was taken, before it lapses. What cannot be renewed is no reason to leave a frozen pod alone.
+async fn keep_disruption(migration: &Migration, observed: &Observed, cluster: &dyn Cluster, now: Timestamp) {
+    if let Some((budget, true)) = taken(migration, observed, now) {
+        tried("renew the disruption", cluster.perform(migration, &Effect::TakeDisruption { budget }, None).await);
+    }
+}
+
+/// At the end. An entry that stays lapses by itself.
+async fn give_back_disruption(migration: &Migration, observed: &Observed, cluster: &dyn Cluster, now: Timestamp) {
+    if let Some((budget, _)) = taken(migration, observed, now) {
+        tried("give the disruption back", cluster.perform(migration, &Effect::GiveBackDisruption { budget }, None).await);
+    }
+}
+
+/// The budget that a disruption was taken from, and whether it would lapse soon.
+fn taken(migration: &Migration, observed: &Observed, now: Timestamp) -> Option<(String, bool)> {
+    let source = observed.source.as_ref().filter(|_| migration.phase() > Phase::Preparing)?;
+    match disruption::disruption(source, &observed.budgets, now) {
+        Disruption::Taken { budget, stale } => Some((budget, stale)),
+        Disruption::Free | Disruption::Allowed { .. } | Disruption::Refused(_) => None,
+    }
+}
+
+fn tried(what: &str, result: PortResult<()>) {
+    if let Err(error) = result {
+        tracing::warn!(%error, "failed to {what}");
+    }
 }
 
 /// An Event for each phase and each warning.

@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::{core::v1::Pod, policy::v1::PodDisruptionBudget};
 
 use crate::{
     api::{Attestation, AttestationStatus, Migration, MigrationStatus, NodeProfileStatus, attestation::PushedImage},
@@ -255,6 +255,8 @@ pub trait Cluster: Send + Sync {
     async fn make_child(&self, parent: &Migration, child: &Migration) -> PortResult<()>;
     /// The claims that a pod names and that exist, by name, with their volumes.
     async fn claims(&self, pod: &Pod) -> PortResult<BTreeMap<String, ClaimView>>;
+    /// The disruption budgets of the pod's namespace.
+    async fn budgets(&self, pod: &Pod) -> PortResult<Vec<PodDisruptionBudget>>;
     /// Every node with its profile.
     async fn nodes(&self) -> PortResult<Vec<NodeView>>;
     /// UIDs of the migrations that have not ended.

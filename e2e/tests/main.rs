@@ -24,6 +24,7 @@ mod support;
 mod claims;
 mod crash;
 mod crd_rules;
+mod disruptions;
 mod extender;
 mod fan_out;
 mod faults;

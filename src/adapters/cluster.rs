@@ -2,6 +2,7 @@
 
 mod children;
 mod claims;
+mod disruptions;
 mod lock;
 mod owners;
 mod pull_credentials;
@@ -13,7 +14,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use async_trait::async_trait;
 use k8s_openapi::{
-    api::core::v1::{Node, Pod},
+    api::{
+        core::v1::{Node, Pod},
+        policy::v1::PodDisruptionBudget,
+    },
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{
@@ -181,6 +185,10 @@ impl Cluster for KubeCluster {
         self.claims_of(pod).await
     }
 
+    async fn budgets(&self, pod: &Pod) -> PortResult<Vec<PodDisruptionBudget>> {
+        self.budgets_of(pod).await
+    }
+
     async fn asked_for(&self, parent: &Migration) -> PortResult<Option<Vec<Pod>>> {
         self.pods_asked_for(parent).await
     }
@@ -238,6 +246,8 @@ impl Cluster for KubeCluster {
             }
             Effect::Lock { uid } => self.lock(migration, uid).await,
             Effect::Unlock { uid } => self.unlock(migration, uid).await,
+            Effect::TakeDisruption { budget } => self.take_disruption(migration, budget).await,
+            Effect::GiveBackDisruption { budget } => self.give_back_disruption(migration, budget).await,
             Effect::CreateAttestation { role, node, pod_uid } => self.create_attestation(migration, *role, node, pod_uid).await,
             Effect::LayOutPullCredentials => self.lay_out_pull_credentials(migration).await,
             Effect::RemovePullCredentials => self.remove_pull_credentials(migration).await,

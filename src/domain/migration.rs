@@ -66,6 +66,16 @@ pub enum Effect {
         /// UID of the pod that carries it: the source, or what has taken its place under its name.
         uid: String,
     },
+    /// Count the source as disrupted in this budget, or go on doing so.
+    TakeDisruption {
+        /// Name of the budget.
+        budget: String,
+    },
+    /// Count it as healthy again.
+    GiveBackDisruption {
+        /// Name of the budget.
+        budget: String,
+    },
     /// Make the attestation of one side.
     CreateAttestation {
         /// The side.

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use serde_json::json;
 
 use super::*;
@@ -22,6 +22,7 @@ struct FakeCluster {
     source: Option<Pod>,
     attestations: Vec<Attestation>,
     nodes: Vec<NodeView>,
+    budgets: Vec<PodDisruptionBudget>,
     /// The call that fails, and how.
     failing: Option<(&'static str, Failure)>,
 }
@@ -69,6 +70,9 @@ impl Cluster for FakeCluster {
     }
     async fn claims(&self, _pod: &Pod) -> PortResult<std::collections::BTreeMap<String, preflight::ClaimView>> {
         Ok(std::collections::BTreeMap::default())
+    }
+    async fn budgets(&self, _pod: &Pod) -> PortResult<Vec<PodDisruptionBudget>> {
+        Ok(self.budgets.clone())
     }
     async fn asked_for(&self, _parent: &Migration) -> PortResult<Option<Vec<Pod>>> {
         Ok(Some(self.source.clone().into_iter().collect()))

@@ -12,7 +12,7 @@ use drover::{
     ports::{Clock, Cluster, Failure, PortError, PortResult},
 };
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::{core::v1::Pod, policy::v1::PodDisruptionBudget};
 
 use crate::{
     api::{conflict, name_of},
@@ -222,6 +222,10 @@ impl Cluster for Handle {
         Ok(std::collections::BTreeMap::default())
     }
 
+    async fn budgets(&self, _pod: &Pod) -> PortResult<Vec<PodDisruptionBudget>> {
+        Ok(vec![])
+    }
+
     async fn asked_for(&self, _parent: &Migration) -> PortResult<Option<Vec<Pod>>> {
         unreachable!("each simulated Migration is of one pod")
     }
@@ -301,6 +305,7 @@ impl Cluster for Handle {
             Effect::RewriteImages { uid } => self.rewrite_images(migration, uid).await,
             Effect::DeleteReplacement { uid, force } => self.delete_pod(replacement_name(migration)?, uid, *force).await,
             Effect::DeleteSource { uid } => self.delete_pod(source_name(migration)?, uid, false).await,
+            Effect::TakeDisruption { .. } | Effect::GiveBackDisruption { .. } => unreachable!("nothing simulated has a disruption budget"),
             Effect::MarkSurplus { .. } | Effect::ReleaseSource { .. } | Effect::HandOver { .. } => {
                 unreachable!("the simulated pods belong to nobody")
             }

@@ -18,13 +18,22 @@ use crate::{
         attestation::Inspected,
         migration::{ContainerCheckpoint, DestinationStatus, ReplacementStatus, condition},
     },
-    domain::{keys, owner, preflight::Blocker, replacement::init_images, verdict},
+    domain::{
+        disruption::{Disruption, disruption},
+        keys, owner,
+        preflight::Blocker,
+        replacement::init_images,
+        verdict,
+    },
 };
 
 /// How long the source node's agent may take to look at the pod's processes: it answers within a second where it runs, and reads for 10 s at most.
 const INSPECTION_PATIENCE: Duration = Duration::from_secs(20);
 /// The same where the migration is refused anyway.
 const INSPECTION_PATIENCE_OF_A_REFUSAL: Duration = Duration::from_secs(4);
+
+/// When to look again after what no watch tells of.
+const AT_ONCE: Duration = Duration::from_millis(50);
 
 /// How far the look at the pod's processes has come.
 enum Inspection<'a> {
@@ -245,6 +254,9 @@ impl Course<'_> {
                 if let Some(step) = self.initialize(&status, &pod) {
                     return step;
                 }
+                if let Some(step) = self.take_disruption(&status) {
+                    return step;
+                }
                 destination.push_address.clone_from(&prepared.push_address);
                 status.destination = Some(destination);
                 status.message.clear();
@@ -266,6 +278,16 @@ impl Course<'_> {
             return Some(Step::perform(vec![Effect::WriteInitImages { uid: pod.metadata.uid.clone().unwrap_or_default() }]));
         }
         (!observed::has_initialized(pod)).then(|| Step::told(status.clone(), "waiting for the replacement to pass its init containers"))
+    }
+
+    /// The step that takes a disruption before the freeze, or waits for one; none where there is none to take (any more).
+    fn take_disruption(&self, status: &MigrationStatus) -> Option<Step> {
+        match disruption(self.observed.source.as_ref()?, &self.observed.budgets, self.now) {
+            Disruption::Free | Disruption::Taken { .. } => None,
+            // No watch tells of a budget.
+            Disruption::Allowed { budget } => Some(Step { after: Some(AT_ONCE), ..Step::perform(vec![Effect::TakeDisruption { budget }]) }),
+            Disruption::Refused(why) => Some(Step::told(status.clone(), &why)),
+        }
     }
 
     pub(super) fn freezing(&self, mut status: MigrationStatus) -> Step {

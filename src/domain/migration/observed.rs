@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::{
+    core::v1::{ContainerStatus, Pod},
+    policy::v1::PodDisruptionBudget,
+};
 use kube::ResourceExt as _;
 
 use crate::{
@@ -47,6 +50,8 @@ pub struct Observed {
     pub replacement_name: String,
     /// The labels that the source's ReplicaSet or Job selects by; looked for before the preflight only.
     pub owner_selector: BTreeMap<String, String>,
+    /// The disruption budgets of the source's namespace.
+    pub budgets: Vec<PodDisruptionBudget>,
     /// The laid-out pull credentials are still there.
     pub pull_credentials_left: bool,
 }

@@ -1,5 +1,6 @@
 //! The course of a migration as a walk: each step is fed back, with the world doing what the step asked for.
 
+mod disruption;
 mod doubt;
 mod init_containers;
 mod owner;
@@ -126,6 +127,7 @@ impl Walk {
             Effect::DeleteSource { .. } => self.observed.source = None,
             Effect::WriteInitImages { .. } => self.give_init_images(),
             Effect::MarkSurplus { .. } | Effect::ReleaseSource { .. } | Effect::HandOver { .. } => self.obey_owner(effect),
+            Effect::TakeDisruption { budget } => self.take_disruption(budget),
             Effect::LayOutPullCredentials | Effect::RemovePullCredentials | Effect::DeleteMigration => {}
             other => self.obey_source_first(other),
         }
@@ -166,15 +168,18 @@ impl Walk {
         self.migration.phase()
     }
 
+    fn prepare(&mut self) {
+        let prepared = Prepared { at: at(2), push_address: "10.0.0.2:5786".into(), pull_address: String::new() };
+        self.attest(Role::Destination, |s| s.prepared = Some(prepared));
+    }
+
     /// Walks to a phase along the course in which all goes well.
     fn walk_to(&mut self, goal: Phase) {
         let mut reached = self.settle();
         while reached < goal {
             match reached {
                 Phase::Preflight => self.attest(Role::Source, |s| s.inspected = Some(preflight::inspected(&[], &[]))),
-                Phase::Preparing => self.attest(Role::Destination, |s| {
-                    s.prepared = Some(Prepared { at: at(2), push_address: "10.0.0.2:5786".into(), pull_address: String::new() });
-                }),
+                Phase::Preparing => self.prepare(),
                 Phase::Freezing => self.attest(Role::Source, |s| s.frozen = Some(Frozen { at: at(3), containers: containers() })),
                 Phase::Checkpointing => self.attest(Role::Source, |s| s.checkpointed = Some(At { at: at(4) })),
                 Phase::Transferring => self.attest(Role::Source, |s| s.vote = Some(Vote { at: at(5), containers: containers(), images: images() })),

@@ -145,6 +145,7 @@ fn compact(effect: &Effect) -> Eff {
         Effect::DeleteReplacement { uid, force } => Eff::DeleteReplacement(number(uid), *force),
         Effect::DeleteSource { .. } => Eff::DeleteSource,
         Effect::DeleteMigration => unreachable!("the model's Migration has no time to live"),
+        Effect::TakeDisruption { .. } | Effect::GiveBackDisruption { .. } => unreachable!("the model has no disruption budgets"),
         Effect::MarkSurplus { .. } | Effect::ReleaseSource { .. } | Effect::HandOver { .. } => unreachable!("the model's pod has no owner"),
     }
 }

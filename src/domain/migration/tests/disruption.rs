@@ -1,0 +1,51 @@
+//! A freeze is a disruption: it is taken before, and waited for where the budget allows none.
+
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use serde_json::json;
+
+use super::*;
+use crate::domain::disruption::take;
+
+impl Walk {
+    pub(super) fn take_disruption(&mut self, name: &str) {
+        let pod = self.observed.source.as_ref().unwrap().metadata.name.clone().unwrap();
+        let budget = self.observed.budgets.iter_mut().find(|budget| budget.metadata.name.as_deref() == Some(name)).unwrap();
+        budget.status = Some(take(budget, &pod, second(self.now)).unwrap());
+    }
+
+    fn allow(&mut self, disruptions: i32) {
+        let budget: PodDisruptionBudget = serde_json::from_value(json!({
+            "metadata": {"name": "all", "generation": 1}, "spec": {"selector": {}},
+            "status": {"observedGeneration": 1, "disruptionsAllowed": disruptions, "currentHealthy": 2, "desiredHealthy": 2, "expectedPods": 3}
+        }))
+        .unwrap();
+        self.observed.budgets = vec![budget];
+    }
+}
+
+#[test]
+fn nothing_is_frozen_before_the_budget_allows_a_disruption() {
+    let mut walk = Walk::new();
+    walk.walk_to(Phase::Preparing);
+    walk.allow(0);
+    walk.prepare();
+    assert_eq!(walk.settle(), Phase::Preparing);
+    assert!(walk.status().message.contains("PodDisruptionBudget all allows no disruption now"), "{}", walk.status().message);
+    walk.allow(1);
+    assert_eq!(walk.settle(), Phase::Freezing);
+    let status = walk.observed.budgets[0].status.as_ref().unwrap();
+    assert_eq!((status.disruptions_allowed, status.disrupted_pods.as_ref().map(|pods| pods.contains_key("p"))), (Some(0), Some(true)));
+}
+
+#[test]
+fn a_budget_that_never_allows_one_ends_in_a_rollback_with_its_name() {
+    let mut walk = Walk::new();
+    walk.walk_to(Phase::Preparing);
+    walk.allow(0);
+    walk.prepare();
+    walk.settle();
+    walk.now = 601;
+    walk.settle();
+    assert_eq!(walk.status().verdict, Some(Verdict::Rollback));
+    assert!(walk.status().message.contains("PodDisruptionBudget all"), "{}", walk.status().message);
+}
