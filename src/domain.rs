@@ -10,6 +10,7 @@ pub mod containers;
 pub mod criu;
 pub mod disruption;
 pub mod election;
+pub mod estimate;
 pub mod extender;
 pub mod fan_out;
 pub mod ids;

@@ -108,9 +108,12 @@ impl ProcInspector {
         if field("NSpid").split_whitespace().count() > 2 {
             nested_namespaces.push("pid");
         }
+        // In units of 1024 bytes, whatever they are called (proc_pid_status(5)).
+        let kibibytes = |name| field(name).split(' ').next().and_then(|count| count.parse::<u64>().ok()).unwrap_or_default();
         Ok(Process {
             pid,
             name: field("Name").to_owned(),
+            memory: ["RssAnon", "RssShmem", "VmSwap"].map(kibibytes).iter().sum::<u64>() << 10,
             tracer: field("TracerPid").parse().ok().filter(|tracer| *tracer != 0),
             nested_namespaces,
             files: files::open_files(folder, mounts)?,

@@ -211,6 +211,9 @@ pub struct Inspected {
     /// What will be different after the move.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<Finding>,
+    /// Bytes that will be read and sent while the pod is frozen: its memory and its emptyDir volumes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
 }
 
 /// One thing that was found.

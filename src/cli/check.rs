@@ -89,6 +89,7 @@ fn findings(migration: &Migration) -> String {
     let status = migration.status.clone().unwrap_or_default();
     let mut lines: Vec<String> = status.blockers.iter().map(|blocker| format!("blocked  {blocker}")).collect();
     lines.extend(status.warnings.iter().map(|warning| format!("warning  {warning}")));
+    lines.extend(status.estimated_freeze_millis.map(|millis| format!("freeze   about {:.1} s", Duration::from_millis(millis).as_secs_f64())));
     if status.blockers.is_empty() {
         // Refused before the preflight, or passed.
         lines.insert(0, status.message);
@@ -113,6 +114,13 @@ mod tests {
     fn each_finding_has_a_line_of_its_own() {
         assert_eq!(found(&["spec.a: no (b)", "spec.c: no"], &["d"], "all in one"), "blocked  spec.a: no (b)\nblocked  spec.c: no\nwarning  d\n");
         assert_eq!(found(&[], &["d"], "preflight found no blocker"), "preflight found no blocker\nwarning  d\n");
+    }
+
+    #[test]
+    fn the_estimated_freeze_is_told() {
+        let mut migration = Migration::new("check", crate::api::MigrationSpec::default());
+        migration.status = Some(MigrationStatus { message: "ok".into(), estimated_freeze_millis: Some(7_260), ..MigrationStatus::default() });
+        assert_eq!(findings(&migration), "ok\nfreeze   about 7.3 s\n");
     }
 
     #[test]

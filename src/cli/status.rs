@@ -123,6 +123,9 @@ fn table(migration: &Migration) -> String {
         let millis = timing.millis.map_or_else(|| "…".to_owned(), |ms| ms.to_string());
         let _ = writeln!(text, "  {:<18} {millis:>8} ms", timing.phase.as_str());
     }
+    if let Some(estimated) = status.estimated_freeze_millis.filter(|_| status.frozen_millis.is_none()) {
+        let _ = writeln!(text, "  {:<18} {estimated:>8} ms (estimated)", "frozen");
+    }
     if let Some(frozen) = status.frozen_millis {
         let _ = writeln!(text, "  {:<18} {frozen:>8} ms", "frozen");
     }

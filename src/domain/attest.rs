@@ -273,7 +273,7 @@ mod tests {
         let none = SourceJournal::default();
         let own = AttestationStatus::default();
         assert_eq!(next(&in_phase(Phase::Preflight), &own, &none, Deletion::NotShown, 0), SourceAction::Inspect);
-        let inspected = AttestationStatus { inspected: Some(Inspected { at: at(), blockers: vec![], warnings: vec![] }), ..own.clone() };
+        let inspected = AttestationStatus { inspected: Some(Inspected { at: at(), blockers: vec![], warnings: vec![], bytes: None }), ..own.clone() };
         assert_eq!(next(&in_phase(Phase::Preflight), &inspected, &none, Deletion::NotShown, 0), SourceAction::Wait);
         assert_eq!(next(&in_phase(Phase::Preparing), &own, &none, Deletion::NotShown, 0), SourceAction::Wait);
         assert_eq!(next(&in_phase(Phase::Freezing), &own, &none, Deletion::NotShown, 0), SourceAction::Freeze);

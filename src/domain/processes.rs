@@ -38,6 +38,8 @@ pub struct Findings {
     pub blockers: Vec<Blocker>,
     /// What will be different after the move.
     pub warnings: Vec<Blocker>,
+    /// Bytes that are read and sent while the pod is frozen: its memory, and its volumes in the node's keeping. Pages that processes share are counted for each.
+    pub bytes: u64,
 }
 
 /// Judges what was read.
@@ -68,7 +70,9 @@ pub fn judge(pod: &PodFacts) -> Findings {
             "they must be made again by those who use them; unix sockets go on",
         ));
     }
-    Findings { blockers: bounded(blockers), warnings: bounded(warnings) }
+    let memory: u64 = pod.processes.iter().map(|process| process.memory).sum();
+    let bytes = memory.saturating_add(pod.shared_memory).saturating_add(pod.empty_dirs);
+    Findings { blockers: bounded(blockers), warnings: bounded(warnings), bytes }
 }
 
 /// Each message once: a file that was inherited is in many processes.

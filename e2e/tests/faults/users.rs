@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kube::{
     ResourceExt as _,
-    api::DeleteParams,
+    api::{DeleteParams, EvictParams},
     runtime::{conditions::is_deleted, wait::await_condition},
 };
 
@@ -21,6 +21,18 @@ use crate::support::{
 /// Removes a pod's object at once, as `kubectl delete pod --force --grace-period=0` does.
 async fn force_delete(namespace: &Namespace, pod: &str) {
     namespace.pods().delete(pod, &DeleteParams::default().grace_period(0)).await.unwrap();
+}
+
+/// The same of one that may be the only copy left, which the API server refuses at first, and to others than the manager.
+async fn force_delete_in_doubt(namespace: &Namespace, pod: &str) {
+    let eviction = namespace.pods().evict(pod, &EvictParams::default()).await.unwrap_err().to_string();
+    let deletion = namespace.pods().delete(pod, &DeleteParams::default().grace_period(0)).await.unwrap_err().to_string();
+    let garbage = namespace.kubectl(&["delete", "pod", pod, "--as=system:serviceaccount:kube-system:generic-garbage-collector"]).unwrap_err();
+    for refused in [eviction, deletion, garbage] {
+        assert!(refused.contains("drover-pods-in-doubt") && refused.contains("drover resolve"), "{refused}");
+    }
+    namespace.kubectl(&["annotate", "pod", pod, "drover.dev/allow-delete=true"]).unwrap();
+    force_delete(namespace, pod).await;
 }
 
 #[test]
@@ -52,7 +64,7 @@ fn a_source_that_is_removed_by_force_after_the_release_goes_on_at_the_destinatio
     with_namespace("force-released", |namespace| async move {
         let mut moving = Moving::begin(&namespace, 64, to("c", "n2")).await;
         moving.hold(Moment::Taken).await;
-        force_delete(&namespace, "c").await;
+        force_delete_in_doubt(&namespace, "c").await;
         moving.go_on();
         moving.migrates().await;
     });
@@ -62,7 +74,12 @@ fn a_replacement_is_removed(name: &str, moment: Moment, because: &'static str) {
     with_namespace(name, |namespace| async move {
         let mut moving = Moving::begin(&namespace, 32, to("c", "n2")).await;
         moving.hold(moment).await;
-        force_delete(&namespace, &replacement(&moving.migration)).await;
+        let name = replacement(&moving.migration);
+        if moving.migration.phase() == Phase::Restoring {
+            force_delete_in_doubt(&namespace, &name).await;
+        } else {
+            force_delete(&namespace, &name).await;
+        }
         moving.go_on();
         moving.rolls_back(because, AFTER_SWEEP).await;
     });
@@ -85,7 +102,7 @@ fn a_replacement_that_is_removed_by_force_once_it_counts_is_held_until_a_person_
         let mut moving = Moving::begin(&namespace, 64, to("c", "n2")).await;
         moving.hold(Moment::Taken).await;
         drop(moving.until_copy_counts().await);
-        force_delete(&namespace, &replacement(&moving.migration)).await;
+        force_delete_in_doubt(&namespace, &replacement(&moving.migration)).await;
         eventually(Duration::from_secs(20), || (!namespace.running().is_empty()).then(|| "its kubelet ends the copy".to_owned()));
         moving.go_on();
         moving.until_held("Died").await;

@@ -94,6 +94,9 @@ pub struct MigrationStatus {
     /// The pods of a Migration of several, each with its own Migration, in the order in which they are moved.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub children: Vec<Child>,
+    /// Milliseconds that the pod will be frozen for, as the preflight estimates it from the memory and the volumes that will be carried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub estimated_freeze_millis: Option<u64>,
     /// Milliseconds in which neither copy ran.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub frozen_millis: Option<u64>,

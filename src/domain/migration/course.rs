@@ -20,7 +20,7 @@ use crate::{
     },
     domain::{
         disruption::{Disruption, disruption},
-        keys, owner,
+        estimate, keys, owner,
         preflight::Blocker,
         replacement::init_images,
         verdict,
@@ -161,6 +161,7 @@ impl Course<'_> {
             Inspection::Done(inspected) => {
                 blockers.extend(inspected.blockers.iter().cloned().map(Blocker::from));
                 status.warnings = inspected.warnings.iter().cloned().map(|warning| Blocker::from(warning).to_string()).collect();
+                self.estimate(&mut status, inspected);
             }
         }
         if !blockers.is_empty() {
@@ -216,6 +217,13 @@ impl Course<'_> {
         } else {
             Step::wait()
         }))
+    }
+
+    fn estimate(&self, status: &mut MigrationStatus, inspected: &Inspected) {
+        let Some(bytes) = inspected.bytes else { return };
+        let freeze = estimate::image_lane(bytes, status.source.as_ref().map_or(0, |source| source.containers.len()));
+        status.estimated_freeze_millis = u64::try_from(freeze.as_millis()).ok();
+        status.warnings.extend(estimate::warning(freeze, self.migration.spec.freeze_budget_seconds).map(|warning| warning.to_string()));
     }
 
     pub(super) fn preparing(&self, mut status: MigrationStatus) -> Step {

@@ -24,6 +24,8 @@ pub struct Process {
     pub pid: i32,
     /// Its name (`comm`), chosen by itself.
     pub name: String,
+    /// Bytes of its memory that a checkpoint holds: what is its own, shared with others, or swapped out, but no files that can be read again.
+    pub memory: u64,
     /// Who traces it.
     pub tracer: Option<i32>,
     /// Kinds of namespaces (`user`, `pid`) in which it is not where its container began.

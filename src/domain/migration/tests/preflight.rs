@@ -11,7 +11,7 @@ fn findings(messages: &[&str]) -> Vec<Finding> {
 }
 
 pub(super) fn inspected(blockers: &[&str], warnings: &[&str]) -> Inspected {
-    Inspected { at: at(1), blockers: findings(blockers), warnings: findings(warnings) }
+    Inspected { at: at(1), blockers: findings(blockers), warnings: findings(warnings), bytes: None }
 }
 
 /// A migration whose source's agent is asked.
@@ -90,5 +90,16 @@ fn a_check_looks_at_the_processes_and_touches_nothing() {
         assert_eq!(walk.status().outcome, outcome);
         assert_eq!(walk.status().message.contains("after a move: process[7 app]"), outcome.is_none(), "{}", walk.status().message);
         assert_untouched(&walk);
+    }
+}
+
+#[test]
+fn the_freeze_is_estimated_and_a_budget_that_will_not_do_is_warned_of() {
+    for (gibibytes, warned) in [(1, false), (4, true)] {
+        let mut walk = asked();
+        walk.attest(Role::Source, |s| s.inspected = Some(Inspected { bytes: Some(gibibytes << 30), ..inspected(&[], &[]) }));
+        assert_eq!(walk.settle(), Phase::Preparing);
+        assert!(walk.status().estimated_freeze_millis > Some(gibibytes * 20_000), "{:?}", walk.status().estimated_freeze_millis);
+        assert_eq!(walk.status().warnings.iter().any(|warning| warning.starts_with("spec.freezeBudgetSeconds")), warned);
     }
 }

@@ -1,0 +1,51 @@
+//! How long a move will keep a pod frozen, before anything is frozen.
+//!
+//! An estimate, not a promise: it knows the bytes and not the machines. What it is made from is in docs/operations.md, Time frozen.
+
+use std::time::Duration;
+
+use super::preflight::Blocker;
+
+/// What a move takes in the image lane however small the pod is.
+const FIXED: Duration = Duration::from_millis(2200);
+/// What each further container takes.
+const A_CONTAINER: Duration = Duration::from_millis(700);
+/// What a GiB takes: the kubelet's archive is copied several times (MEASURED.md 9).
+const A_GIB: Duration = Duration::from_secs(24);
+
+/// How long a pod with so many bytes and containers is frozen.
+#[must_use]
+pub fn image_lane(bytes: u64, containers: usize) -> Duration {
+    let further = A_CONTAINER.saturating_mul(u32::try_from(containers.saturating_sub(1)).unwrap_or(u32::MAX));
+    let millis = u128::from(bytes) * A_GIB.as_millis() >> 30;
+    FIXED + further + Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
+}
+
+/// What the estimate says against the budget, which the source's agent keeps by thawing; none where it fits.
+#[must_use]
+pub fn warning(freeze: Duration, budget_seconds: u32) -> Option<Blocker> {
+    (freeze > Duration::from_secs(budget_seconds.into())).then(|| {
+        let message = format!("is {budget_seconds} s, and the freeze is estimated at {:.0} s: it will be undone in the middle", freeze.as_secs_f64());
+        Blocker::new("spec.freezeBudgetSeconds", message, "give it more, or move the pod when it holds less")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_grows_with_memory_and_containers_and_never_overflows() {
+        let (none, one) = (image_lane(0, 1), image_lane(1 << 30, 1));
+        assert_eq!((none, one - none), (FIXED, A_GIB));
+        assert_eq!(image_lane(0, 3) - none, A_CONTAINER * 2);
+        assert!(image_lane(u64::MAX, usize::MAX) > image_lane(1 << 50, 1));
+    }
+
+    #[test]
+    fn a_budget_that_will_not_do_is_warned_of() {
+        assert_eq!(warning(Duration::from_secs(60), 60), None);
+        let warned = warning(Duration::from_millis(61_400), 60).unwrap().to_string();
+        assert!(warned.starts_with("spec.freezeBudgetSeconds: is 60 s, and the freeze is estimated at 61 s"), "{warned}");
+    }
+}
