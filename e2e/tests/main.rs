@@ -34,6 +34,7 @@ mod init_containers;
 mod jobs;
 mod kills;
 mod kubelet_auth;
+mod meddling;
 mod mends;
 mod moves;
 mod no_gate;

@@ -23,6 +23,7 @@ use crate::support::{
     counter::{Follower, assert_contiguous, assert_went_on},
     eventually, lab,
     migrations::{assert_outcome, replacement, status, to},
+    moving::{Moment, Moving},
     pods::{container, counting},
     with_namespace,
 };
@@ -175,6 +176,31 @@ fn a_scale_down_before_the_vote_ends_the_migration_and_the_pod() {
         assert_outcome(&migration, Outcome::RolledBack);
         namespace.until_ready(0).await;
         eventually(Duration::from_secs(20), || (!namespace.running().is_empty()).then(|| "nothing runs".to_owned()));
+    });
+}
+
+/// After the release the source may be the only copy left, so its ReplicaSet waits for the verdict; what was asked for comes about then.
+#[test]
+fn a_scale_down_after_the_release_waits_and_takes_the_copy() {
+    with_namespace("scale-late", |namespace| async move {
+        let pods = made::<Deployment>(&namespace, "Deployment", 1).await;
+        let name = pods[0].name_any();
+        let source = namespace.counts(&pods[0]).await;
+        let migration = namespace.make(to(&name, "n2")).await;
+        let mut moving = Moving::of(&namespace, source, migration);
+        moving.hold(Moment::Taken).await;
+        namespace.kubectl(&["scale", "deployment/web", "--replicas=0"]).unwrap();
+        eventually(Duration::from_secs(20), || {
+            let events = namespace.kubectl(&["get", "events", "--field-selector=reason=FailedDelete", "-o", "jsonpath={.items[*].message}"]).unwrap();
+            (!events.contains("drover-pods-in-doubt")).then(|| format!("the ReplicaSet is refused; it says {events:?}"))
+        });
+        assert_eq!(namespace.pods().get(&name).await.unwrap().metadata.deletion_timestamp, None);
+        moving.go_on();
+        let migration = namespace.until_done(&moving.name()).await;
+        assert_outcome(&migration, Outcome::Migrated);
+        namespace.until_ready(0).await;
+        eventually(Duration::from_secs(20), || (!namespace.running().is_empty()).then(|| "nothing runs".to_owned()));
+        assert_eq!(namespace.pods_made("ReplicaSet"), 1, "the first pod alone");
     });
 }
 

@@ -17,7 +17,7 @@ const A_GIB: Duration = Duration::from_secs(24);
 #[must_use]
 pub fn image_lane(bytes: u64, containers: usize) -> Duration {
     let further = A_CONTAINER.saturating_mul(u32::try_from(containers.saturating_sub(1)).unwrap_or(u32::MAX));
-    let millis = u128::from(bytes) * A_GIB.as_millis() >> 30;
+    let millis = (u128::from(bytes) * A_GIB.as_millis()) >> 30;
     FIXED + further + Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
 }
 
@@ -37,14 +37,14 @@ mod tests {
     #[test]
     fn it_grows_with_memory_and_containers_and_never_overflows() {
         let (none, one) = (image_lane(0, 1), image_lane(1 << 30, 1));
-        assert_eq!((none, one - none), (FIXED, A_GIB));
-        assert_eq!(image_lane(0, 3) - none, A_CONTAINER * 2);
+        assert_eq!((none, one), (FIXED, FIXED + A_GIB));
+        assert_eq!(image_lane(0, 3), FIXED + A_CONTAINER * 2);
         assert!(image_lane(u64::MAX, usize::MAX) > image_lane(1 << 50, 1));
     }
 
     #[test]
     fn a_budget_that_will_not_do_is_warned_of() {
-        assert_eq!(warning(Duration::from_secs(60), 60), None);
+        assert_eq!(warning(Duration::from_mins(1), 60), None);
         let warned = warning(Duration::from_millis(61_400), 60).unwrap().to_string();
         assert!(warned.starts_with("spec.freezeBudgetSeconds: is 60 s, and the freeze is estimated at 61 s"), "{warned}");
     }

@@ -65,6 +65,11 @@ impl Moving {
         let source = namespace.follow("c", "c").await;
         source.beyond(5).await;
         let migration = namespace.make(spec).await;
+        Self::of(namespace, source, migration)
+    }
+
+    /// One that has just been begun, of a pod whose container `c` is followed.
+    pub fn of(namespace: &Namespace, source: Follower, migration: Migration) -> Self {
         Self { namespace: namespace.clone(), source, migration, stopped: vec![], pulls_are_off: false }
     }
 

@@ -19,10 +19,11 @@ use crate::{
         migration::{ContainerCheckpoint, DestinationStatus, ReplacementStatus, condition},
     },
     domain::{
+        comparison::differences,
         disruption::{Disruption, disruption},
         estimate, keys, owner,
         preflight::Blocker,
-        replacement::init_images,
+        replacement::{build, init_images},
         verdict,
     },
 };
@@ -251,6 +252,9 @@ impl Course<'_> {
         if node == source.node_name || node != destination.node_name {
             return self.roll_back(status, &format!("the replacement was placed on node {node}, where it must not run"));
         }
+        if let Some(changes) = self.meddled_with(&pod) {
+            return self.roll_back(status, &changes);
+        }
         if let Some(step) = self.fix_order(&status) {
             return step;
         }
@@ -274,6 +278,16 @@ impl Course<'_> {
             Some(_) => Step::told(status, "waiting for the replacement's sandbox"),
             None => Step::told(status, "waiting for the destination's base images"),
         }
+    }
+
+    /// What others have made of the waiting pod that would not let the checkpoint be restored in it.
+    fn meddled_with(&self, waiting: &Pod) -> Option<String> {
+        let asked = build(self.observed.source.as_ref()?, self.migration, &[]);
+        let changes = differences(asked.spec.as_ref()?, waiting.spec.as_ref()?);
+        let told = changes.join(", ");
+        (!changes.is_empty()).then(|| {
+            format!("an admission webhook or policy has changed the waiting pod, and a checkpoint fits only what it was taken from: {told} (except its pods from that one)")
+        })
     }
 
     /// What the init containers of a waiting pod still have to go through; a placeholder, which never runs, has nothing to.

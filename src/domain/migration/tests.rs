@@ -3,6 +3,7 @@
 mod disruption;
 mod doubt;
 mod init_containers;
+mod meddling;
 mod owner;
 mod preflight;
 mod source_first;

@@ -105,7 +105,7 @@ fn a_volume_of_the_image_is_refused_only_when_something_is_in_it() {
 
 #[test]
 fn shared_memory_is_carried_up_to_a_limit() {
-    assert_eq!(judge(&PodFacts { shared_memory: SHARED_MEMORY_LIMIT, ..PodFacts::default() }), Findings::default());
+    assert_eq!(judge(&PodFacts { shared_memory: SHARED_MEMORY_LIMIT, ..PodFacts::default() }).blockers, vec![]);
     assert_eq!(judge(&PodFacts { shared_memory: SHARED_MEMORY_LIMIT + 1, ..PodFacts::default() }).blockers[0].field, "/dev/shm");
 }
 
@@ -136,4 +136,12 @@ fn a_name_that_the_pod_has_chosen_cannot_break_a_message() {
     let found = judge(&with_process(Process { tracer: Some(1), name: format!("a\n{}", "b".repeat(200)), ..Process::default() })).blockers;
     let field = &found[0].field;
     assert!(!field.contains('\n') && field.chars().count() < 120, "{field:?}");
+}
+
+#[test]
+fn what_is_carried_while_the_pod_is_frozen_is_counted() {
+    let mut pod = with_process(Process { memory: 1 << 20, ..Process::default() });
+    pod.processes.push(Process { memory: 2 << 20, ..Process::default() });
+    (pod.shared_memory, pod.empty_dirs) = (3 << 20, 4 << 20);
+    assert_eq!(judge(&pod).bytes, 10 << 20);
 }
