@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod check;
 pub mod crds;
+pub mod evacuate;
 pub mod manager;
 pub mod node;
 pub mod resolve;
@@ -30,6 +31,8 @@ enum Command {
     Agent(agent::Args),
     /// Say everything that is in the way of a pod's move, and touch nothing
     Check(check::Args),
+    /// Cordon a node and move its pods away with their memory
+    Evacuate(evacuate::Args),
     /// Show a migration's phases, its frozen time and its outcome
     Status(status::Args),
     /// Decide a migration that is held because nothing can be proved
@@ -53,6 +56,7 @@ impl Cli {
             Command::Manager(args) => args.run().map(|()| ExitCode::SUCCESS),
             Command::Agent(args) => args.run().map(|()| ExitCode::SUCCESS),
             Command::Check(args) => args.run(),
+            Command::Evacuate(args) => args.run(),
             Command::Status(args) => args.run(),
             Command::Resolve(args) => args.run(),
             Command::Node(command) => command.run(),

@@ -2,4 +2,5 @@
 
 pub mod annotation;
 pub mod certificates;
+pub mod evacuation;
 pub mod migration;

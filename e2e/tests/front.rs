@@ -131,9 +131,14 @@ fn the_api_server_understands_the_webhook() {
         let tls = FollowingTls::new(managed.identity(), Clients::Anyone).unwrap();
         let listener = std::net::TcpListener::bind((HERE, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let world = KubeWorld::new(client.clone());
-        let admission =
-            Admission { world: Arc::new(world), clock: Arc::new(SystemClock), manager_username: "nobody".to_owned(), metrics: Metrics::default() };
+        let world = Arc::new(KubeWorld::new(client.clone()));
+        let admission = Admission {
+            evictions: world.clone(),
+            world,
+            clock: Arc::new(SystemClock),
+            manager_username: "nobody".to_owned(),
+            metrics: Metrics::default(),
+        };
         let token = CancellationToken::new();
         let server = tokio::spawn(serve(listener, tls.config(), router(admission), token.clone(), Duration::from_secs(1)));
 

@@ -25,6 +25,7 @@ mod claims;
 mod crash;
 mod crd_rules;
 mod disruptions;
+mod evacuation;
 mod extender;
 mod fan_out;
 mod faults;

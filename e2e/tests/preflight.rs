@@ -8,7 +8,7 @@ use drover::{
 };
 
 use crate::support::{
-    Namespace,
+    Namespace, lab,
     migrations::{assert_outcome, status, to},
     pods::{IO_URING, counter, pod},
     with_namespace,
@@ -57,10 +57,7 @@ fn a_check_looks_at_the_processes_too() {
 
 /// `drover check`: its exit code and what it printed.
 fn check(namespace: &Namespace, pod: &str) -> (Option<i32>, String) {
-    let mut check = std::process::Command::new(env!("CARGO_BIN_EXE_drover"));
-    check.args(["check", pod, "--to", "n2", "-n", &namespace.name]).env("KUBECONFIG", crate::support::lab::lab(&["kubeconfig"]).trim());
-    let out = check.output().unwrap();
-    (out.status.code(), String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr))
+    lab::drover(&["check", pod, "--to", "n2", "-n", &namespace.name])
 }
 
 #[test]
@@ -71,12 +68,12 @@ fn drover_check_prints_every_blocker_and_leaves_nothing() {
         namespace.run(&bad).await;
         namespace.run(&counter("fine", "n1", 0, 100)).await;
         let (code, text) = check(&namespace, "c");
-        assert_eq!((code, text.lines().count()), (Some(2), 3), "{text}");
-        for found in ["blocked  spec.activeDeadlineSeconds: ", "blocked  spec.containers[c].tty: ", "uses io_uring"] {
+        assert_eq!((code, text.lines().count()), (Some(2), 4), "{text}");
+        for found in ["freeze   about 2.", "blocked  spec.activeDeadlineSeconds: ", "blocked  spec.containers[c].tty: ", "uses io_uring"] {
             assert!(text.contains(found), "{found:?} is not in {text}");
         }
         let (code, text) = check(&namespace, "fine");
-        assert!(code == Some(0) && text.contains("found no blocker"), "{text}");
+        assert!(code == Some(0) && text.contains("found no blocker") && text.contains("freeze   about 2."), "{text}");
         let (code, text) = check(&namespace, "none");
         assert!(code == Some(1) && text.contains("no pod none in namespace"), "{text}");
         let left = namespace.kubectl(&["get", "migrations", "-o", "name"]).unwrap();

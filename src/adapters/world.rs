@@ -3,24 +3,29 @@
 //! Direct reads instead of caches: only pods that are being annotated, claimed or moved come here, and a claim must be judged by what stands now,
 //! not by what a watch has brought (R1).
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::{
-    Api, Client,
-    api::{ListParams, ObjectList},
+    Api, Client, ResourceExt as _,
+    api::{ListParams, ObjectList, Patch, PatchParams},
 };
 use serde::de::DeserializeOwned;
+use serde_json::json;
 
 use super::{cluster::node_views, kube_error::port_error};
 use crate::{
     api::{Migration, MigrationPolicy},
     domain::{
         admission::{Needs, World},
+        keys,
         preflight::NodeView,
     },
     ports::{
         Clock, PortResult, SystemClock,
-        front::{PlacementSource, WorldSource},
+        front::{EvictionRequests, PlacementSource, WorldSource},
     },
 };
 
@@ -70,6 +75,22 @@ impl WorldSource for KubeWorld {
     async fn pod(&self, namespace: &str, name: &str) -> PortResult<Option<Pod>> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         pods.get_opt(name).await.map_err(|e| port_error("get the pod", &e))
+    }
+}
+
+#[async_trait]
+impl EvictionRequests for KubeWorld {
+    async fn note(&self, pod: &Pod, now: Timestamp) -> PortResult<()> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+        let labels = [(keys::EVICTION_REQUESTED, now.as_second().to_string())];
+        // A merge patch whose UID is another's is refused: a UID never changes.
+        let patch = json!({"metadata": {"uid": pod.metadata.uid, "labels": BTreeMap::from(labels)}});
+        let params = PatchParams { field_manager: Some(keys::MANAGER.into()), ..PatchParams::default() };
+        match pods.patch_metadata(&pod.name_any(), &params, &Patch::Merge(patch)).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => Ok(()),
+            Err(error) => Err(port_error("write down that an eviction was asked for", &error)),
+        }
     }
 }
 

@@ -1,10 +1,11 @@
-//! `MigrationPolicy`: which pods may move. Thin for now: triggers and limits come with cordon, drain and load.
+//! `MigrationPolicy`: which pods may move, and which leave a node by themselves. Thresholds of load are not built yet.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Which pods may be moved by annotation. Where no policy exists, every supported pod may.
+/// Which pods may be moved by annotation, and which leave their node by themselves. Where no policy exists, every supported pod may be moved, and none leaves.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "drover.dev",
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
     category = "drover",
     derive = "PartialEq",
     doc = "Which pods may be migrated, and within which limits.",
+    printcolumn(name = "Triggers", type_ = "string", json_path = ".spec.evacuation.triggers"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -24,4 +26,58 @@ pub struct MigrationPolicySpec {
     /// Pods that the policy speaks of. Empty: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod_selector: Option<LabelSelector>,
+    /// When these pods leave their node by themselves. Empty: never. Of several policies that select a pod the first, by name, that has the trigger counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evacuation: Option<Evacuation>,
+}
+
+/// Pods that leave their node alive.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Evacuation {
+    /// On which occasions.
+    #[schemars(length(min = 1, max = 2))]
+    pub triggers: Vec<Trigger>,
+    /// How many of a node's pods leave it at the same time.
+    #[serde(default = "default_concurrent")]
+    #[schemars(range(min = 1, max = 50))]
+    pub concurrent_per_node: u32,
+    /// What becomes of the eviction of a pod whose evacuation has failed.
+    #[serde(default)]
+    pub unmovable: Unmovable,
+}
+
+/// So many pods leave a node at the same time where nothing else is said.
+fn default_concurrent() -> u32 {
+    2
+}
+
+/// Why a pod leaves its node.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// The node is cordoned.
+    Cordon,
+    /// The pod is to be evicted, as `kubectl drain` does; only in namespaces that are labelled for it.
+    Drain,
+}
+
+/// What becomes of the eviction of a pod that cannot be moved.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unmovable {
+    /// It is evicted as usual, and starts anew elsewhere.
+    #[default]
+    Evict,
+    /// It stays, and the drain does not end.
+    Refuse,
+}
+
+impl Trigger {
+    /// As it stands in a label.
+    #[must_use]
+    pub const fn as_label(self) -> &'static str {
+        match self {
+            Self::Cordon => "cordon",
+            Self::Drain => "drain",
+        }
+    }
 }

@@ -17,7 +17,7 @@ use crate::{
         webhook_configuration::WebhookConfigurations,
         world::KubeWorld,
     },
-    controllers::{annotation::AnnotationController, certificates::CertificateController, migration},
+    controllers::{annotation::AnnotationController, certificates::CertificateController, evacuation::EvacuationController, migration},
     domain::election::Timing,
     http::{
         admin,
@@ -124,8 +124,10 @@ fn serve_webhooks(
     identity: watch::Receiver<Arc<Identity>>,
     tasks: &mut Tasks,
 ) -> anyhow::Result<()> {
+    let world = Arc::new(KubeWorld::new(client.clone()));
     let admission = Admission {
-        world: Arc::new(KubeWorld::new(client.clone())),
+        evictions: world.clone(),
+        world,
         clock: Arc::new(SystemClock),
         manager_username: settings.username(&settings.manager_service_account),
         metrics: metrics.clone(),
@@ -177,6 +179,8 @@ async fn lead(
             Ok(())
         });
         controllers.spawn("annotations", AnnotationController::new(clients.watching.clone(), settings.pod_name.clone()).run(term.clone()));
+        let evacuations = EvacuationController::new(clients.calling.clone(), settings.namespace.clone(), settings.pod_name.clone());
+        controllers.spawn("evacuations", evacuations.run(term.clone()));
         let agents = settings.username(&settings.agent_service_account);
         controllers.spawn("certificates", CertificateController::new(clients.watching.clone(), Arc::clone(&signer), agents).run(term.clone()));
         let mut watched = leading.clone();

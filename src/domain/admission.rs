@@ -25,6 +25,7 @@ mod guard;
 mod migration;
 mod patch;
 
+pub(in crate::domain) use destination::active_migration;
 pub use migration::validate_migration;
 
 /// What happens to the pod.
@@ -109,6 +110,15 @@ pub enum Decision {
         what: String,
         /// Every reason.
         reasons: Vec<Blocker>,
+    },
+    /// Refuse it in words and with a code that its requester knows.
+    Answer {
+        /// The HTTP code.
+        code: u16,
+        /// The reason, as Kubernetes names it.
+        reason: &'static str,
+        /// The message.
+        message: String,
     },
 }
 

@@ -29,6 +29,12 @@ pub const HOPS: &str = "drover.dev/hops";
 pub const REQUESTS: &str = "drover.dev/requests";
 /// Annotation on a Migration that was made for an annotated pod: that pod's UID, since another pod may have its name by now.
 pub const POD_UID: &str = "drover.dev/pod-uid";
+/// Annotation on a Migration: the node that it was made to empty.
+pub const EVACUATES: &str = "drover.dev/evacuates";
+/// Label on such a Migration: why (`cordon`, `drain`).
+pub const TRIGGER: &str = "drover.dev/trigger";
+/// Label on a pod: when its eviction was last asked for, in seconds since 1970. A label, so that such pods can be listed; it is not carried over.
+pub const EVICTION_REQUESTED: &str = "drover.dev/eviction-requested";
 /// Annotation on a Migration in doubt: a person's decision, as `drover resolve` writes it (domain/resolution.rs).
 pub const RESOLVE: &str = "drover.dev/resolve";
 /// Taint of a cordoned node (well-known labels and taints of Kubernetes).

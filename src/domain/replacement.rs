@@ -128,13 +128,12 @@ fn waiting(source: &Pod, name: String, migration: &Migration) -> Pod {
 }
 
 fn metadata(source: &Pod, name: String, annotations: BTreeMap<String, String>) -> ObjectMeta {
-    ObjectMeta {
-        name: Some(name),
-        namespace: source.namespace(),
-        labels: source.metadata.labels.clone(),
-        annotations: Some(annotations),
-        ..ObjectMeta::default()
+    let mut labels = source.metadata.labels.clone();
+    // Who asked for the eviction meant the pod where it was.
+    if let Some(labels) = &mut labels {
+        labels.remove(keys::EVICTION_REQUESTED);
     }
+    ObjectMeta { name: Some(name), namespace: source.namespace(), labels, annotations: Some(annotations), ..ObjectMeta::default() }
 }
 
 fn carried(source: &Pod) -> BTreeMap<String, String> {

@@ -7,7 +7,7 @@
 //! API server would not accept any answer; such a body gets HTTP 400.
 //!
 //! # Side effects
-//! None, so a dry run is answered like any other review.
+//! None, so a dry run is answered like any other review; but that an eviction was asked for is written down on its pod, unless it is rehearsed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,14 +18,20 @@ use axum::{
     response::Response,
     routing::post,
 };
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::{core::v1::Pod, policy::v1::Eviction};
 use kube::core::admission::{AdmissionRequest, Operation};
 
 use crate::{
     api::Migration,
-    domain::admission::{Change, Decision, Requester, World, decide, needs, validate_migration},
+    domain::{
+        admission::{Change, Decision, Needs, Requester, World, decide, needs, validate_migration},
+        evacuation,
+    },
     metrics::Metrics,
-    ports::{Clock, PortError, PortResult, front::WorldSource},
+    ports::{
+        Clock, PortError, PortResult,
+        front::{EvictionRequests, WorldSource},
+    },
 };
 
 mod review;
@@ -40,6 +46,8 @@ const LOOKUP_LIMIT: Duration = Duration::from_secs(7);
 pub struct Admission {
     /// Where nodes, profiles, policies, Migrations and pods are looked up.
     pub world: Arc<dyn WorldSource>,
+    /// Where it is written down that a pod is to be evicted.
+    pub evictions: Arc<dyn EvictionRequests>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
     /// User name of the manager's service account: `system:serviceaccount:<namespace>:<name>`.
@@ -48,10 +56,11 @@ pub struct Admission {
     pub metrics: Metrics,
 }
 
-/// The routes `/mutate/pods` and `/validate/migrations`.
+/// The routes `/mutate/pods`, `/mutate/evictions` and `/validate/migrations`.
 pub fn router(admission: Admission) -> Router {
     Router::new()
         .route("/mutate/pods", post(pods))
+        .route("/mutate/evictions", post(evictions))
         .route("/validate/migrations", post(migrations))
         .layer(DefaultBodyLimit::max(LARGEST_REVIEW))
         .with_state(admission)
@@ -59,6 +68,10 @@ pub fn router(admission: Admission) -> Router {
 
 async fn pods(State(admission): State<Admission>, body: Bytes) -> Response {
     review::answer::<Pod, _>("pods", &body, &admission.metrics, async |request| admission.judge_pod(request).await).await
+}
+
+async fn evictions(State(admission): State<Admission>, body: Bytes) -> Response {
+    review::answer::<Eviction, _>("evictions", &body, &admission.metrics, async |request| admission.judge_eviction(request).await).await
 }
 
 async fn migrations(State(admission): State<Admission>, body: Bytes) -> Response {
@@ -96,6 +109,10 @@ impl Admission {
         // The API server has filled in the namespace by now; a review written by hand may lack it.
         let mut migration = migration.clone();
         migration.metadata.namespace.get_or_insert_with(|| namespace.to_owned());
+        // Why a pod cannot leave its node must stand somewhere; the preflight will say it.
+        if evacuation::evacuates(&migration).is_some() && request.user_info.username.as_ref() == Some(&self.manager_username) {
+            return Ok(Decision::allow());
+        }
         let pod = match &migration.spec.pod_name {
             Some(name) => self.look_up(self.world.pod(namespace, name)).await?,
             None => None,
@@ -106,6 +123,32 @@ impl Admission {
         }
         let name = migration.metadata.name.clone().or(migration.metadata.generate_name).unwrap_or_default();
         Ok(Decision::Deny { what: format!("Migration {namespace}/{name} cannot be made"), reasons })
+    }
+
+    async fn judge_eviction(&self, request: &AdmissionRequest<Eviction>) -> Result<Decision, review::Unanswerable> {
+        let namespace = request.namespace.as_deref().ok_or(review::Unanswerable::missing("request.namespace"))?;
+        // That the pod is gone is the API server's to say: this comes before it has looked.
+        let Some(pod) = self.look_up(self.world.pod(namespace, &request.name)).await? else { return Ok(Decision::allow()) };
+        let options = request.object.as_ref().and_then(|eviction| eviction.delete_options.as_ref());
+        let meant = options.and_then(|options| options.preconditions.as_ref()?.uid.as_ref());
+        if meant.is_some_and(|uid| pod.metadata.uid.as_ref() != Some(uid)) {
+            return Ok(Decision::allow());
+        }
+        let needs = Needs { destination: true, ..Needs::default() };
+        let world = self.look_up(self.world.world(namespace, &needs)).await?;
+        let now = self.clock.now();
+        match evacuation::judge(&pod, &world, now) {
+            evacuation::Eviction::Allow => Ok(Decision::allow()),
+            evacuation::Eviction::Gone(message) => Ok(Decision::Answer { code: 404, reason: "NotFound", message }),
+            evacuation::Eviction::Later { message, mark } => {
+                // kubectl drain --dry-run=server says it in the eviction, not in the request (FACTS.md 8).
+                let rehearsed = request.dry_run || options.and_then(|it| it.dry_run.as_ref()).is_some_and(|it| it.iter().any(|all| all == "All"));
+                if mark && !rehearsed {
+                    self.look_up(self.evictions.note(&pod, now)).await?;
+                }
+                Ok(Decision::Answer { code: 429, reason: "TooManyRequests", message })
+            }
+        }
     }
 
     async fn look_up<T>(&self, lookup: impl Future<Output = PortResult<T>>) -> Result<T, review::Unanswerable> {

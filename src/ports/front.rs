@@ -23,6 +23,13 @@ pub trait WorldSource: Send + Sync {
     async fn pod(&self, namespace: &str, name: &str) -> PortResult<Option<Pod>>;
 }
 
+/// What the eviction webhook writes.
+#[async_trait]
+pub trait EvictionRequests: Send + Sync {
+    /// Writes down that the eviction of this very pod was asked for now. Nothing happens where the pod has changed or is gone: it is asked for again.
+    async fn note(&self, pod: &Pod, now: jiff::Timestamp) -> PortResult<()>;
+}
+
 /// What the scheduler extender asks of the API server. Reads only.
 #[async_trait]
 pub trait PlacementSource: Send + Sync {

@@ -28,6 +28,13 @@ pub fn lab(arguments: &[&str]) -> String {
     }
 }
 
+/// Runs the command line as a person does: its exit code and what it printed.
+pub fn drover(arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_drover"));
+    let out = command.args(arguments).env("KUBECONFIG", lab(&["kubeconfig"]).trim()).output().expect("drover runs");
+    (out.status.code(), String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr))
+}
+
 /// A shell script in a node; what it printed.
 #[track_caller]
 pub fn on_node(node: &str, script: &str) -> String {

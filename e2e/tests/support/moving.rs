@@ -2,7 +2,6 @@
 
 use std::{
     path::PathBuf,
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -195,10 +194,8 @@ impl Moving {
     /// `drover resolve`, as the message says.
     #[track_caller]
     pub fn resolve(&self, how: &[&str]) {
-        let mut resolve = Command::new(env!("CARGO_BIN_EXE_drover"));
-        resolve.args(["resolve", &self.name(), "-n", &self.namespace.name]).args(how).env("KUBECONFIG", lab::lab(&["kubeconfig"]).trim());
-        let out = resolve.output().unwrap();
-        assert!(out.status.success(), "{resolve:?}: {}", String::from_utf8_lossy(&out.stderr));
+        let (code, told) = lab::drover(&[&["resolve", &self.name(), "-n", &self.namespace.name], how].concat());
+        assert_eq!(code, Some(0), "{how:?}: {told}");
     }
 
     /// Waits for the move's end: the copy goes on where the source stopped, it alone runs, and nothing is left.

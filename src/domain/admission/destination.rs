@@ -1,16 +1,14 @@
 //! The request for a move: every reason against it, at once.
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::{
-    ResourceExt as _,
-    core::{Selector, SelectorExt as _},
-};
+use kube::ResourceExt as _;
 
 use super::World;
 use crate::{
-    api::{Migration, MigrationPolicy},
+    api::Migration,
     domain::{
         keys, owner,
+        policy::selects,
         preflight::{self, Blocker},
         request::migration_to,
     },
@@ -57,7 +55,7 @@ pub fn reasons(pod: &Pod, request: &Request, world: &World) -> Vec<Blocker> {
         let message = format!("Migration {} of this pod is in phase {}", m.name_any(), m.phase());
         Blocker::new(&field, message, format!("wait until it has ended, or cancel it: kubectl delete migration {}", m.name_any()))
     }));
-    if !world.policies.is_empty() && !world.policies.iter().any(|p| permits(p, pod, world)) {
+    if !world.policies.is_empty() && !world.policies.iter().any(|p| selects(p, &world.namespace_labels, pod)) {
         let names: Vec<_> = world.policies.iter().map(kube::ResourceExt::name_any).collect();
         reasons.push(Blocker::new(
             &field,
@@ -81,7 +79,7 @@ pub fn reasons(pod: &Pod, request: &Request, world: &World) -> Vec<Blocker> {
 }
 
 /// The Migration that has not ended and owns this pod, as source or as one that it has made. One that only checks touches nothing.
-fn active_migration<'a>(pod: &Pod, migrations: &'a [Migration]) -> Option<&'a Migration> {
+pub(in crate::domain) fn active_migration<'a>(pod: &Pod, migrations: &'a [Migration]) -> Option<&'a Migration> {
     let (name, uid) = (pod.name_any(), pod.uid().unwrap_or_default());
     migrations.iter().filter(|m| !m.is_done() && !m.spec.check_only && m.namespace() == pod.namespace()).find(|m| {
         let source = m.status.as_ref().and_then(|s| s.source.as_ref());
@@ -89,13 +87,4 @@ fn active_migration<'a>(pod: &Pod, migrations: &'a [Migration]) -> Option<&'a Mi
         let made = m.status.iter().flat_map(|s| [&s.replacement, &s.placeholder, &s.fallback]).flatten();
         is_source || made.into_iter().any(|pod| pod.uid == uid && !uid.is_empty())
     })
-}
-
-/// A selector that cannot be read selects nothing: a policy never permits by mistake.
-fn permits(policy: &MigrationPolicy, pod: &Pod, world: &World) -> bool {
-    let matches = |selector: &Option<_>, labels| match selector.clone() {
-        None => true,
-        Some(selector) => Selector::try_from(selector).is_ok_and(|s: Selector| s.matches(labels)),
-    };
-    matches(&policy.spec.namespace_selector, &world.namespace_labels) && matches(&policy.spec.pod_selector, pod.labels())
 }

@@ -78,6 +78,7 @@ fn text(decision: &Decision) -> String {
     match decision {
         Decision::Allow { patch, warnings } => format!("allow {} {warnings:?}", serde_json::to_string(patch).expect("json")),
         Decision::Deny { what, reasons } => denial(what, reasons),
+        Decision::Answer { message, .. } => message.clone(),
     }
 }
 

@@ -105,6 +105,10 @@ fn fill(response: &mut AdmissionResponse, judged: Result<Decision, Unanswerable>
             response.result.details = Some(details(&reasons));
             AdmissionDecision::Denied
         }
+        Ok(Decision::Answer { code, reason, message }) => {
+            refuse(response, &message, reason, code);
+            AdmissionDecision::Denied
+        }
         Err(problem) => {
             warn!(webhook, uid = response.uid, %problem, "a review could not be judged");
             refuse(response, &format!("drover: {problem}"), "", problem.code())

@@ -1,5 +1,6 @@
 //! The webhooks' protocol, by calls of the router.
 
+mod evictions;
 mod recorded;
 
 use async_trait::async_trait;
@@ -22,6 +23,8 @@ use crate::{
 struct FakeWorld {
     error: Option<PortError>,
     migrations: Vec<Migration>,
+    policies: Vec<crate::api::MigrationPolicy>,
+    noted: std::sync::Mutex<Vec<String>>,
 }
 
 #[async_trait]
@@ -41,12 +44,21 @@ impl WorldSource for FakeWorld {
         let mut world = World::unseen(now);
         world.facts.nodes = vec![node("n1"), node("n2")];
         world.migrations.clone_from(&self.migrations);
+        world.policies.clone_from(&self.policies);
         Ok(world)
     }
 
     async fn pod(&self, _namespace: &str, name: &str) -> PortResult<Option<Pod>> {
-        let pod = json!({"metadata": {"name": "web"}, "spec": {"containers": [{"name": "main"}]}});
+        let pod = json!({"metadata": {"name": "web"}, "spec": {"nodeName": "n1", "containers": [{"name": "main"}]}, "status": {"phase": "Running"}});
         Ok((name == "web").then(|| serde_json::from_value(pod).expect("a pod")))
+    }
+}
+
+#[async_trait]
+impl EvictionRequests for FakeWorld {
+    async fn note(&self, pod: &Pod, _now: jiff::Timestamp) -> PortResult<()> {
+        self.noted.lock().expect("no test panics").push(pod.metadata.name.clone().unwrap_or_default());
+        Ok(())
     }
 }
 
@@ -55,8 +67,10 @@ fn app(error: Option<PortError>) -> Router {
 }
 
 fn app_in(world: FakeWorld) -> Router {
+    let world = Arc::new(world);
     router(Admission {
-        world: Arc::new(world),
+        evictions: world.clone(),
+        world,
         clock: Arc::new(SystemClock),
         manager_username: "system:serviceaccount:drover-system:drover-manager".to_owned(),
         metrics: Metrics::default(),

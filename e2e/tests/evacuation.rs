@@ -1,0 +1,181 @@
+//! Nodes that empty themselves: cordon, uncordon and drain.
+
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use kube::{Api, ResourceExt as _, api::PostParams};
+use serde_json::json;
+
+use drover::{
+    api::{Migration, MigrationPolicy, Outcome, Phase},
+    domain::keys,
+};
+
+use crate::{
+    owners::{assert_has_moved, made},
+    support::{
+        Namespace,
+        counter::{Follower, assert_contiguous, assert_went_on},
+        eventually, lab,
+        migrations::{assert_outcome, replacement, status},
+        pods::{counter, counting, pod},
+        with_namespace,
+    },
+};
+
+/// A policy that has the pods of one namespace leave, until this is dropped.
+struct Leaving(String);
+
+impl Leaving {
+    async fn of(namespace: &Namespace) -> Self {
+        namespace.kubectl(&["label", "namespace", &namespace.name, "drover.dev/evacuate=enabled"]).unwrap();
+        let policy: MigrationPolicy = serde_json::from_value(json!({
+            "apiVersion": "drover.dev/v1alpha1", "kind": "MigrationPolicy", "metadata": {"name": namespace.name},
+            "spec": {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace.name}}, "evacuation": {"triggers": ["Cordon", "Drain"]}}
+        }))
+        .unwrap();
+        Api::<MigrationPolicy>::all(namespace.client.clone()).create(&PostParams::default(), &policy).await.unwrap();
+        Self(namespace.name.clone())
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        drop(lab::try_lab(&["kubectl", "delete", "migrationpolicy", &self.0]));
+        drop(lab::try_lab(&["kubectl", "uncordon", "n1"]));
+    }
+}
+
+impl Namespace {
+    /// The evacuation of a pod, once it is there and as wanted.
+    async fn evacuation(&self, pod: &str, what: &str, wanted: impl Fn(&Migration) -> bool) -> Migration {
+        self.first(what, |m| m.spec.pod_name.as_deref() == Some(pod) && m.annotations().contains_key(keys::EVACUATES) && wanted(m)).await
+    }
+
+    async fn counts_on_n1(&self, name: &str) -> Follower {
+        self.run(&counter(name, "n1", 4, 50)).await;
+        let follower = self.follow(name, "c").await;
+        follower.beyond(5).await;
+        follower
+    }
+}
+
+async fn assert_went_on_as(namespace: &Namespace, before: &Follower, migration: &Migration) {
+    assert_outcome(migration, Outcome::Migrated);
+    let after = namespace.follow(&replacement(migration), "c").await;
+    after.beyond(before.last() + 5).await;
+    assert_went_on(&before.lines(), &after.lines(), migration);
+}
+
+#[test]
+fn a_cordoned_node_empties_itself_with_all_that_its_pods_remember() {
+    with_namespace("cordon", |namespace| async move {
+        let _leaving = Leaving::of(&namespace).await;
+        let mut followed = vec![];
+        for pod in made::<Deployment>(&namespace, "Deployment", 2).await {
+            assert_eq!(pod.spec.as_ref().unwrap().node_name.as_deref(), Some("n1"), "both start on n1");
+            followed.push((pod.name_any(), namespace.counts(&pod).await));
+        }
+        let bare = namespace.counts_on_n1("bare").await;
+        lab::lab(&["kubectl", "cordon", "n1"]);
+        for (name, before) in &followed {
+            let migration = namespace.evacuation(name, "ended", Migration::is_done).await;
+            assert_has_moved(&namespace, before, &migration, "ReplicaSet").await;
+        }
+        let migration = namespace.evacuation("bare", "ended", Migration::is_done).await;
+        assert_went_on_as(&namespace, &bare, &migration).await;
+        assert_eq!(namespace.running_on("n1"), [] as [String; 0]);
+        // Never more than two at a time.
+        let all = namespace.migrations().list(&kube::api::ListParams::default()).await.unwrap().items;
+        let spans: Vec<_> =
+            all.iter().map(|m| status(m).phases).map(|phases| (phases[0].started_at.0, phases.last().unwrap().started_at.0)).collect();
+        let at_once = spans.iter().map(|(begin, _)| spans.iter().filter(|(other, end)| other <= begin && begin < end).count()).max();
+        assert!(at_once <= Some(2), "{spans:?}");
+    });
+}
+
+#[test]
+fn an_uncordoned_node_keeps_what_is_not_frozen_yet() {
+    with_namespace("uncordon", |namespace| async move {
+        let _leaving = Leaving::of(&namespace).await;
+        // The copy finds no room.
+        let big = |name: &str, node: &str| {
+            let mut container = counting("c", 4, 50);
+            container["resources"] = json!({"requests": {"cpu": "1200m"}});
+            pod(name, node, &[container])
+        };
+        namespace.run(&big("filler", "n2")).await;
+        namespace.run(&big("big", "n1")).await;
+        let source = namespace.follow("big", "c").await;
+        source.beyond(5).await;
+        lab::lab(&["kubectl", "cordon", "n1"]);
+        let migration =
+            namespace.evacuation("big", "waits for room", |m| m.phase() == Phase::Preparing && status(m).message.contains("Insufficient cpu")).await;
+        lab::lab(&["kubectl", "uncordon", "n1"]);
+        eventually(Duration::from_secs(30), || {
+            let left = namespace.kubectl(&["get", "migrations", "-o", "name"]).unwrap();
+            (!left.trim().is_empty()).then(|| format!("the evacuation is called off; there is {left}"))
+        });
+        assert_eq!(namespace.pods().get_opt(&replacement(&migration)).await.unwrap().map(|pod| pod.name_any()), None);
+        source.more(5).await;
+        assert_contiguous(&source.lines());
+    });
+}
+
+#[test]
+fn a_node_is_emptied_by_hand_with_an_exit_code_that_tells_of_what_stays() {
+    with_namespace("by-hand", |namespace| async move {
+        let _uncordoned = lab::Restore(|| drop(lab::try_lab(&["kubectl", "uncordon", "n1"])));
+        let bare = namespace.counts_on_n1("bare").await;
+        let mut container = counting("c", 4, 50);
+        container["tty"] = json!(true);
+        namespace.run(&pod("with-tty", "n1", &[container])).await;
+        let (code, told) = lab::drover(&["evacuate", "n1", "-n", &namespace.name]);
+        assert_eq!(code, Some(2), "{told}");
+        assert!(told.contains("1 of 2 pods were moved with their memory"), "{told}");
+        assert!(told.lines().any(|line| line.contains("/with-tty") && line.contains("Failed") && line.contains("spec.containers[c].tty")), "{told}");
+        let migration = namespace.evacuation("bare", "ended", Migration::is_done).await;
+        assert_went_on_as(&namespace, &bare, &migration).await;
+    });
+}
+
+#[test]
+fn kubectl_drain_waits_for_those_that_move_and_ends_well() {
+    with_namespace("drain", |namespace| async move {
+        let _leaving = Leaving::of(&namespace).await;
+        let set = made::<StatefulSet>(&namespace, "StatefulSet", 1).await;
+        assert_eq!(set[0].spec.as_ref().unwrap().node_name.as_deref(), Some("n1"));
+        let in_set = namespace.counts(&set[0]).await;
+        let bare = namespace.counts_on_n1("bare").await;
+        let mut container = counting("c", 4, 50);
+        container["tty"] = json!(true);
+        namespace.run(&pod("with-tty", "n1", &[container])).await;
+        // Everything else on the node stays.
+        namespace.kubectl(&["label", "pods", "--all", "drain=this"]).unwrap();
+        let told = lab::lab(&["kubectl", "drain", "n1", "--pod-selector=drain=this", "--force", "--timeout=150s"]);
+        assert!(told.contains("node/n1 drained"), "{told}");
+
+        let migration = namespace.evacuation("web-0", "ended", Migration::is_done).await;
+        assert_has_moved(&namespace, &in_set, &migration, "StatefulSet").await;
+        assert_eq!(namespace.pods_made("StatefulSet"), 1, "it was not evicted where it went");
+        let migration = namespace.evacuation("bare", "ended", Migration::is_done).await;
+        assert_went_on_as(&namespace, &bare, &migration).await;
+        // What cannot move is evicted as usual, and told on the node.
+        assert_eq!(namespace.pods().get_opt("with-tty").await.unwrap().map(|pod| pod.name_any()), None);
+        let reason = format!("pod {}/with-tty stays", namespace.name);
+        eventually(Duration::from_secs(20), || {
+            let events = lab::lab(&[
+                "kubectl",
+                "get",
+                "events",
+                "-n",
+                "default",
+                "--field-selector=reason=EvacuationFailed",
+                "-o",
+                "jsonpath={.items[*].message}",
+            ]);
+            (!events.contains(&reason)).then(|| format!("{reason} is among {events}"))
+        });
+        assert_eq!(namespace.running_on("n1"), [] as [String; 0]);
+    });
+}

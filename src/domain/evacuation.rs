@@ -1,0 +1,186 @@
+//! Nodes that empty themselves: which pods leave a cordoned node, or one that they are to be evicted from, in which order, and what an eviction is answered.
+//!
+//! # One writer
+//! Only the controller, on the leader, makes Migrations, so that limits hold whatever many webhooks and evictions come at once. The webhook writes down that
+//! a pod is to be evicted ([`keys::EVICTION_REQUESTED`]), which lapses when nobody asks any more.
+//!
+//! # Once
+//! A pod's evacuation has a name that comes from its UID. One that has failed stands there, with its reason, and is tried again after [`RETRY_AFTER`], or when
+//! the node is cordoned anew.
+
+mod eviction;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+use sha2::{Digest as _, Sha256};
+
+pub use eviction::{Eviction, judge};
+
+use super::{admission::active_migration, keys, owner, policy, request::migration_to};
+use crate::api::{
+    Migration, MigrationPolicy, MigrationStatus, Outcome, Phase,
+    policy::{Evacuation, Trigger},
+};
+
+/// So much of the pod's name stands in the Migration's, whose limit is 52.
+const STEM: usize = 34;
+/// How long after a failure an evacuation is tried again.
+pub const RETRY_AFTER: Duration = Duration::from_mins(10);
+/// An eviction that nobody has asked for so long is wanted no more; `kubectl drain` asks every 5 s.
+pub const LAPSES_AFTER: Duration = Duration::from_mins(1);
+/// How long the Migration of an evacuation stays after its end, in seconds.
+const KEPT_SECONDS: u32 = 24 * 3600;
+
+/// What the controller has read.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// Names of the nodes that are cordoned.
+    pub cordoned: BTreeSet<String>,
+    /// The pods on them, and those that are to be evicted.
+    pub pods: Vec<Pod>,
+    /// Every Migration.
+    pub migrations: Vec<Migration>,
+    /// Every policy.
+    pub policies: Vec<MigrationPolicy>,
+    /// Namespace → labels, of the pods' namespaces.
+    pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+/// What the controller does next.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Make this Migration. It may be there already.
+    Make(Box<Migration>),
+    /// Delete this one: its node is not cordoned any more and nothing was frozen, or it has failed and is to be tried again.
+    Delete(Box<Migration>),
+}
+
+/// What comes next.
+#[must_use]
+pub fn plan(seen: &Seen, now: Timestamp) -> Vec<Action> {
+    let mut actions: Vec<Action> = seen.migrations.iter().filter(|m| is_over(m, seen, now)).cloned().map(|m| Action::Delete(Box::new(m))).collect();
+    let mut leaving: BTreeMap<&str, u32> = BTreeMap::new();
+    for migration in seen.migrations.iter().filter(|migration| !migration.is_done()) {
+        *leaving.entry(evacuates(migration).unwrap_or_default()).or_default() += 1;
+    }
+    for (pod, node, evacuation, trigger) in wanted(seen, now) {
+        let begun = leaving.entry(node).or_default();
+        if *begun >= evacuation.concurrent_per_node {
+            continue;
+        }
+        // A name that no Migration can have is a pod's that no Migration can name.
+        if let Ok(migration) = evacuation_of(pod, node, trigger) {
+            *begun += 1;
+            actions.push(Action::Make(Box::new(migration)));
+        }
+    }
+    actions
+}
+
+/// The pods that are to leave and have not begun to, those of the highest priority first.
+fn wanted(seen: &Seen, now: Timestamp) -> Vec<(&Pod, &str, &Evacuation, Trigger)> {
+    let mut wanted: Vec<_> = seen
+        .pods
+        .iter()
+        .filter(|pod| can_leave(pod) && active_migration(pod, &seen.migrations).is_none() && failed(pod, &seen.migrations).is_none())
+        .filter_map(|pod| {
+            let node = node_of(pod)?;
+            let (evacuation, trigger) = occasion(pod, node, seen, now)?;
+            Some((pod, node, evacuation, trigger))
+        })
+        .collect();
+    let priority = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or_default();
+    wanted.sort_by_key(|(pod, ..)| (Reverse(priority(pod)), pod.namespace(), pod.name_any()));
+    wanted
+}
+
+fn occasion<'s>(pod: &Pod, node: &str, seen: &'s Seen, now: Timestamp) -> Option<(&'s Evacuation, Trigger)> {
+    let unlabelled = BTreeMap::new();
+    let namespace = seen.namespaces.get(&pod.namespace().unwrap_or_default()).unwrap_or(&unlabelled);
+    let on = |trigger| Some((policy::evacuation(&seen.policies, namespace, pod, trigger)?, trigger));
+    let cordon = on(Trigger::Cordon).filter(|_| seen.cordoned.contains(node));
+    cordon.or_else(|| on(Trigger::Drain).filter(|_| asked_at(pod).is_some_and(|asked| age(asked, now) < LAPSES_AFTER)))
+}
+
+/// Whether a pod is one that leaves a node by itself. What it holds is the preflight's business.
+#[must_use]
+pub fn can_leave(pod: &Pod) -> bool {
+    let runs = pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Running"));
+    let is_mirror = pod.annotations().contains_key("kubernetes.io/config.mirror");
+    let is_a_daemons = owner::controller(&pod.metadata).is_some_and(|owner| owner.kind == "DaemonSet");
+    runs && pod.metadata.deletion_timestamp.is_none() && !is_mirror && !is_a_daemons
+}
+
+/// When it was asked for last that a pod be evicted.
+#[must_use]
+pub fn asked_at(pod: &Pod) -> Option<Timestamp> {
+    pod.labels().get(keys::EVICTION_REQUESTED)?.parse().ok().and_then(|seconds| Timestamp::from_second(seconds).ok())
+}
+
+/// The node that a Migration was made to empty.
+#[must_use]
+pub fn evacuates(migration: &Migration) -> Option<&str> {
+    migration.annotations().get(keys::EVACUATES).map(String::as_str)
+}
+
+/// The evacuation of this very pod that has failed.
+#[must_use]
+pub fn failed<'m>(pod: &Pod, migrations: &'m [Migration]) -> Option<&'m Migration> {
+    let uid = pod.metadata.uid.as_ref()?;
+    let of_pod = |m: &&Migration| m.namespace() == pod.namespace() && m.annotations().get(keys::POD_UID) == Some(uid);
+    migrations.iter().filter(of_pod).find(|m| evacuates(m).is_some() && has_failed(m))
+}
+
+fn has_failed(migration: &Migration) -> bool {
+    let outcome = migration.status.as_ref().and_then(|status| status.outcome);
+    migration.is_done() && outcome != Some(Outcome::Migrated)
+}
+
+fn is_over(migration: &Migration, seen: &Seen, now: Timestamp) -> bool {
+    let Some(node) = evacuates(migration).filter(|_| migration.metadata.deletion_timestamp.is_none()) else { return false };
+    let is_given_up = migration.labels().get(keys::TRIGGER).map(String::as_str) == Some(Trigger::Cordon.as_label()) && !seen.cordoned.contains(node);
+    if has_failed(migration) {
+        let ended = migration.status.as_ref().and_then(ended_at);
+        return is_given_up || ended.is_some_and(|ended| age(ended, now) >= RETRY_AFTER);
+    }
+    is_given_up && !migration.is_done() && migration.phase() < Phase::Freezing
+}
+
+fn ended_at(status: &MigrationStatus) -> Option<Timestamp> {
+    status.phases.iter().find(|timing| timing.phase == Phase::Done).map(|timing| timing.started_at.0)
+}
+
+/// Zero where the clocks disagree about the order.
+fn age(then: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(then)).unwrap_or_default()
+}
+
+fn node_of(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref().filter(|node| !node.is_empty())
+}
+
+/// The Migration of a pod that leaves its node for wherever the scheduler finds room.
+///
+/// # Errors
+/// What is wrong with the pod's name.
+pub fn evacuation_of(pod: &Pod, node: &str, trigger: Trigger) -> Result<Migration, String> {
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
+    let hash = Sha256::digest(&uid);
+    let stem: String = pod.name_any().chars().take(STEM).collect();
+    let name = format!("evacuate-{}-{:02x}{:02x}{:02x}", stem.trim_end_matches(['-', '.']), hash[0], hash[1], hash[2]);
+    let mut migration = migration_to(keys::AUTO, &name, &pod.name_any(), owner::keeps_its_name(&pod.metadata))?;
+    migration.metadata.namespace = pod.namespace();
+    migration.metadata.annotations = Some(BTreeMap::from([(keys::POD_UID.to_owned(), uid), (keys::EVACUATES.to_owned(), node.to_owned())]));
+    migration.metadata.labels = Some(BTreeMap::from([(keys::TRIGGER.to_owned(), trigger.as_label().to_owned())]));
+    migration.spec.ttl_seconds_after_finished = Some(KEPT_SECONDS);
+    Ok(migration)
+}

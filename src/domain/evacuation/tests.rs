@@ -1,0 +1,178 @@
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::MicroTime};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    api::policy::Unmovable,
+    domain::{admission::World, preflight::NodeView},
+};
+
+const NOW: i64 = 10_000;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn pod(name: &str, more: &Value) -> Pod {
+    let mut pod = json!({"metadata": {"name": name, "namespace": "shop", "uid": format!("uid-{name}"), "labels": {}}, "spec": {"nodeName": "n1", "containers": []},
+        "status": {"phase": "Running"}});
+    json_patch::merge(&mut pod, more);
+    serde_json::from_value(pod).unwrap()
+}
+
+fn policy(triggers: &Value, unmovable: Unmovable) -> MigrationPolicy {
+    let spec = json!({"evacuation": {"triggers": triggers, "concurrentPerNode": 2, "unmovable": unmovable}});
+    serde_json::from_value(json!({"apiVersion": "drover.dev/v1alpha1", "kind": "MigrationPolicy", "metadata": {"name": "all"}, "spec": spec}))
+        .unwrap()
+}
+
+/// A cordoned n1, and these pods on it.
+fn seen(pods: Vec<Pod>) -> Seen {
+    Seen { cordoned: ["n1".to_owned()].into(), pods, policies: vec![policy(&json!(["Cordon", "Drain"]), Unmovable::Evict)], ..Seen::default() }
+}
+
+fn made(seen: &Seen) -> Vec<String> {
+    let pod_of = |action| match action {
+        Action::Make(migration) => migration.spec.pod_name,
+        Action::Delete(_) => None,
+    };
+    plan(seen, at(NOW)).into_iter().filter_map(pod_of).collect()
+}
+
+fn deleted(seen: &Seen) -> usize {
+    plan(seen, at(NOW)).iter().filter(|action| matches!(action, Action::Delete(_))).count()
+}
+
+/// The evacuation of a pod in this state.
+fn evacuation(pod: &Pod, trigger: Trigger, status: &Value) -> Migration {
+    let mut migration = evacuation_of(pod, "n1", trigger).unwrap();
+    migration.status = Some(serde_json::from_value(status.clone()).unwrap());
+    migration
+}
+
+fn ended(outcome: &str, second: i64) -> Value {
+    json!({"phase": "Done", "outcome": outcome, "message": "spec.hostPID is set", "phases": [{"phase": "Done", "startedAt": MicroTime(at(second))}]})
+}
+
+#[test]
+fn the_pods_of_a_cordoned_node_leave_in_order_and_not_all_at_once() {
+    let low = pod("a", &json!({}));
+    let high = pod("z", &json!({"spec": {"priority": 1000}}));
+    let mut seen = seen(vec![low.clone(), pod("b", &json!({})), high]);
+    assert_eq!(made(&seen), ["z", "a"]);
+    seen.migrations = vec![evacuation(&low, Trigger::Cordon, &json!({"phase": "Preparing"}))];
+    assert_eq!(made(&seen), ["z"], "one is on its way");
+    seen.cordoned.clear();
+    assert_eq!(made(&seen), [""; 0]);
+}
+
+#[test]
+fn what_belongs_to_its_node_or_does_not_run_stays() {
+    let owner =
+        |kind: &str| json!({"metadata": {"ownerReferences": [{"apiVersion": "apps/v1", "kind": kind, "name": "o", "uid": "o", "controller": true}]}});
+    let pods = vec![
+        pod("daemon", &owner("DaemonSet")),
+        pod("static", &json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": "x"}}})),
+        pod("finished", &json!({"status": {"phase": "Succeeded"}})),
+        pod("going", &json!({"metadata": {"deletionTimestamp": "2026-11-28T00:00:00Z"}})),
+        pod("set", &owner("StatefulSet")),
+    ];
+    assert_eq!(made(&seen(pods)), ["set"]);
+    assert!(evacuation_of(&pod("set", &owner("StatefulSet")), "n1", Trigger::Cordon).unwrap().spec.keep_name);
+}
+
+#[test]
+fn an_eviction_that_is_asked_for_no_more_lapses() {
+    let marked = |seconds: i64| pod("a", &json!({"metadata": {"labels": {"drover.dev/eviction-requested": seconds.to_string()}}}));
+    let not_cordoned = |pod| Seen { cordoned: BTreeSet::new(), ..seen(vec![pod]) };
+    assert_eq!(made(&not_cordoned(marked(NOW - 59))), ["a"]);
+    assert_eq!(made(&not_cordoned(marked(NOW - 60))), [""; 0]);
+    assert_eq!(made(&Seen { policies: vec![policy(&json!(["Cordon"]), Unmovable::Evict)], ..not_cordoned(marked(NOW)) }), [""; 0]);
+}
+
+#[test]
+fn uncordoning_calls_off_what_is_not_frozen_yet() {
+    let one = pod("a", &json!({}));
+    for (trigger, phase, called_off) in
+        [(Trigger::Cordon, "Preparing", 1), (Trigger::Cordon, "Freezing", 0), (Trigger::Drain, "Preparing", 0), (Trigger::Cordon, "Restoring", 0)]
+    {
+        let migrations = vec![evacuation(&one, trigger, &json!({"phase": phase}))];
+        let mut seen = Seen { migrations, ..seen(vec![one.clone()]) };
+        assert_eq!(deleted(&seen), 0, "{phase}");
+        seen.cordoned.clear();
+        assert_eq!(deleted(&seen), called_off, "{trigger:?} {phase}");
+    }
+}
+
+#[test]
+fn what_has_failed_is_tried_again_later_or_when_the_node_is_cordoned_anew() {
+    let one = pod("a", &json!({}));
+    let with = |second| Seen { migrations: vec![evacuation(&one, Trigger::Cordon, &ended("Failed", second))], ..seen(vec![one.clone()]) };
+    assert_eq!((made(&with(NOW - 599)).len(), deleted(&with(NOW - 599))), (0, 0));
+    assert_eq!(deleted(&with(NOW - 600)), 1);
+    assert_eq!(deleted(&Seen { cordoned: BTreeSet::new(), ..with(NOW) }), 1);
+    let moved = Seen { migrations: vec![evacuation(&one, Trigger::Cordon, &ended("Migrated", NOW))], cordoned: BTreeSet::new(), ..seen(vec![]) };
+    assert_eq!(deleted(&moved), 0, "its record stays");
+}
+
+fn world(unmovable: Unmovable, migrations: Vec<Migration>) -> World {
+    let mut world = World::unseen(at(NOW));
+    world.policies = vec![policy(&json!(["Drain"]), unmovable)];
+    world.migrations = migrations;
+    world.facts.nodes = ["n1", "n2"].map(|name| NodeView { name: name.into(), cordoned: name == "n1", ..NodeView::default() }).into();
+    world
+}
+
+#[test]
+fn an_eviction_waits_while_the_pod_moves_and_is_written_down_once_in_a_while() {
+    let answer = |pod: &Pod, migrations| judge(pod, &world(Unmovable::Evict, migrations), at(NOW));
+    let Eviction::Later { message, mark: true } = answer(&pod("a", &json!({})), vec![]) else { panic!("it must wait") };
+    assert!(message.starts_with("Eviction triggered evacuation of pod shop/a"), "{message}");
+    let marked = |ago: i64| pod("a", &json!({"metadata": {"labels": {"drover.dev/eviction-requested": (NOW - ago).to_string()}}}));
+    assert!(matches!(answer(&marked(20), vec![]), Eviction::Later { mark: false, .. }));
+    assert!(matches!(answer(&marked(21), vec![]), Eviction::Later { mark: true, .. }));
+    let one = pod("a", &json!({}));
+    let moving = evacuation(&one, Trigger::Drain, &json!({"phase": "Transferring", "source": {"name": "a", "uid": "uid-a", "nodeName": "n1"}}));
+    assert!(matches!(answer(&one, vec![moving]), Eviction::Later { message, mark: false } if message.contains("Transferring")));
+    assert_eq!(answer(&pod("d", &json!({"status": {"phase": "Succeeded"}})), vec![]), Eviction::Allow);
+}
+
+#[test]
+fn what_cannot_be_moved_is_evicted_or_stays_as_the_policy_says() {
+    let one = pod("a", &json!({}));
+    let failed = || vec![evacuation(&one, Trigger::Drain, &ended("Failed", NOW - 1))];
+    assert_eq!(judge(&one, &world(Unmovable::Evict, failed()), at(NOW)), Eviction::Allow);
+    let Eviction::Later { message, mark: false } = judge(&one, &world(Unmovable::Refuse, failed()), at(NOW)) else { panic!("it must stay") };
+    assert!(message.contains("spec.hostPID is set"), "{message}");
+}
+
+#[test]
+fn a_pod_of_no_policy_is_evicted_as_usual_unless_it_may_be_the_only_copy_left() {
+    let one = pod("a", &json!({}));
+    let judged = |phase: &str| {
+        let mut migration = migration_to(keys::AUTO, "by-hand", "a", false).unwrap();
+        migration.metadata.namespace = Some("shop".into());
+        migration.status = serde_json::from_value(json!({"phase": phase, "source": {"name": "a", "uid": "uid-a", "nodeName": "n1"}})).unwrap();
+        judge(&one, &World { policies: vec![], ..world(Unmovable::Evict, vec![migration]) }, at(NOW))
+    };
+    assert_eq!(judged("Transferring"), Eviction::Allow);
+    assert!(matches!(judged("Restoring"), Eviction::Later { .. }));
+    assert_eq!(judge(&one, &World { policies: vec![], ..world(Unmovable::Evict, vec![]) }, at(NOW)), Eviction::Allow);
+}
+
+#[test]
+fn a_pod_that_has_come_under_its_old_name_is_spared() {
+    let judged = |node: &str, uid: &str, second: i64| {
+        let mut migration = migration_to(keys::AUTO, "m", "db-0", true).unwrap();
+        migration.metadata.namespace = Some("shop".into());
+        let mut status = ended("Migrated", second);
+        json_patch::merge(&mut status, &json!({"destination": {"nodeName": "n2"}, "replacement": {"name": "db-0", "uid": uid}}));
+        migration.status = Some(serde_json::from_value(status).unwrap());
+        judge(&pod("db-0", &json!({"spec": {"nodeName": node}})), &world(Unmovable::Evict, vec![migration]), at(NOW))
+    };
+    let Eviction::Gone(message) = judged("n2", "uid-db-0", NOW - 299) else { panic!("it is spared") };
+    assert!(message.contains("not found") && message.contains("node n2"), "{message}");
+    assert!(matches!(judged("n2", "uid-db-0", NOW - 300), Eviction::Later { .. }), "a real eviction of it");
+    assert!(matches!(judged("n1", "uid-db-0", NOW), Eviction::Later { .. }), "its new node is cordoned too");
+    assert!(matches!(judged("n2", "another", NOW), Eviction::Later { .. }));
+}
