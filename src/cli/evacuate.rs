@@ -57,13 +57,11 @@ impl Args {
                 println!("node {} is cordoned", self.node);
             }
             let pods = self.pods(&client).await?;
-            match tokio::time::timeout(Duration::from_secs(self.timeout), self.empty(&client, &pods)).await {
-                Ok(moved) => moved,
-                Err(_) => {
-                    println!("not all within {} s; what is under way goes on: kubectl get migrations -A", self.timeout);
-                    Ok(ExitCode::from(3))
-                }
-            }
+            let ended = tokio::time::timeout(Duration::from_secs(self.timeout), self.empty(&client, &pods)).await;
+            ended.unwrap_or_else(|_| {
+                println!("not all within {} s; what is under way goes on: kubectl get migrations -A", self.timeout);
+                Ok(ExitCode::from(3))
+            })
         })
     }
 

@@ -134,7 +134,7 @@ impl Drover {
             let cluster = Cluster { migrations: vec![migration], ..Cluster::unseen(*NOW) };
             match admission::decide(Change::Update { old: &old, new: &new }, &requester, &cluster) {
                 admission::Decision::Allow { patch, .. } => Some(!patch.0.is_empty()),
-                admission::Decision::Deny { .. } => None,
+                admission::Decision::Deny { .. } | admission::Decision::Answer { .. } => None,
             }
         })
     }

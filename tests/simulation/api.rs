@@ -146,6 +146,7 @@ impl Api {
         }
         match admission::decide(change, &requester, &seen) {
             Decision::Deny { what, reasons } => Err(PortError::permanent(admission::denial(&what, &reasons))),
+            Decision::Answer { message, .. } => Err(PortError::permanent(message)),
             Decision::Allow { patch, .. } if patch.0.is_empty() => Ok(pod.clone()),
             Decision::Allow { patch, .. } => {
                 let mut value = serde_json::to_value(pod).map_err(|e| PortError::permanent(e.to_string()))?;
