@@ -9,7 +9,7 @@ use crate::{
     intern::WORDS,
     kubelets::{end, gone},
     model::Drover,
-    properties::{is_held, survives},
+    properties::{has_the_memory, is_held, survives},
     rules::Rule,
     state::{
         Age, Container, Decision, DestinationStep, Doing, Eff, Fence, Img, Journal, Log, MOST, Mig, Object, Resolve, SourceStep, SourceTask, Task,
@@ -22,6 +22,10 @@ use crate::{
 pub enum Node {
     Source,
     Destination,
+}
+
+impl Node {
+    pub const BOTH: [Self; 2] = [Self::Source, Self::Destination];
 }
 
 impl fmt::Display for Node {
@@ -106,6 +110,7 @@ impl Drover {
             Node::Source => world.source.up,
             Node::Destination => world.destination.up,
         };
+        let held = has_the_memory(world, node);
         if up {
             self.power_fails(world, node)?;
         }
@@ -121,10 +126,12 @@ impl Drover {
                     Some(())
                 });
             }
-            Node::Destination => {
-                copies_are_lost(world);
-            }
+            Node::Destination => copies_are_lost(world),
         }
+        let disks = &mut world.past.disks_lost;
+        disks[usize::from(node == Node::Destination)] |= held;
+        // There is no third node to keep it on.
+        world.past.excused |= *disks == [true; 2] && !survives(world);
         Some(())
     }
 

@@ -20,9 +20,17 @@ pub const RESOLVES: &str = "I6 what a person decides for the source ends";
 
 /// The copy, frozen copy, or complete checkpoint that is left (I2).
 pub fn survives(world: &World) -> bool {
+    Node::BOTH.into_iter().any(|node| has_the_memory(world, node))
+}
+
+/// Whether it lies, runs or is frozen on this node.
+pub fn has_the_memory(world: &World, node: Node) -> bool {
     let source = world.source.task != SourceTask::Dead && !world.source.fresh;
-    let fallback = world.first.fallback.as_ref().is_some_and(|it| it.node.has_the_memory());
-    source || world.source.archive || world.destination.has_the_memory() || fallback
+    let fallback = || world.first.fallback.as_ref().is_some_and(|it| it.node.has_the_memory());
+    match node {
+        Node::Source => source || world.source.archive || fallback(),
+        Node::Destination => world.destination.has_the_memory(),
+    }
 }
 
 /// Ended, or held with a reason that a person can read.
