@@ -63,15 +63,21 @@ fn copies_are_lost(world: &mut World) {
     world.past.excused |= gone(world) && !survives(world);
 }
 
+/// Where it was on both nodes and both have lost it, no protocol can mend that: there is no third one to keep it on.
+fn loses_the_memory(world: &mut World, node: Node) {
+    world.past.disks_lost[usize::from(node == Node::Destination)] = true;
+    world.past.excused |= world.past.disks_lost == [true; 2] && !survives(world);
+}
+
 impl Drover {
     pub fn power_fails(&self, world: &mut World, node: Node) -> Option<()> {
         match node {
             Node::Source => {
                 let source = &mut world.source;
                 source.up.then_some(())?;
-                // A running pod dies with its node, and a frozen one of which there is no complete checkpoint yet.
+                // A running pod dies with its node, also one that a person has paused since, and a frozen one of which there is no complete checkpoint yet.
                 let kept = source.archive && source.journal.is_some_and(|journal| journal.dumped);
-                let ordinary = source.task == SourceTask::Running || !(kept || world.destination.blobs);
+                let ordinary = source.task == SourceTask::Running || world.past.ran_on || !(kept || world.destination.blobs);
                 (source.up, source.doing, source.view, source.made) = (false, None, View::Unsynced, false);
                 if source.task != SourceTask::Dead {
                     source.task = SourceTask::Dead;
@@ -118,9 +124,11 @@ impl Drover {
             Node::Source => {
                 let source = &mut world.source;
                 // With the vote a complete checkpoint is at the destination, until the source is seen running again or its copy is (R18).
-                let ordinary = !source.journal.is_some_and(|journal| journal.vote);
+                let unvoted = !source.journal.is_some_and(|journal| journal.vote);
                 (source.lost, source.cut, source.archive, source.journal, source.fence) = (true, false, false, None, Fence::None);
-                world.past.excused |= ordinary && !survives(world);
+                // Since its word that it was thawed the destination's is being collected, and what the source has, running or kept, is all there is.
+                let thawed = world.source_says.is_some_and(|id| WORDS.get(id).thawed.is_some());
+                world.past.excused |= thawed || unvoted && !survives(world);
                 world.fall_back(|world| {
                     copies_are_lost(world);
                     Some(())
@@ -128,10 +136,9 @@ impl Drover {
             }
             Node::Destination => copies_are_lost(world),
         }
-        let disks = &mut world.past.disks_lost;
-        disks[usize::from(node == Node::Destination)] |= held;
-        // There is no third node to keep it on.
-        world.past.excused |= *disks == [true; 2] && !survives(world);
+        if held {
+            loses_the_memory(world, node);
+        }
         Some(())
     }
 
@@ -172,6 +179,7 @@ impl Drover {
         let blobs = &mut world.destination.blobs;
         (world.destination.up && *blobs).then(|| *blobs = false)?;
         world.past.excused |= gone(world) && !survives(world);
+        loses_the_memory(world, Node::Destination);
         Some(())
     }
 

@@ -6,7 +6,7 @@ use drover::api::{Phase, migration::InDoubt};
 
 use crate::{
     action::Action,
-    explore::{Bounds, explore},
+    explore::{Bounds, Stop, explore},
     faults::Node,
     model::{Drover, Order},
     rules::{Off, Rule},
@@ -112,8 +112,8 @@ pub const ALL: &[Mutation] = &[
         1,
         Phase::Restoring,
     ),
-    masked("R16 the checkpoint is out of reach before 'restored' is said", Rule::OutOfReachFirst, ("R20", Rule::OneShot), 1, Phase::Restoring),
-    alone("R17 the source goes only after the confirmation", Rule::Confirmation, 1, Phase::Restoring),
+    alone("R16 the checkpoint is out of reach before 'restored' is said", Rule::OutOfReachFirst, 1, Phase::Restoring),
+    alone("R17 the source goes only after the confirmation", Rule::Confirmation, 0, Phase::Restoring),
     alone("R17 the confirmation looks once more", Rule::ConfirmationLooks, 1, Phase::Restoring),
     alone("R18 the destination's checkpoint waits for the source to run", Rule::CollectionWaits, 1, Phase::Restoring),
     alone("R18 the checkpoint is kept where the memory lives nowhere else", Rule::Kept, 1, Phase::Restoring),
@@ -155,24 +155,34 @@ impl Mutation {
         self.faults == 0 && self.off != Rule::OverBeforeRelease
     }
 
-    /// The first property that breaks.
-    pub fn run(&self) -> Option<Broken> {
-        let off: Vec<Rule> = [self.off].into_iter().chain(self.masked_by.map(|(_, rule)| rule)).collect();
-        first_broken(&self.model(&off, self.faults), 3_000_000)
+    fn rules(&self) -> Vec<Rule> {
+        [self.off].into_iter().chain(self.masked_by.map(|(_, rule)| rule)).collect()
     }
 
-    /// Whether it needs fewer faults than it says, or no second rule off.
-    pub fn says_too_much(&self, states: usize) -> Option<String> {
-        let off: Vec<Rule> = [self.off].into_iter().chain(self.masked_by.map(|(_, rule)| rule)).collect();
-        if self.faults > 0 && first_broken(&self.model(&off, self.faults - 1), states).is_some() {
-            return Some(format!("{}: {} faults are enough", self.name, self.faults - 1));
+    /// The first property that breaks.
+    pub fn run(&self) -> Option<Broken> {
+        broken(&self.model(&self.rules(), self.faults), 3_000_000, Stop::AtTheFirst).into_iter().next()
+    }
+
+    /// Whether this property breaks with fewer faults than it says, or without a second rule off; then what else does.
+    pub fn says_too_much(&self, property: &str, states: usize) -> Result<Vec<String>, String> {
+        let mut others = vec![];
+        let fewer = self.faults.checked_sub(1).map(|fewer| (self.model(&self.rules(), fewer), format!("with {fewer} faults")));
+        let alone = self.masked_by.map(|_| (self.model(&[self.off], self.faults), "alone".to_owned()));
+        for (model, how) in fewer.into_iter().chain(alone) {
+            for broken in broken(&model, states, Stop::At(property)) {
+                let text = format!("{}: {how} it breaks {}", self.name, broken.property);
+                if broken.property == property {
+                    return Err(text);
+                }
+                others.push(text);
+            }
         }
-        let alone = self.masked_by.and_then(|_| first_broken(&self.model(&[self.off], self.faults), states));
-        alone.map(|broken| format!("{}: it is not masked, alone it breaks {}", self.name, broken.property))
+        Ok(others)
     }
 }
 
-fn first_broken(model: &Drover, states: usize) -> Option<Broken> {
-    let found = explore(model, Bounds { states, time: Duration::from_mins(10), first: true });
-    found.broken.into_iter().next().map(|(property, trace)| Broken { property, trace })
+fn broken(model: &Drover, states: usize, stop: Stop) -> Vec<Broken> {
+    let found = explore(model, Bounds { states, time: Duration::from_mins(10), stop });
+    found.broken.into_iter().map(|(property, trace)| Broken { property, trace }).collect()
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use drover::api::{Phase, migration::InDoubt};
 
 use crate::{
-    explore::Bounds,
+    explore::{Bounds, Stop},
     model::{Drover, Order},
     rules::Off,
 };
@@ -74,9 +74,9 @@ const fn same_name(model: Drover) -> Drover {
 }
 
 /// What is explored, the longest first.
-pub fn all() -> Vec<(Drover, Bounds)> {
+pub fn all() -> Vec<(Drover, Bounds<'static>)> {
     use {InDoubt as D, Phase as P};
-    let bounds = |seconds| Bounds { states: MOST_STATES, time: Duration::from_secs(seconds), first: false };
+    let bounds = |seconds| Bounds { states: MOST_STATES, time: Duration::from_secs(seconds), stop: Stop::Never };
     if let Ok(text) = std::env::var(TRY) {
         let seconds = text.split_whitespace().nth(6).and_then(|seconds| seconds.parse().ok()).unwrap_or(600);
         return vec![(by_hand(&text), bounds(seconds))];

@@ -7,7 +7,7 @@ mod past;
 pub use first::{Fallback, First, Named, Placeholder};
 pub use past::{Past, Wrongs};
 
-use crate::intern::Id;
+use crate::{faults::Node, intern::Id, properties::has_the_memory};
 use drover::{
     api::{MigrationStatus, Phase, Verdict},
     markers::Claim,
@@ -370,6 +370,9 @@ impl World {
             if self.destination.doing.is_none() {
                 self.destination.containers.iter_mut().for_each(|c| (c.log, c.booted, c.proof) = (Log::None, false, false));
             }
+        }
+        for node in Node::BOTH {
+            self.past.disks_lost[usize::from(node == Node::Destination)] &= !has_the_memory(self, node);
         }
         // A lock goes with its pod.
         self.locked &=

@@ -11,7 +11,7 @@ pub struct Past {
     pub ran_on: bool,
     /// The last running or frozen copy was lost by a user's own hand or as any pod is lost with its node.
     pub excused: bool,
-    /// A disk that the memory lay on was lost with it: the source node's, the destination's.
+    /// The source node, or the destination, has lost the memory with its disk or its registry, and has not got it again.
     pub disks_lost: [bool; 2],
     /// Drover has deleted the released replacement without a verdict.
     pub deleted_in_doubt: bool,
