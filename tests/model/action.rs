@@ -55,6 +55,7 @@ pub enum Action {
     KubeletRestarts(Node),
     ProbeKills,
     RestoreIsKilled(usize),
+    RestoreIsGivenUp { c: usize, removed: bool },
     ProgramEnds(usize),
     PreparationFails,
     BlobsVanish,
@@ -83,6 +84,7 @@ impl Action {
                 | A::KubeletRestarts(_)
                 | A::ProbeKills
                 | A::RestoreIsKilled(_)
+                | A::RestoreIsGivenUp { .. }
                 | A::ProgramEnds(_)
                 | A::PreparationFails
                 | A::BlobsVanish
@@ -102,7 +104,7 @@ impl Action {
         use Action as A;
         match self {
             A::AgentDies(node) | A::PowerFails(node) | A::IsLost(node) | A::Cut(node) | A::KubeletRestarts(node) => node == Node::Destination,
-            A::RestoreIsKilled(c) | A::ProgramEnds(c) => c < MOST,
+            A::RestoreIsKilled(c) | A::RestoreIsGivenUp { c, .. } | A::ProgramEnds(c) => c < MOST,
             A::IsReinstalled | A::BlobsVanish => true,
             _ => false,
         }
@@ -194,6 +196,10 @@ impl Action {
             A::Cut(node) => write!(f, "FAULT: the {node} is cut off from the API server"),
             A::KubeletRestarts(node) => write!(f, "FAULT: the {node}'s kubelet restarts"),
             A::RestoreIsKilled(c) => write!(f, "FAULT: the restore of container {} is killed from outside", copy(c)),
+            A::RestoreIsGivenUp { c, removed } => {
+                let container = if removed { "forgets its container" } else { "tells that the start has failed" };
+                write!(f, "FAULT: the runtime is restarted in the restore of container {} and {container}; CRIU goes on", copy(c))
+            }
             A::ProgramEnds(c) => write!(f, "FAULT: container {} ends by itself", copy(c)),
             other => write!(f, "{other:?}"),
         }

@@ -12,8 +12,8 @@ use crate::{
     properties::{has_the_memory, is_held, survives},
     rules::Rule,
     state::{
-        Age, Container, Decision, DestinationStep, Doing, Eff, Fence, Img, Journal, Log, MOST, Mig, Object, Resolve, SourceStep, SourceTask, Task,
-        View, World,
+        Age, Container, Decision, DestinationStep, Doing, Eff, Fence, Img, Journal, Log, MOST, Mig, Object, Resolve, SourceStep, SourceTask, View,
+        World,
     },
 };
 
@@ -41,9 +41,10 @@ impl fmt::Display for Node {
 fn copies_lose_power(world: &mut World) {
     let destination = &mut world.destination;
     (destination.up, destination.doing, destination.view, destination.sandbox) = (false, None, View::Unsynced, false);
-    let ran = destination.containers.iter().any(|c| matches!(c.task, Task::Running { .. }));
+    let ran = destination.containers.iter().any(Container::runs);
     for container in &mut destination.containers {
         end(&mut container.task);
+        container.orphan = None;
         container.booted = container.log != Log::None;
         // What CRIU wrote last was not on the disk yet.
         container.log = match container.log {

@@ -168,7 +168,8 @@ impl Drover {
     fn faults(&self) -> impl Iterator<Item = Action> {
         use Action as A;
         let node = |node| [A::AgentDies(node), A::PowerFails(node), A::IsLost(node), A::Cut(node), A::KubeletRestarts(node)];
-        let container = |c| [A::RestoreIsKilled(c), A::ProgramEnds(c)];
+        let given_up = |c, removed| A::RestoreIsGivenUp { c, removed };
+        let container = move |c| [A::RestoreIsKilled(c), given_up(c, false), given_up(c, true), A::ProgramEnds(c)];
         let users = [A::DeletesMigration, A::HandOnSource, A::AnotherMigration]
             .into_iter()
             .chain([false, true].into_iter().flat_map(|force| [A::DeletesSource { force }, A::DeletesReplacement { force }]));
@@ -258,6 +259,7 @@ impl Drover {
             A::Cut(node) => self.is_cut(w, node, true),
             A::KubeletRestarts(node) => self.kubelet_restarts(w, node),
             A::RestoreIsKilled(c) => self.restore_is_killed(w, c),
+            A::RestoreIsGivenUp { c, removed } => of(w, c, |w, c| self.restore_is_given_up(w, c, removed)),
             A::ProgramEnds(c) => of(w, c, |w, c| self.program_ends(w, c)),
             A::PreparationFails => self.destination_fails(w).or_else(|| w.fall_back(|w| self.destination_fails(w))),
             A::WebhookIsMissed => self.claim_misses_the_webhook(w),

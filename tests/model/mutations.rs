@@ -88,6 +88,7 @@ pub const ALL: &[Mutation] = &[
     without_gate(Node::Destination, &alone("R6 its sandbox must be gone too", Rule::SandboxIsGone, 1, Phase::Restoring)),
     masked("R7 what started and died was not restored", Rule::DeadIsNotRestored, ("R17", Rule::ConfirmationLooks), 1, Phase::Restoring),
     alone("R7 what died is said to have only once it is over", Rule::DeadNeedsAnEnd, 0, Phase::Restoring),
+    alone("R7 an end is the runtime's, with no process left in the cgroup", Rule::EndNeedsNoProcess, 1, Phase::Restoring),
     alone("R8 the fence keeps the frozen pod's containers from starting", Rule::Fence, 1, Phase::AwaitingReadiness),
     without_gate(
         Node::Source,

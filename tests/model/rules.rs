@@ -29,6 +29,8 @@ pub enum Rule {
     DeadIsNotRestored,
     /// R7: what has died is said to have only once nothing of it can execute any more.
     DeadNeedsAnEnd,
+    /// R7: the runtime's end is none while a process is left in the container's cgroup.
+    EndNeedsNoProcess,
     /// R6: without a gate nothing but the absence of everything says that a replacement is over.
     AbsenceIsProved,
     /// R8: a source that goes first is proved to be over before the release.
