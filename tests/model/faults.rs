@@ -64,10 +64,13 @@ fn copies_are_lost(world: &mut World) {
     world.past.excused |= gone(world) && !survives(world);
 }
 
-/// Where it was on both nodes and both have lost it, no protocol can mend that: there is no third one to keep it on.
+/// Where it was on both nodes and both have lost it, no protocol can mend that: there is no third one to keep it on. Nor is it on a copy that executes
+/// while its pod is being deleted, since a person has decided so.
 fn loses_the_memory(world: &mut World, node: Node) {
     world.past.disks_lost[usize::from(node == Node::Destination)] = true;
-    world.past.excused |= world.past.disks_lost == [true; 2] && !survives(world);
+    let decided = world.status().is_some_and(|status| status.resolved.is_some());
+    let is_doomed = decided && world.replacement.is_none_or(|pod| pod.deleting);
+    world.past.excused |= world.past.disks_lost == [true; 2] && (is_doomed || !survives(world));
 }
 
 impl Drover {

@@ -242,9 +242,8 @@ impl World {
                 self.destination.containers.iter_mut().for_each(|c| (c.log, c.booted, c.proof) = (Log::None, false, false));
             }
         }
-        for node in Node::BOTH {
-            self.past.disks_lost[usize::from(node == Node::Destination)] &= !has_the_memory(self, node);
-        }
+        let regained = [has_the_memory(self, Node::Source), self.destination.blobs];
+        self.past.disks_lost.iter_mut().zip(regained).for_each(|(lost, regained)| *lost &= !regained);
         // A lock goes with its pod.
         self.locked &=
             self.source_pod != Object::Gone || self.replacement.is_some() || self.first.fallback.as_ref().is_some_and(|it| it.pod.is_some());
