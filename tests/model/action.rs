@@ -45,6 +45,10 @@ pub enum Action {
     Boots(Node),
     Heals(Node),
     PersonResolves(Resolve),
+    OwnerLooks,
+    OwnerActs,
+    SourceReadiness,
+    CopyReadiness,
     // Faults.
     ManagerDies,
     AgentDies(Node),
@@ -67,6 +71,8 @@ pub enum Action {
     DeletesFallback { force: bool },
     HandOnSource,
     AnotherMigration,
+    CopyIsUnready,
+    OwnerIsScaled(u8),
 }
 
 impl Action {
@@ -96,6 +102,8 @@ impl Action {
                 | A::DeletesFallback { .. }
                 | A::HandOnSource
                 | A::AnotherMigration
+                | A::CopyIsUnready
+                | A::OwnerIsScaled(_)
         )
     }
 
@@ -153,6 +161,10 @@ impl fmt::Display for Action {
                 "a person, knowing that the destination stays off, types: drover resolve --prefer source --destination-is-down"
             }
             A::PersonResolves(Resolve::Destination) => "a person types: drover resolve --prefer destination",
+            A::OwnerLooks => "the pod's controller counts its pods and decides",
+            A::OwnerActs => "the pod's controller does what it has decided",
+            A::SourceReadiness => "the source's kubelet says whether it is Ready",
+            A::CopyReadiness => "the destination's kubelet, or the node controller, says whether the copy is Ready",
             A::ManagerDies => "FAULT: a manager dies after the first of two effects",
             A::IsReinstalled => "FAULT: the destination node comes back with an empty disk",
             A::ProbeKills => "FAULT: the kubelet, for a liveness probe, or somebody else ends the frozen source",
@@ -169,6 +181,7 @@ impl fmt::Display for Action {
             A::DeletesFallback { force: true } => "FAULT: a user force-deletes the fallback, or the placeholder",
             A::HandOnSource => "FAULT: somebody resumes or pauses the source by hand",
             A::AnotherMigration => "FAULT: another Migration of the same pod freezes it",
+            A::CopyIsUnready => "FAULT: the copy's readiness probe fails",
             _ => return self.with_place(f),
         };
         f.write_str(plain)
@@ -201,6 +214,7 @@ impl Action {
                 write!(f, "FAULT: the runtime is restarted in the restore of container {} and {container}; CRIU goes on", copy(c))
             }
             A::ProgramEnds(c) => write!(f, "FAULT: container {} ends by itself", copy(c)),
+            A::OwnerIsScaled(wanted) => write!(f, "FAULT: a user scales the pod's controller to {wanted}"),
             other => write!(f, "{other:?}"),
         }
     }

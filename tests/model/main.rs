@@ -23,6 +23,7 @@ mod manager;
 mod model;
 mod mutations;
 mod objects;
+mod owners;
 mod properties;
 mod rules;
 mod sizes;

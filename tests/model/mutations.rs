@@ -9,6 +9,7 @@ use crate::{
     explore::{Bounds, Stop, explore},
     faults::Node,
     model::{Drover, Order},
+    owners::Owner,
     rules::{Off, Rule},
 };
 
@@ -28,6 +29,7 @@ pub struct Mutation {
     pub in_doubt: InDoubt,
     pub order: Order,
     pub gates: [bool; 2],
+    pub owner: Option<Owner>,
 }
 
 const PLAIN: Mutation = Mutation {
@@ -42,6 +44,7 @@ const PLAIN: Mutation = Mutation {
     in_doubt: InDoubt::HoldFrozen,
     order: Order::CopyFirst,
     gates: [true; 2],
+    owner: None,
 };
 
 const fn alone(name: &'static str, off: Rule, faults: u8, from: Phase) -> Mutation {
@@ -64,6 +67,11 @@ const fn without_gate(node: Node, mutation: &Mutation) -> Mutation {
         Node::Destination => [true, false],
     };
     Mutation { gates, ..*mutation }
+}
+
+/// The same of a pod that a controller owns.
+const fn owned(owner: Owner, name: &'static str, off: Rule) -> Mutation {
+    Mutation { owner: Some(owner), ..alone(name, off, 0, Phase::Finishing) }
 }
 
 /// The rules in their order.
@@ -125,6 +133,11 @@ pub const ALL: &[Mutation] = &[
         naps: 1,
         ..masked("R21 the API server refuses what breaks a rule", Rule::Cel, ("compare-and-swap", Rule::CompareAndSwap), 0, Phase::Restoring)
     },
+    owned(Owner::ReplicaSet, "a ReplicaSet's source is its cheapest pod before the copy is handed over", Rule::SourceIsCheapest),
+    owned(Owner::ReplicaSet, "a ReplicaSet's copy is handed over when it is ready, or the source is not", Rule::CopyIsReady),
+    owned(Owner::ReplicaSet, "a ReplicaSet's copy is handed over before the source goes", Rule::HandedOverFirst),
+    owned(Owner::Job, "a Job's copy is handed over before the source goes", Rule::HandedOverFirst),
+    owned(Owner::Job, "a Job loses the source before it has the copy", Rule::JobLosesFirst),
     alone("I7 what the source says is verified in the registry", Rule::VerifiedImages, 1, Phase::Transferring),
 ];
 
@@ -147,8 +160,8 @@ pub struct Broken {
 
 impl Mutation {
     fn model(&self, off: &[Rule], faults: u8) -> Drover {
-        let Self { containers: n, naps, from, impatient, in_doubt, order, gates, .. } = *self;
-        Drover { n, faults, naps, from, until: None, falls_back: false, impatient, in_doubt, order, gates, off: Off::of(off) }
+        let Self { containers: n, naps, from, impatient, in_doubt, order, gates, owner, .. } = *self;
+        Drover { n, faults, naps, from, until: None, falls_back: false, impatient, in_doubt, order, gates, owner, off: Off::of(off) }
     }
 
     /// Whether a plain `cargo test` can afford it. What breaks without the other one is seen only once every state was.

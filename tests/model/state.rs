@@ -9,7 +9,7 @@ pub use destination::{Container, Destination, DestinationStep, Doing, Img, Log, 
 pub use first::{Fallback, First, Named, Placeholder};
 pub use past::{Past, Wrongs};
 
-use crate::{faults::Node, intern::Id, properties::has_the_memory};
+use crate::{faults::Node, intern::Id, owners::Owned, properties::has_the_memory};
 use drover::api::{MigrationStatus, Phase, Verdict};
 
 /// Most containers that a pod of the model has.
@@ -34,6 +34,8 @@ pub struct World {
     pub source: Source,
     pub destination: Destination,
     pub first: First,
+    /// The controller that owns the pod.
+    pub owned: Option<Owned>,
     /// Faults that may still happen.
     pub faults: u8,
     /// Times that a manager may still fall asleep over a decision.
@@ -122,6 +124,9 @@ pub enum Eff {
     RewriteImages(u8),
     DeleteReplacement(u8, bool),
     DeleteSource,
+    ReleaseSource,
+    MarkSurplus,
+    HandOver(u8, bool),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -234,6 +239,8 @@ impl World {
         let released = self.status().is_none_or(|status| status.phase >= Phase::Restoring);
         self.overdue &= !released;
         self.first.settle();
+        let copy = self.replacement.is_some();
+        self.owned.iter_mut().for_each(|owned| owned.settle(self.source_pod, copy));
         self.first.ended_long_ago &= self.awaits_destination();
         // Nobody asks a person any more once a rollback stands, nor how a copy has ended.
         if let Some(mig) = self.migration.as_mut().filter(|mig| mig.status().verdict == Some(Verdict::Rollback)) {

@@ -131,6 +131,11 @@ impl Destination {
         self.up && self.containers.iter().any(Container::runs)
     }
 
+    /// The copy.
+    pub fn has_a_copy(&self) -> bool {
+        self.up && self.containers.iter().any(Container::runs_restored)
+    }
+
     /// The copy, or the checkpoint in the node's registry.
     pub fn has_the_memory(&self) -> bool {
         self.blobs || self.containers.iter().any(Container::runs_restored)

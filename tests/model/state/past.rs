@@ -33,6 +33,9 @@ impl Wrongs {
     pub const FORGED: u16 = 128;
     pub const COPY_ENDED: u16 = 256;
     pub const REPEATED: u16 = 512;
+    pub const ANOTHER_POD: u16 = 1024;
+    pub const COPY_SURPLUS: u16 = 2048;
+    pub const JOB_FAILED: u16 = 4096;
 
     pub fn add(&mut self, wrong: u16) {
         self.0 |= wrong;
