@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use drover::api::{Phase, Verdict};
+use drover::api::{Phase, Verdict, migration::Side};
 
 use crate::{
     decide::{Clock, aged},
@@ -64,13 +64,16 @@ fn copies_are_lost(world: &mut World) {
     world.past.excused |= gone(world) && !survives(world);
 }
 
-/// Where it was on both nodes and both have lost it, no protocol can mend that: there is no third one to keep it on. Nor is it on a copy that executes
-/// while its pod is being deleted, since a person has decided so.
+/// Where it was on both nodes and both have lost it, no protocol can mend that: there is no third one to keep it on. A copy that executes is no survivor
+/// where a person has decided for the source, whose loss looks like a node that does not answer.
 fn loses_the_memory(world: &mut World, node: Node) {
     world.past.disks_lost[usize::from(node == Node::Destination)] = true;
-    let decided = world.status().is_some_and(|status| status.resolved.is_some());
-    let is_doomed = decided && world.replacement.is_none_or(|pod| pod.deleting);
-    world.past.excused |= world.past.disks_lost == [true; 2] && (is_doomed || !survives(world));
+    world.past.excused |= world.past.disks_lost == [true; 2] && (is_decided_for_source(world) || !survives(world));
+}
+
+fn is_decided_for_source(world: &World) -> bool {
+    let asked = world.migration.and_then(|mig| mig.resolve).is_some_and(|resolve| resolve != Resolve::Destination);
+    asked || world.status().and_then(|status| status.resolved.as_ref()).is_some_and(|resolved| resolved.prefer == Side::Source)
 }
 
 impl Drover {
@@ -263,6 +266,7 @@ impl Drover {
             (!world.destination.up).then(|| world.destination.lost = true)?;
         }
         world.write_migration(Some(Mig { resolve: Some(resolve), ..mig }));
+        world.past.excused |= world.past.disks_lost == [true; 2] && is_decided_for_source(world);
         Some(())
     }
 

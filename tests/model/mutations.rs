@@ -23,8 +23,9 @@ pub struct Mutation {
     pub faults: u8,
     pub naps: u8,
     pub containers: usize,
-    /// Where the search begins.
+    /// Where the search begins, and where it is not followed any further.
     pub from: Phase,
+    pub until: Option<Phase>,
     pub impatient: bool,
     pub in_doubt: InDoubt,
     pub order: Order,
@@ -40,6 +41,7 @@ const PLAIN: Mutation = Mutation {
     naps: 0,
     containers: 1,
     from: Phase::Freezing,
+    until: None,
     impatient: false,
     in_doubt: InDoubt::HoldFrozen,
     order: Order::CopyFirst,
@@ -53,6 +55,11 @@ const fn alone(name: &'static str, off: Rule, faults: u8, from: Phase) -> Mutati
 
 const fn masked(name: &'static str, off: Rule, by: (&'static str, Rule), faults: u8, from: Phase) -> Mutation {
     Mutation { name, off, masked_by: Some(by), faults, from, ..PLAIN }
+}
+
+/// The same, followed only as far as nothing of the replacement can run.
+const fn before_release(mutation: &Mutation) -> Mutation {
+    Mutation { until: Some(Phase::Restoring), ..*mutation }
 }
 
 /// The same of a pod that keeps its name.
@@ -110,7 +117,7 @@ pub const ALL: &[Mutation] = &[
     Mutation { impatient: true, ..alone("R9 a probe is more patient than the freeze", Rule::ProbesFit, 1, Phase::Pending) },
     masked("R10 the source ends only when its kubelet shows the deletion", Rule::KillNeedsDeletion, ("R8", Rule::Fence), 0, Phase::Finishing),
     masked("R11 a pod has one active migration", Rule::Lock, ("R11 the fence's owner", Rule::ThawNeedsOwnFence), 1, Phase::Preparing),
-    alone("R11 only who froze thaws", Rule::ThawNeedsOwnFence, 2, Phase::Transferring),
+    before_release(&alone("R11 only who froze thaws", Rule::ThawNeedsOwnFence, 2, Phase::Transferring)),
     alone("R12 a Migration cannot vanish before its end", Rule::Finalizer, 1, Phase::AwaitingReadiness),
     same_name(&masked("R13 past SourceDeleting there is no thaw", Rule::PointOfNoReturn, ("R21", Rule::Cel), 0, Phase::SourceDeleting)),
     same_name(&alone("R14 the archive stays until a copy is confirmed", Rule::ArchiveWaits, 0, Phase::SourceDeleting)),
@@ -143,7 +150,7 @@ pub const ALL: &[Mutation] = &[
 
 /// What the code does twice: each of these alone breaks nothing, and why. That it stays so is tested, so that nobody trusts a belt that is gone.
 pub const TWICE: &[(Mutation, &str)] = &[(
-    alone("R2 an abort is written before the thaw", Rule::AbortIsWrittenFirst, 1, Phase::Transferring),
+    before_release(&alone("R2 an abort is written before the thaw", Rule::AbortIsWrittenFirst, 1, Phase::Transferring)),
     "the budget is counted from the journal's own time, so who has thawed for it finds it over again, whatever was written",
 )];
 
@@ -160,8 +167,8 @@ pub struct Broken {
 
 impl Mutation {
     fn model(&self, off: &[Rule], faults: u8) -> Drover {
-        let Self { containers: n, naps, from, impatient, in_doubt, order, gates, owner, .. } = *self;
-        Drover { n, faults, naps, from, until: None, falls_back: false, impatient, in_doubt, order, gates, owner, off: Off::of(off) }
+        let Self { containers: n, naps, from, until, impatient, in_doubt, order, gates, owner, .. } = *self;
+        Drover { n, faults, naps, from, until, falls_back: false, impatient, in_doubt, order, gates, owner, off: Off::of(off) }
     }
 
     /// Whether a plain `cargo test` can afford it. What breaks without the other one is seen only once every state was.

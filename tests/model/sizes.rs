@@ -106,7 +106,7 @@ pub fn all() -> Vec<(Drover, Bounds<'static>)> {
         gates([true, false], until(P::Finishing, size(1, 1, 0, P::Restoring, D::HoldFrozen))),
         gates([false; 2], size(1, 0, 0, P::SourceDeleting, D::HoldFrozen)),
         owned(Owner::ReplicaSet, size(1, 0, 0, P::Finishing, D::HoldFrozen)),
-        owned(Owner::Job, size(1, 1, 0, P::Finishing, D::HoldFrozen)),
+        owned(Owner::Job, size(1, 0, 0, P::Finishing, D::HoldFrozen)),
     ];
     let minutes = match (scale(), minutes()) {
         (Scale::Deep, Some(minutes)) => minutes,
