@@ -268,7 +268,7 @@ impl Cluster for KubeCluster {
             }
             Effect::MarkSurplus { uid } => self.mark_surplus(migration, uid).await,
             Effect::ReleaseSource { uid } => self.release_source(migration, uid).await,
-            Effect::HandOver { uid } => self.hand_over(migration, uid).await,
+            Effect::HandOver { uid, ready } => self.hand_over(migration, uid, *ready).await,
             Effect::DeleteSource { uid } => delete(&self.pods(migration), &source_of(migration)?.name, Some(uid), false, "delete the source").await,
             Effect::DeleteMigration => {
                 delete(&self.migrations(migration), &migration.name_any(), migration.uid().as_deref(), false, "delete the ended Migration").await

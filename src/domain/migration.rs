@@ -144,6 +144,8 @@ pub enum Effect {
     HandOver {
         /// UID of the replacement.
         uid: String,
+        /// Only as long as it is Ready: its ReplicaSet, with one pod too many, would take it and not the source.
+        ready: bool,
     },
     /// Delete the source: its copy is confirmed (R17), or it goes first (R13).
     DeleteSource {

@@ -45,6 +45,10 @@ pub enum Action {
     Boots(Node),
     Heals(Node),
     PersonResolves(Resolve),
+    OwnerLooks,
+    OwnerActs,
+    SourceReadiness,
+    CopyReadiness,
     // Faults.
     ManagerDies,
     AgentDies(Node),
@@ -55,6 +59,7 @@ pub enum Action {
     KubeletRestarts(Node),
     ProbeKills,
     RestoreIsKilled(usize),
+    RestoreIsGivenUp { c: usize, removed: bool },
     ProgramEnds(usize),
     PreparationFails,
     BlobsVanish,
@@ -66,6 +71,8 @@ pub enum Action {
     DeletesFallback { force: bool },
     HandOnSource,
     AnotherMigration,
+    CopyIsUnready,
+    OwnerIsScaled(u8),
 }
 
 impl Action {
@@ -83,6 +90,7 @@ impl Action {
                 | A::KubeletRestarts(_)
                 | A::ProbeKills
                 | A::RestoreIsKilled(_)
+                | A::RestoreIsGivenUp { .. }
                 | A::ProgramEnds(_)
                 | A::PreparationFails
                 | A::BlobsVanish
@@ -94,6 +102,8 @@ impl Action {
                 | A::DeletesFallback { .. }
                 | A::HandOnSource
                 | A::AnotherMigration
+                | A::CopyIsUnready
+                | A::OwnerIsScaled(_)
         )
     }
 
@@ -102,7 +112,7 @@ impl Action {
         use Action as A;
         match self {
             A::AgentDies(node) | A::PowerFails(node) | A::IsLost(node) | A::Cut(node) | A::KubeletRestarts(node) => node == Node::Destination,
-            A::RestoreIsKilled(c) | A::ProgramEnds(c) => c < MOST,
+            A::RestoreIsKilled(c) | A::RestoreIsGivenUp { c, .. } | A::ProgramEnds(c) => c < MOST,
             A::IsReinstalled | A::BlobsVanish => true,
             _ => false,
         }
@@ -151,6 +161,10 @@ impl fmt::Display for Action {
                 "a person, knowing that the destination stays off, types: drover resolve --prefer source --destination-is-down"
             }
             A::PersonResolves(Resolve::Destination) => "a person types: drover resolve --prefer destination",
+            A::OwnerLooks => "the pod's controller counts its pods and decides",
+            A::OwnerActs => "the pod's controller does what it has decided",
+            A::SourceReadiness => "the source's kubelet says whether it is Ready",
+            A::CopyReadiness => "the destination's kubelet, or the node controller, says whether the copy is Ready",
             A::ManagerDies => "FAULT: a manager dies after the first of two effects",
             A::IsReinstalled => "FAULT: the destination node comes back with an empty disk",
             A::ProbeKills => "FAULT: the kubelet, for a liveness probe, or somebody else ends the frozen source",
@@ -167,6 +181,7 @@ impl fmt::Display for Action {
             A::DeletesFallback { force: true } => "FAULT: a user force-deletes the fallback, or the placeholder",
             A::HandOnSource => "FAULT: somebody resumes or pauses the source by hand",
             A::AnotherMigration => "FAULT: another Migration of the same pod freezes it",
+            A::CopyIsUnready => "FAULT: the copy's readiness probe fails",
             _ => return self.with_place(f),
         };
         f.write_str(plain)
@@ -194,7 +209,12 @@ impl Action {
             A::Cut(node) => write!(f, "FAULT: the {node} is cut off from the API server"),
             A::KubeletRestarts(node) => write!(f, "FAULT: the {node}'s kubelet restarts"),
             A::RestoreIsKilled(c) => write!(f, "FAULT: the restore of container {} is killed from outside", copy(c)),
+            A::RestoreIsGivenUp { c, removed } => {
+                let container = if removed { "forgets its container" } else { "tells that the start has failed" };
+                write!(f, "FAULT: the runtime is restarted in the restore of container {} and {container}; CRIU goes on", copy(c))
+            }
             A::ProgramEnds(c) => write!(f, "FAULT: container {} ends by itself", copy(c)),
+            A::OwnerIsScaled(wanted) => write!(f, "FAULT: a user scales the pod's controller to {wanted}"),
             other => write!(f, "{other:?}"),
         }
     }

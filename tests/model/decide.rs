@@ -87,6 +87,7 @@ impl Drover {
             gates: self.gates,
             placeholder: world.first.placeholder,
             template: world.first.template,
+            ties: self.seen_ties(world),
             fallback_says: world.first.fallback.as_ref().and_then(|it| it.says),
         }
     }

@@ -113,7 +113,7 @@ impl Drover {
                 _ if stage < n => self.goes_on(world),
                 _ if stage < 2 * n => self.each(world, Each::Remove, stage - n),
                 _ if stage == 2 * n => self.purges(world, true),
-                _ if stage == 2 * n + 1 && !self.nothing_left_of_any(world) => world.destination.doing = None,
+                _ if stage == 2 * n + 1 && (!self.nothing_left_of_any(world) || self.ends_orphans(world)) => world.destination.doing = None,
                 _ if stage == 2 * n + 1 && self.knows_its_pod(world) => self.disarms(world),
                 _ if stage == 2 * n + 1 => self.goes_on(world),
                 _ => self.attests(world, "cleaned", |said| said.cleaned = Some(At { at: objects::now() })),
@@ -204,7 +204,7 @@ impl Drover {
         let arrives = world.status().is_some_and(|status| status.outcome.is_none() && needs(status));
         (!listed(world) && !arrives).then_some(())?;
         let before = world.clone();
-        if self.nothing_left(world) {
+        if self.nothing_left(world) && !self.ends_orphans(world) {
             self.disarms(world);
         }
         self.purges(world, true);

@@ -19,13 +19,20 @@ use crate::{
 
 /// How far a search goes.
 #[derive(Clone, Copy)]
-pub struct Bounds {
+pub struct Bounds<'a> {
     /// States.
     pub states: usize,
     /// Time.
     pub time: Duration,
-    /// Ends at the first property that is broken.
-    pub first: bool,
+    pub stop: Stop<'a>,
+}
+
+/// Which broken property ends a search.
+#[derive(Clone, Copy)]
+pub enum Stop<'a> {
+    Never,
+    AtTheFirst,
+    At(&'a str),
 }
 
 /// What a search has found.
@@ -70,7 +77,7 @@ pub fn explore(model: &Drover, bounds: Bounds) -> Explored {
     let mut search = Search::new(model);
     let complete = search.run(bounds, began);
     let mut hold_only = 0;
-    if !bounds.first || search.broken.is_empty() {
+    if !search.has_found(bounds.stop) {
         let ends_or_holds = search.where_it_leads_to(|kind| kind != Kind::UnderWay);
         search.broken.extend(ends_or_holds.iter().position(|reached| !reached).map(|index| (properties::ENDS, index)));
         let ends = search.where_it_leads_to(|kind| matches!(kind, Kind::Ended | Kind::Open));
@@ -129,7 +136,7 @@ impl<'a> Search<'a> {
         let mut actions = vec![];
         while let Some((number, world)) = self.pending.pop_front() {
             let over = self.nodes.len() >= bounds.states || (number % 1024 == 0 && began.elapsed() > bounds.time);
-            if over || (bounds.first && !self.broken.is_empty()) {
+            if over || self.has_found(bounds.stop) {
                 self.pending.push_front((number, world));
                 break;
             }
@@ -152,6 +159,14 @@ impl<'a> Search<'a> {
             self.nodes[number as usize].kind = Kind::Open;
         }
         complete
+    }
+
+    fn has_found(&self, stop: Stop) -> bool {
+        match stop {
+            Stop::Never => false,
+            Stop::AtTheFirst => !self.broken.is_empty(),
+            Stop::At(property) => self.broken.iter().any(|(name, _)| *name == property),
+        }
     }
 
     fn meet(&mut self, world: World, parent: u32, action: Option<Action>) -> u32 {

@@ -2,18 +2,18 @@
 
 use std::fmt;
 
-use drover::api::{Phase, Verdict};
+use drover::api::{Phase, Verdict, migration::Side};
 
 use crate::{
     decide::{Clock, aged},
     intern::WORDS,
     kubelets::{end, gone},
     model::Drover,
-    properties::{is_held, survives},
+    properties::{has_the_memory, is_held, survives},
     rules::Rule,
     state::{
-        Age, Container, Decision, DestinationStep, Doing, Eff, Fence, Img, Journal, Log, MOST, Mig, Object, Resolve, SourceStep, SourceTask, Task,
-        View, World,
+        Age, Container, Decision, DestinationStep, Doing, Eff, Fence, Img, Journal, Log, MOST, Mig, Object, Resolve, SourceStep, SourceTask, View,
+        World,
     },
 };
 
@@ -22,6 +22,10 @@ use crate::{
 pub enum Node {
     Source,
     Destination,
+}
+
+impl Node {
+    pub const BOTH: [Self; 2] = [Self::Source, Self::Destination];
 }
 
 impl fmt::Display for Node {
@@ -37,9 +41,10 @@ impl fmt::Display for Node {
 fn copies_lose_power(world: &mut World) {
     let destination = &mut world.destination;
     (destination.up, destination.doing, destination.view, destination.sandbox) = (false, None, View::Unsynced, false);
-    let ran = destination.containers.iter().any(|c| matches!(c.task, Task::Running { .. }));
+    let ran = destination.containers.iter().any(Container::runs);
     for container in &mut destination.containers {
         end(&mut container.task);
+        container.orphan = None;
         container.booted = container.log != Log::None;
         // What CRIU wrote last was not on the disk yet.
         container.log = match container.log {
@@ -59,15 +64,27 @@ fn copies_are_lost(world: &mut World) {
     world.past.excused |= gone(world) && !survives(world);
 }
 
+/// Where it was on both nodes and both have lost it, no protocol can mend that: there is no third one to keep it on. A copy that executes is no survivor
+/// where a person has decided for the source, whose loss looks like a node that does not answer.
+fn loses_the_memory(world: &mut World, node: Node) {
+    world.past.disks_lost[usize::from(node == Node::Destination)] = true;
+    world.past.excused |= world.past.disks_lost == [true; 2] && (is_decided_for_source(world) || !survives(world));
+}
+
+fn is_decided_for_source(world: &World) -> bool {
+    let asked = world.migration.and_then(|mig| mig.resolve).is_some_and(|resolve| resolve != Resolve::Destination);
+    asked || world.status().and_then(|status| status.resolved.as_ref()).is_some_and(|resolved| resolved.prefer == Side::Source)
+}
+
 impl Drover {
     pub fn power_fails(&self, world: &mut World, node: Node) -> Option<()> {
         match node {
             Node::Source => {
                 let source = &mut world.source;
                 source.up.then_some(())?;
-                // A running pod dies with its node, and a frozen one of which there is no complete checkpoint yet.
+                // A running pod dies with its node, also one that a person has paused since, and a frozen one of which there is no complete checkpoint yet.
                 let kept = source.archive && source.journal.is_some_and(|journal| journal.dumped);
-                let ordinary = source.task == SourceTask::Running || !(kept || world.destination.blobs);
+                let ordinary = source.task == SourceTask::Running || world.past.ran_on || !(kept || world.destination.blobs);
                 (source.up, source.doing, source.view, source.made) = (false, None, View::Unsynced, false);
                 if source.task != SourceTask::Dead {
                     source.task = SourceTask::Dead;
@@ -106,6 +123,7 @@ impl Drover {
             Node::Source => world.source.up,
             Node::Destination => world.destination.up,
         };
+        let held = has_the_memory(world, node);
         if up {
             self.power_fails(world, node)?;
         }
@@ -113,17 +131,20 @@ impl Drover {
             Node::Source => {
                 let source = &mut world.source;
                 // With the vote a complete checkpoint is at the destination, until the source is seen running again or its copy is (R18).
-                let ordinary = !source.journal.is_some_and(|journal| journal.vote);
+                let unvoted = !source.journal.is_some_and(|journal| journal.vote);
                 (source.lost, source.cut, source.archive, source.journal, source.fence) = (true, false, false, None, Fence::None);
-                world.past.excused |= ordinary && !survives(world);
+                // Since its word that it was thawed the destination's is being collected, and what the source has, running or kept, is all there is.
+                let thawed = world.source_says.is_some_and(|id| WORDS.get(id).thawed.is_some());
+                world.past.excused |= thawed || unvoted && !survives(world);
                 world.fall_back(|world| {
                     copies_are_lost(world);
                     Some(())
                 });
             }
-            Node::Destination => {
-                copies_are_lost(world);
-            }
+            Node::Destination => copies_are_lost(world),
+        }
+        if held {
+            loses_the_memory(world, node);
         }
         Some(())
     }
@@ -165,6 +186,7 @@ impl Drover {
         let blobs = &mut world.destination.blobs;
         (world.destination.up && *blobs).then(|| *blobs = false)?;
         world.past.excused |= gone(world) && !survives(world);
+        loses_the_memory(world, Node::Destination);
         Some(())
     }
 
@@ -244,6 +266,7 @@ impl Drover {
             (!world.destination.up).then(|| world.destination.lost = true)?;
         }
         world.write_migration(Some(Mig { resolve: Some(resolve), ..mig }));
+        world.past.excused |= world.past.disks_lost == [true; 2] && is_decided_for_source(world);
         Some(())
     }
 

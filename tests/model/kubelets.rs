@@ -11,7 +11,7 @@ use crate::{
     intern::WORDS,
     model::Drover,
     rules::Rule,
-    state::{DestinationStep, Doing, Fence, Img, Log, Object, SourceTask, Task, View, World, Wrongs},
+    state::{Container, DestinationStep, Doing, Fence, Img, Log, Object, Orphan, SourceTask, Task, View, World, Wrongs},
 };
 
 impl Drover {
@@ -109,6 +109,7 @@ impl Drover {
         let destination = &mut world.destination;
         (destination.up && matches!(destination.view, View::Terminating | View::Unlisted)).then_some(())?;
         let (before, had_sandbox) = (destination.containers, destination.sandbox);
+        // What the runtime has given up it does not know, and nobody ends it with the pod.
         for container in &mut destination.containers {
             end(&mut container.task);
         }
@@ -118,7 +119,7 @@ impl Drover {
         }
         let destination = &mut world.destination;
         if before == destination.containers && destination.view == View::Unlisted {
-            destination.containers.iter_mut().for_each(|c| (c.task, c.earlier) = (Task::None, false));
+            destination.containers.iter_mut().for_each(removed);
             destination.sandbox = false;
         }
         (before != destination.containers || had_sandbox != destination.sandbox).then_some(())
@@ -131,7 +132,7 @@ impl Drover {
         (over && world.replacement.is_some_and(|pod| pod.uid == 1 && pod.deleting)).then_some(())?;
         world.replacement = None;
         (destination.view, destination.sandbox) = (View::Unlisted, false);
-        destination.containers.iter_mut().for_each(|c| (c.task, c.earlier) = (Task::None, false));
+        destination.containers.iter_mut().for_each(removed);
         Some(())
     }
 
@@ -198,15 +199,18 @@ impl Drover {
     /// CRIU logs an error that ends nothing.
     pub fn criu_complains(&self, world: &mut World, c: usize) -> Option<()> {
         let container = &mut world.destination.containers[c];
-        (world.destination.up && container.task == Task::Restoring && container.log == Log::Begun).then(|| container.log = Log::Error)
+        (world.destination.up && container.is_restoring() && container.log == Log::Begun).then(|| container.log = Log::Error)
     }
 
     /// CRIU resumes the processes.
     pub fn criu_resumes(&self, world: &mut World, c: usize) -> Option<()> {
         let gated = self.gated(world);
         let container = &mut world.destination.containers[c];
-        (world.destination.up && container.task == Task::Restoring).then_some(())?;
-        container.task = Task::Running { restored: true };
+        (world.destination.up && container.is_restoring()).then_some(())?;
+        match &mut container.orphan {
+            Some(orphan) => orphan.runs = true,
+            None => container.task = Task::Running { restored: true },
+        }
         if container.log != Log::None {
             container.log = Log::Resumed { error: container.log == Log::Error };
         }
@@ -227,8 +231,10 @@ impl Drover {
     /// CRIU refuses before the resume point: the commonest failure of all.
     pub fn criu_refuses(&self, world: &mut World, c: usize) -> Option<()> {
         let container = &mut world.destination.containers[c];
-        (world.destination.up && container.task == Task::Restoring).then_some(())?;
-        container.task = Task::Refused;
+        (world.destination.up && container.is_restoring()).then_some(())?;
+        if container.orphan.take().is_none() {
+            container.task = Task::Refused;
+        }
         if container.log == Log::Begun {
             container.log = Log::Error;
         }
@@ -241,11 +247,24 @@ impl Drover {
         (container.task == Task::Restoring).then(|| container.task = Task::Refused)
     }
 
+    /// The runtime is restarted in mid-restore: the kubelet is told that the start has failed, and CRIU goes on.
+    pub fn restore_is_given_up(&self, world: &mut World, c: usize, removed: bool) -> Option<()> {
+        let gated = self.gated(world);
+        let container = &mut world.destination.containers[c];
+        (gated && container.task == Task::Restoring).then_some(())?;
+        container.orphan = Some(Orphan { runs: false, listed: !removed });
+        container.task = if removed { Task::None } else { Task::Refused };
+        Some(())
+    }
+
     /// The program ends by itself on the destination.
     pub fn program_ends(&self, world: &mut World, c: usize) -> Option<()> {
         let container = &mut world.destination.containers[c];
-        matches!(container.task, Task::Running { .. }).then_some(())?;
-        container.task = Task::Dead;
+        container.runs().then_some(())?;
+        match container.orphan {
+            Some(_) => container.orphan = None,
+            None => container.task = Task::Dead,
+        }
         // What a program loses when it ends by itself is its own affair, once it is the only copy.
         let committed = world.status().is_some_and(|status| status.verdict == Some(Verdict::Commit));
         world.past.excused |= (committed || world.first.turned) && gone(world);
@@ -260,6 +279,12 @@ pub fn end(task: &mut Task) {
         Task::Pulling => Task::None,
         task => task,
     };
+}
+
+/// The runtime has forgotten it.
+fn removed(container: &mut Container) {
+    (container.task, container.earlier) = (Task::None, false);
+    container.orphan = container.orphan.map(|orphan| Orphan { listed: false, ..orphan });
 }
 
 /// It was seen running after the commit (R17), though perhaps that is not written yet.

@@ -29,6 +29,7 @@ impl Drover {
         let mig = world.migration?;
         let Some(Decision::Effects([Some(first), Some(_)])) = self.advance(world, mig) else { return None };
         self.perform(world, mig, false, first);
+        world.owned.iter_mut().for_each(|owned| owned.interrupted |= first == Eff::ReleaseSource);
         Some(())
     }
 
@@ -131,7 +132,7 @@ impl Drover {
             Eff::RemoveCredentials => world.credentials = false,
             // Whoever refuses it refuses it before anything is touched.
             Eff::RehearseReplacement => {}
-            Eff::CreateReplacement | Eff::CreateSameName | Eff::CreateFallback => return self.create(world, effect),
+            Eff::CreateReplacement | Eff::CreateSameName | Eff::CreateFallback => return self.create(world, mig, effect),
             Eff::KeepTemplate => world.first.template |= world.migration.is_some(),
             Eff::RemoveTemplate => world.first.template = false,
             Eff::DeletePlaceholder(uid, force) => {
@@ -149,14 +150,18 @@ impl Drover {
             Eff::DeleteSource => {
                 if world.source_pod == Object::Live {
                     world.source_pod = Object::Deleting;
+                    self.owner_loses_source(world);
                 }
             }
+            Eff::ReleaseSource => return done(self.releases_source(world)),
+            Eff::MarkSurplus => return done(self.marks_surplus(world)),
+            Eff::HandOver(uid, ready) => return done(self.hands_over(world, uid, ready)),
         }
         Done::Ok
     }
 
     /// Makes one of the pods of the migration, where nobody has its name yet.
-    fn create(&self, world: &mut World, effect: Eff) -> Done {
+    fn create(&self, world: &mut World, mig: Mig, effect: Eff) -> Done {
         let new = |uid| Replacement { uid, deleting: false, sandbox: false, claimed: false, images: false };
         match effect {
             Eff::CreateReplacement if world.source_pod == Object::Gone => return Done::Permanent,
@@ -167,7 +172,10 @@ impl Drover {
             }
             Eff::CreateReplacement => {
                 let uid = if world.destination_says.is_none() && world.destination.view == View::Unlisted { 1 } else { 2 };
-                world.replacement.get_or_insert(new(uid));
+                if world.replacement.is_none() {
+                    world.replacement = Some(new(uid));
+                    self.owner_gets_replacement(world, mig);
+                }
             }
             _ if !world.first.template => return Done::Permanent,
             _ if world.named(self.keeps_name()).is_some() => {}
@@ -227,6 +235,11 @@ enum Done {
     Ok,
     Conflict,
     Permanent,
+}
+
+/// The patch of a pod names what it expects of it.
+fn done(applied: bool) -> Done {
+    if applied { Done::Ok } else { Done::Conflict }
 }
 
 fn made(says: &mut Option<Id>, owned: bool) {

@@ -9,6 +9,7 @@ use crate::{
     decide::Clock,
     faults::Node,
     intern::STATUSES,
+    owners::{Owned, Owner},
     properties,
     rules::{Off, Rule},
     state::{Destination, Fence, First, MOST, Mig, Object, Past, Resolve, Source, SourceTask, View, World},
@@ -37,6 +38,8 @@ pub struct Drover {
     pub order: Order,
     /// Whether the runtime of the source node asks the gate, and that of the destination.
     pub gates: [bool; 2],
+    /// What controls the pod.
+    pub owner: Option<Owner>,
     pub off: Off,
 }
 
@@ -62,7 +65,12 @@ impl fmt::Display for Drover {
             [true, false] => "no gate on the destination node, ",
             [false, false] => "no gates, ",
         };
-        write!(f, "{order}{gates}containers {n}, faults {faults}, sleeping managers {naps}, inDoubt {:?}, from {}", self.in_doubt, self.from)?;
+        let owner = match self.owner {
+            None => "",
+            Some(Owner::ReplicaSet) => "of a ReplicaSet, ",
+            Some(Owner::Job) => "of a Job, ",
+        };
+        write!(f, "{order}{gates}{owner}containers {n}, faults {faults}, sleeping managers {naps}, inDoubt {:?}, from {}", self.in_doubt, self.from)?;
         if self.falls_back {
             f.write_str(" onto the source node")?;
         }
@@ -132,6 +140,7 @@ impl Drover {
             },
             destination: Destination::EMPTY,
             first: First::default(),
+            owned: self.owner.map(Owned::new),
             faults: self.faults,
             naps: self.naps,
             past: Past::default(),
@@ -160,23 +169,31 @@ impl Drover {
             A::TimePasses(Clock::Ended),
         ];
         let fallback = self.goes_first().then(|| fallback.into_iter().chain((MOST..MOST + self.n).flat_map(copy)));
+        let owner = self.owner.map(|_| [A::OwnerLooks, A::OwnerActs, A::SourceReadiness, A::CopyReadiness]);
         let nodes = [Node::Source, Node::Destination].into_iter().flat_map(node);
-        let nodes = nodes.chain((0..self.n).flat_map(container)).chain(fallback.into_iter().flatten());
+        let nodes = nodes.chain((0..self.n).flat_map(container)).chain(fallback.into_iter().flatten()).chain(owner.into_iter().flatten());
         managers.into_iter().chain(source).chain(destination).chain(nodes).chain(time)
     }
 
     fn faults(&self) -> impl Iterator<Item = Action> {
         use Action as A;
         let node = |node| [A::AgentDies(node), A::PowerFails(node), A::IsLost(node), A::Cut(node), A::KubeletRestarts(node)];
-        let container = |c| [A::RestoreIsKilled(c), A::ProgramEnds(c)];
+        let given_up = |c, removed| A::RestoreIsGivenUp { c, removed };
+        let container = move |c| [A::RestoreIsKilled(c), given_up(c, false), given_up(c, true), A::ProgramEnds(c)];
         let users = [A::DeletesMigration, A::HandOnSource, A::AnotherMigration]
             .into_iter()
             .chain([false, true].into_iter().flat_map(|force| [A::DeletesSource { force }, A::DeletesReplacement { force }]));
         let rest = [A::ManagerDies, A::IsReinstalled, A::ProbeKills, A::PreparationFails, A::BlobsVanish, A::BlobIsAnother, A::WebhookIsMissed];
         let nodes = [Node::Source, Node::Destination].into_iter().flat_map(node);
+        let owner = self.owner.map(|_| [A::CopyIsUnready, A::OwnerIsScaled(0), A::OwnerIsScaled(1), A::OwnerIsScaled(2)]);
         let fallback = [A::DeletesFallback { force: false }, A::DeletesFallback { force: true }].into_iter();
         let fallback = self.goes_first().then(|| fallback.chain((MOST..MOST + self.n).map(A::ProgramEnds)));
-        let all = nodes.chain((0..self.n).flat_map(container)).chain(users).chain(rest).chain(fallback.into_iter().flatten());
+        let all = nodes
+            .chain((0..self.n).flat_map(container))
+            .chain(users)
+            .chain(rest)
+            .chain(fallback.into_iter().flatten())
+            .chain(owner.into_iter().flatten());
         all.filter(|action| !(self.falls_back && action.is_at_the_destination()))
     }
 
@@ -238,6 +255,10 @@ impl Drover {
             A::Boots(node) => self.boots(w, node),
             A::Heals(node) => self.is_cut(w, node, false),
             A::PersonResolves(resolve) => self.person_resolves(w, resolve),
+            A::OwnerLooks => self.owner_looks(w),
+            A::OwnerActs => self.owner_acts(w),
+            A::SourceReadiness => self.source_readiness(w),
+            A::CopyReadiness => self.copy_readiness(w),
             A::PodsAreCollected(node) => self.pods_are_collected(w, node),
             fault => self.goes_wrong(w, fault),
         }
@@ -258,6 +279,7 @@ impl Drover {
             A::Cut(node) => self.is_cut(w, node, true),
             A::KubeletRestarts(node) => self.kubelet_restarts(w, node),
             A::RestoreIsKilled(c) => self.restore_is_killed(w, c),
+            A::RestoreIsGivenUp { c, removed } => of(w, c, |w, c| self.restore_is_given_up(w, c, removed)),
             A::ProgramEnds(c) => of(w, c, |w, c| self.program_ends(w, c)),
             A::PreparationFails => self.destination_fails(w).or_else(|| w.fall_back(|w| self.destination_fails(w))),
             A::WebhookIsMissed => self.claim_misses_the_webhook(w),
@@ -266,6 +288,8 @@ impl Drover {
             A::DeletesReplacement { force } => self.user_deletes_replacement(w, force),
             A::DeletesFallback { force } => self.user_deletes_fallback(w, force),
             A::HandOnSource => self.hand_on_source(w),
+            A::CopyIsUnready => self.copy_is_unready(w),
+            A::OwnerIsScaled(wanted) => self.owner_is_scaled(w, wanted),
             A::AnotherMigration => self.another_migration(w),
             other => unreachable!("{other:?} is no fault"),
         }

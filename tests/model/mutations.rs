@@ -6,9 +6,10 @@ use drover::api::{Phase, migration::InDoubt};
 
 use crate::{
     action::Action,
-    explore::{Bounds, explore},
+    explore::{Bounds, Stop, explore},
     faults::Node,
     model::{Drover, Order},
+    owners::Owner,
     rules::{Off, Rule},
 };
 
@@ -22,12 +23,14 @@ pub struct Mutation {
     pub faults: u8,
     pub naps: u8,
     pub containers: usize,
-    /// Where the search begins.
+    /// Where the search begins, and where it is not followed any further.
     pub from: Phase,
+    pub until: Option<Phase>,
     pub impatient: bool,
     pub in_doubt: InDoubt,
     pub order: Order,
     pub gates: [bool; 2],
+    pub owner: Option<Owner>,
 }
 
 const PLAIN: Mutation = Mutation {
@@ -38,10 +41,12 @@ const PLAIN: Mutation = Mutation {
     naps: 0,
     containers: 1,
     from: Phase::Freezing,
+    until: None,
     impatient: false,
     in_doubt: InDoubt::HoldFrozen,
     order: Order::CopyFirst,
     gates: [true; 2],
+    owner: None,
 };
 
 const fn alone(name: &'static str, off: Rule, faults: u8, from: Phase) -> Mutation {
@@ -50,6 +55,11 @@ const fn alone(name: &'static str, off: Rule, faults: u8, from: Phase) -> Mutati
 
 const fn masked(name: &'static str, off: Rule, by: (&'static str, Rule), faults: u8, from: Phase) -> Mutation {
     Mutation { name, off, masked_by: Some(by), faults, from, ..PLAIN }
+}
+
+/// The same, followed only as far as nothing of the replacement can run.
+const fn before_release(mutation: &Mutation) -> Mutation {
+    Mutation { until: Some(Phase::Restoring), ..*mutation }
 }
 
 /// The same of a pod that keeps its name.
@@ -64,6 +74,11 @@ const fn without_gate(node: Node, mutation: &Mutation) -> Mutation {
         Node::Destination => [true, false],
     };
     Mutation { gates, ..*mutation }
+}
+
+/// The same of a pod that a controller owns.
+const fn owned(owner: Owner, name: &'static str, off: Rule) -> Mutation {
+    Mutation { owner: Some(owner), ..alone(name, off, 0, Phase::Finishing) }
 }
 
 /// The rules in their order.
@@ -88,6 +103,7 @@ pub const ALL: &[Mutation] = &[
     without_gate(Node::Destination, &alone("R6 its sandbox must be gone too", Rule::SandboxIsGone, 1, Phase::Restoring)),
     masked("R7 what started and died was not restored", Rule::DeadIsNotRestored, ("R17", Rule::ConfirmationLooks), 1, Phase::Restoring),
     alone("R7 what died is said to have only once it is over", Rule::DeadNeedsAnEnd, 0, Phase::Restoring),
+    alone("R7 an end is the runtime's, with no process left in the cgroup", Rule::EndNeedsNoProcess, 1, Phase::Restoring),
     alone("R8 the fence keeps the frozen pod's containers from starting", Rule::Fence, 1, Phase::AwaitingReadiness),
     without_gate(
         Node::Source,
@@ -101,7 +117,7 @@ pub const ALL: &[Mutation] = &[
     Mutation { impatient: true, ..alone("R9 a probe is more patient than the freeze", Rule::ProbesFit, 1, Phase::Pending) },
     masked("R10 the source ends only when its kubelet shows the deletion", Rule::KillNeedsDeletion, ("R8", Rule::Fence), 0, Phase::Finishing),
     masked("R11 a pod has one active migration", Rule::Lock, ("R11 the fence's owner", Rule::ThawNeedsOwnFence), 1, Phase::Preparing),
-    alone("R11 only who froze thaws", Rule::ThawNeedsOwnFence, 2, Phase::Transferring),
+    before_release(&alone("R11 only who froze thaws", Rule::ThawNeedsOwnFence, 2, Phase::Transferring)),
     alone("R12 a Migration cannot vanish before its end", Rule::Finalizer, 1, Phase::AwaitingReadiness),
     same_name(&masked("R13 past SourceDeleting there is no thaw", Rule::PointOfNoReturn, ("R21", Rule::Cel), 0, Phase::SourceDeleting)),
     same_name(&alone("R14 the archive stays until a copy is confirmed", Rule::ArchiveWaits, 0, Phase::SourceDeleting)),
@@ -112,8 +128,8 @@ pub const ALL: &[Mutation] = &[
         1,
         Phase::Restoring,
     ),
-    masked("R16 the checkpoint is out of reach before 'restored' is said", Rule::OutOfReachFirst, ("R20", Rule::OneShot), 1, Phase::Restoring),
-    alone("R17 the source goes only after the confirmation", Rule::Confirmation, 1, Phase::Restoring),
+    alone("R16 the checkpoint is out of reach before 'restored' is said", Rule::OutOfReachFirst, 1, Phase::Restoring),
+    alone("R17 the source goes only after the confirmation", Rule::Confirmation, 0, Phase::Restoring),
     alone("R17 the confirmation looks once more", Rule::ConfirmationLooks, 1, Phase::Restoring),
     alone("R18 the destination's checkpoint waits for the source to run", Rule::CollectionWaits, 1, Phase::Restoring),
     alone("R18 the checkpoint is kept where the memory lives nowhere else", Rule::Kept, 1, Phase::Restoring),
@@ -124,12 +140,17 @@ pub const ALL: &[Mutation] = &[
         naps: 1,
         ..masked("R21 the API server refuses what breaks a rule", Rule::Cel, ("compare-and-swap", Rule::CompareAndSwap), 0, Phase::Restoring)
     },
+    owned(Owner::ReplicaSet, "a ReplicaSet's source is its cheapest pod before the copy is handed over", Rule::SourceIsCheapest),
+    owned(Owner::ReplicaSet, "a ReplicaSet's copy is handed over when it is ready, or the source is not", Rule::CopyIsReady),
+    owned(Owner::ReplicaSet, "a ReplicaSet's copy is handed over before the source goes", Rule::HandedOverFirst),
+    owned(Owner::Job, "a Job's copy is handed over before the source goes", Rule::HandedOverFirst),
+    owned(Owner::Job, "a Job loses the source before it has the copy", Rule::JobLosesFirst),
     alone("I7 what the source says is verified in the registry", Rule::VerifiedImages, 1, Phase::Transferring),
 ];
 
 /// What the code does twice: each of these alone breaks nothing, and why. That it stays so is tested, so that nobody trusts a belt that is gone.
 pub const TWICE: &[(Mutation, &str)] = &[(
-    alone("R2 an abort is written before the thaw", Rule::AbortIsWrittenFirst, 1, Phase::Transferring),
+    before_release(&alone("R2 an abort is written before the thaw", Rule::AbortIsWrittenFirst, 1, Phase::Transferring)),
     "the budget is counted from the journal's own time, so who has thawed for it finds it over again, whatever was written",
 )];
 
@@ -146,8 +167,8 @@ pub struct Broken {
 
 impl Mutation {
     fn model(&self, off: &[Rule], faults: u8) -> Drover {
-        let Self { containers: n, naps, from, impatient, in_doubt, order, gates, .. } = *self;
-        Drover { n, faults, naps, from, until: None, falls_back: false, impatient, in_doubt, order, gates, off: Off::of(off) }
+        let Self { containers: n, naps, from, until, impatient, in_doubt, order, gates, owner, .. } = *self;
+        Drover { n, faults, naps, from, until, falls_back: false, impatient, in_doubt, order, gates, owner, off: Off::of(off) }
     }
 
     /// Whether a plain `cargo test` can afford it. What breaks without the other one is seen only once every state was.
@@ -155,24 +176,34 @@ impl Mutation {
         self.faults == 0 && self.off != Rule::OverBeforeRelease
     }
 
-    /// The first property that breaks.
-    pub fn run(&self) -> Option<Broken> {
-        let off: Vec<Rule> = [self.off].into_iter().chain(self.masked_by.map(|(_, rule)| rule)).collect();
-        first_broken(&self.model(&off, self.faults), 3_000_000)
+    fn rules(&self) -> Vec<Rule> {
+        [self.off].into_iter().chain(self.masked_by.map(|(_, rule)| rule)).collect()
     }
 
-    /// Whether it needs fewer faults than it says, or no second rule off.
-    pub fn says_too_much(&self, states: usize) -> Option<String> {
-        let off: Vec<Rule> = [self.off].into_iter().chain(self.masked_by.map(|(_, rule)| rule)).collect();
-        if self.faults > 0 && first_broken(&self.model(&off, self.faults - 1), states).is_some() {
-            return Some(format!("{}: {} faults are enough", self.name, self.faults - 1));
+    /// The first property that breaks.
+    pub fn run(&self) -> Option<Broken> {
+        broken(&self.model(&self.rules(), self.faults), 3_000_000, Stop::AtTheFirst).into_iter().next()
+    }
+
+    /// Whether this property breaks with fewer faults than it says, or without a second rule off; then what else does.
+    pub fn says_too_much(&self, property: &str, states: usize) -> Result<Vec<String>, String> {
+        let mut others = vec![];
+        let fewer = self.faults.checked_sub(1).map(|fewer| (self.model(&self.rules(), fewer), format!("with {fewer} faults")));
+        let alone = self.masked_by.map(|_| (self.model(&[self.off], self.faults), "alone".to_owned()));
+        for (model, how) in fewer.into_iter().chain(alone) {
+            for broken in broken(&model, states, Stop::At(property)) {
+                let text = format!("{}: {how} it breaks {}", self.name, broken.property);
+                if broken.property == property {
+                    return Err(text);
+                }
+                others.push(text);
+            }
         }
-        let alone = self.masked_by.and_then(|_| first_broken(&self.model(&[self.off], self.faults), states));
-        alone.map(|broken| format!("{}: it is not masked, alone it breaks {}", self.name, broken.property))
+        Ok(others)
     }
 }
 
-fn first_broken(model: &Drover, states: usize) -> Option<Broken> {
-    let found = explore(model, Bounds { states, time: Duration::from_mins(10), first: true });
-    found.broken.into_iter().next().map(|(property, trace)| Broken { property, trace })
+fn broken(model: &Drover, states: usize, stop: Stop) -> Vec<Broken> {
+    let found = explore(model, Bounds { states, time: Duration::from_mins(10), stop });
+    found.broken.into_iter().map(|(property, trace)| Broken { property, trace }).collect()
 }

@@ -26,7 +26,7 @@ use serde_json::json;
 
 use crate::{
     decide::Seen,
-    state::{Age, Container, Journal, MOST, Mig, Object, Replacement, Resolve, SourceTask, Task, View},
+    state::{Age, Container, Journal, MOST, Mig, Object, Orphan, Replacement, Resolve, SourceTask, Task, View},
 };
 
 pub const MIGRATION: &str = "5f1c22aa-0000-4000-8000-000000000000";
@@ -233,13 +233,19 @@ pub fn replacement_tasks(containers: &[Container], status: &MigrationStatus) -> 
     for (name, container) in NAMES.iter().zip(containers) {
         let image = status.containers.iter().find(|c| c.name == *name).map(|c| c.image.clone());
         let task = |run: &str, state, restored_from| tasks::Task { container: (*name).into(), id: format!("{name}-{run}"), state, restored_from };
+        // What goes on is the first that the gate let through.
+        let given_up = match container.orphan.filter(|orphan| orphan.listed) {
+            Some(Orphan { runs: true, .. }) => TaskState::Abandoned,
+            Some(Orphan { runs: false, .. }) => TaskState::Created,
+            None => TaskState::Stopped,
+        };
         if container.earlier {
-            tasks.push(task("earlier", TaskState::Stopped, image.clone()));
+            tasks.push(task("earlier", given_up, image.clone()));
         }
-        let run = if container.earlier { "again" } else { "new" };
+        let (run, ended) = if container.earlier { ("again", TaskState::Stopped) } else { ("new", given_up) };
         match container.task {
             Task::None | Task::Pulling => {}
-            Task::Made(_) | Task::Refused | Task::Dead => tasks.push(task(run, TaskState::Stopped, image)),
+            Task::Made(_) | Task::Refused | Task::Dead => tasks.push(task(run, ended, image)),
             Task::Restoring => tasks.push(task(run, TaskState::Created, image)),
             Task::Running { restored } => tasks.push(task(run, TaskState::Running, image.filter(|_| restored))),
         }
@@ -249,7 +255,7 @@ pub fn replacement_tasks(containers: &[Container], status: &MigrationStatus) -> 
 
 /// What `Runtime::remove_ended` says of the container that the gate let through first: the runtime has ended or removed it, and no process is left.
 pub fn first_has_ended(container: &Container) -> bool {
-    container.earlier || matches!(container.task, Task::None | Task::Refused | Task::Dead)
+    container.orphan.is_none() && (container.earlier || matches!(container.task, Task::None | Task::Refused | Task::Dead))
 }
 
 /// IDs of which `Runtime::remove_ended` says so.
@@ -260,7 +266,7 @@ pub fn over(containers: &[Container]) -> Vec<String> {
             ids.push(first_id(c));
         }
         if container.earlier {
-            ids.push(format!("{}-earlier", NAMES[c]));
+            ids.extend(container.orphan.is_none().then(|| format!("{}-earlier", NAMES[c])));
             if matches!(container.task, Task::Refused | Task::Dead) {
                 ids.push(format!("{}-again", NAMES[c]));
             }

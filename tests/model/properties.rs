@@ -20,9 +20,17 @@ pub const RESOLVES: &str = "I6 what a person decides for the source ends";
 
 /// The copy, frozen copy, or complete checkpoint that is left (I2).
 pub fn survives(world: &World) -> bool {
+    Node::BOTH.into_iter().any(|node| has_the_memory(world, node))
+}
+
+/// Whether it lies, runs or is frozen on this node.
+pub fn has_the_memory(world: &World, node: Node) -> bool {
     let source = world.source.task != SourceTask::Dead && !world.source.fresh;
-    let fallback = world.first.fallback.as_ref().is_some_and(|it| it.node.has_the_memory());
-    source || world.source.archive || world.destination.has_the_memory() || fallback
+    let fallback = || world.first.fallback.as_ref().is_some_and(|it| it.node.has_the_memory());
+    match node {
+        Node::Source => source || world.source.archive || fallback(),
+        Node::Destination => world.destination.has_the_memory(),
+    }
 }
 
 /// Ended, or held with a reason that a person can read.
@@ -125,6 +133,9 @@ pub fn of_states() -> Vec<Property<Drover>> {
         }),
         Property::<Drover>::always("I7 nothing is restored but what the source voted for", |_, w| never(Wrongs::FORGED)(w)),
         Property::<Drover>::always("I8 no rewind", |_, w| never(Wrongs::REWOUND)(w)),
+        Property::<Drover>::always("owners: the copy is not what its controller has too many", |_, w| never(Wrongs::COPY_SURPLUS)(w)),
+        Property::<Drover>::always("owners: no controller makes another pod for one that is moved", |_, w| never(Wrongs::ANOTHER_POD)(w)),
+        Property::<Drover>::always("owners: a Job counts no failure", |_, w| never(Wrongs::JOB_FAILED)(w)),
         Property::<Drover>::always("R11 only who froze thaws", |_, w| never(Wrongs::FOREIGN_THAW)(w)),
         Property::<Drover>::always("I6 nobody is frozen for a migration that is gone", |_, w| !is_forsaken(w)),
         Property::<Drover>::sometimes("Migrated", |_, w| outcome(w) == Some(Outcome::Migrated)),

@@ -29,6 +29,8 @@ pub enum Rule {
     DeadIsNotRestored,
     /// R7: what has died is said to have only once nothing of it can execute any more.
     DeadNeedsAnEnd,
+    /// R7: the runtime's end is none while a process is left in the container's cgroup.
+    EndNeedsNoProcess,
     /// R6: without a gate nothing but the absence of everything says that a replacement is over.
     AbsenceIsProved,
     /// R8: a source that goes first is proved to be over before the release.
@@ -77,6 +79,14 @@ pub enum Rule {
     CollectionWaits,
     /// R18: the checkpoint stays until the original is seen running or the copy is confirmed.
     Kept,
+    /// I2: a ReplicaSet has the source as the cheapest pod before it has one too many.
+    SourceIsCheapest,
+    /// I2: a ReplicaSet gets the copy when it is ready, or the source is not.
+    CopyIsReady,
+    /// I2: a Job loses the source before it has the copy.
+    JobLosesFirst,
+    /// The owner has the copy before the source goes.
+    HandedOverFirst,
     /// R21: the API server's CEL rules.
     Cel,
     /// I7: what the source says is verified in the registry.

@@ -5,8 +5,9 @@ use std::time::Duration;
 use drover::api::{Phase, migration::InDoubt};
 
 use crate::{
-    explore::Bounds,
+    explore::{Bounds, Stop},
     model::{Drover, Order},
+    owners::Owner,
     rules::Off,
 };
 
@@ -16,8 +17,8 @@ const SIZE: &str = "MODEL_SIZE";
 const MINUTES: &str = "MODEL_MINUTES";
 /// One size by hand: "containers faults naps policy phase", and perhaps "order seconds".
 const TRY: &str = "MODEL_TRY";
-/// States that fit into some ten gigabytes.
-const MOST_STATES: usize = 60_000_000;
+/// Some five gigabytes, as measured (24 million took a little more); two searches run at once.
+const MOST_STATES: usize = 22_000_000;
 
 /// How much time there is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,6 +53,7 @@ const fn size(n: usize, faults: u8, naps: u8, from: Phase, in_doubt: InDoubt) ->
         in_doubt,
         order: Order::CopyFirst,
         gates: [true; 2],
+        owner: None,
         off: Off::NONE,
     }
 }
@@ -69,14 +71,18 @@ const fn gates(gates: [bool; 2], model: Drover) -> Drover {
     Drover { gates, ..model }
 }
 
+const fn owned(owner: Owner, model: Drover) -> Drover {
+    Drover { owner: Some(owner), ..model }
+}
+
 const fn same_name(model: Drover) -> Drover {
     Drover { order: Order::SameName, ..model }
 }
 
 /// What is explored, the longest first.
-pub fn all() -> Vec<(Drover, Bounds)> {
+pub fn all() -> Vec<(Drover, Bounds<'static>)> {
     use {InDoubt as D, Phase as P};
-    let bounds = |seconds| Bounds { states: MOST_STATES, time: Duration::from_secs(seconds), first: false };
+    let bounds = |seconds| Bounds { states: MOST_STATES, time: Duration::from_secs(seconds), stop: Stop::Never };
     if let Ok(text) = std::env::var(TRY) {
         let seconds = text.split_whitespace().nth(6).and_then(|seconds| seconds.parse().ok()).unwrap_or(600);
         return vec![(by_hand(&text), bounds(seconds))];
@@ -99,6 +105,8 @@ pub fn all() -> Vec<(Drover, Bounds)> {
         gates([false, true], until(P::Restoring, size(1, 1, 0, P::SourceDeleting, D::HoldFrozen))),
         gates([true, false], until(P::Finishing, size(1, 1, 0, P::Restoring, D::HoldFrozen))),
         gates([false; 2], size(1, 0, 0, P::SourceDeleting, D::HoldFrozen)),
+        owned(Owner::ReplicaSet, size(1, 0, 0, P::Finishing, D::HoldFrozen)),
+        owned(Owner::Job, size(1, 0, 0, P::Finishing, D::HoldFrozen)),
     ];
     let minutes = match (scale(), minutes()) {
         (Scale::Deep, Some(minutes)) => minutes,
@@ -122,6 +130,9 @@ pub fn all() -> Vec<(Drover, Bounds)> {
         gates([false, true], size(1, 1, 0, P::AwaitingReadiness, D::PreferSource)),
         gates([true, false], size(1, 1, 0, P::AwaitingReadiness, D::PreferDestination)),
         gates([false; 2], same_name(size(1, 1, 0, P::SourceDeleting, D::HoldFrozen))),
+        owned(Owner::ReplicaSet, size(1, 1, 0, P::AwaitingReadiness, D::HoldFrozen)),
+        owned(Owner::ReplicaSet, size(1, 1, 1, P::Finishing, D::HoldFrozen)),
+        owned(Owner::Job, size(1, 1, 1, P::Finishing, D::HoldFrozen)),
     ];
     // Two at a time.
     let each = minutes * 60 * 2 / deep.len() as u64;
@@ -148,6 +159,11 @@ fn by_hand(text: &str) -> Drover {
         order: if matches!(order, 1 | 2 | 6) { Order::SameName } else { Order::CopyFirst },
         falls_back: order == 2,
         gates: [!matches!(order, 3 | 5 | 6), !matches!(order, 4..=6)],
+        owner: match order {
+            7 => Some(Owner::ReplicaSet),
+            8 => Some(Owner::Job),
+            _ => None,
+        },
         ..size(n, small(faults), small(naps), phases[phase], policies[policy])
     }
 }

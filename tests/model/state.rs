@@ -1,17 +1,16 @@
 //! The world of one migration, as compact as can be: what the API server stores, what lies on two nodes' disks and runs there, and what
 //! a manager holds in its memory. Statuses are the product's own values, interned.
 
+mod destination;
 mod first;
 mod past;
 
+pub use destination::{Container, Destination, DestinationStep, Doing, Img, Log, Orphan, Task};
 pub use first::{Fallback, First, Named, Placeholder};
 pub use past::{Past, Wrongs};
 
-use crate::intern::Id;
-use drover::{
-    api::{MigrationStatus, Phase, Verdict},
-    markers::Claim,
-};
+use crate::{faults::Node, intern::Id, owners::Owned, properties::has_the_memory};
+use drover::api::{MigrationStatus, Phase, Verdict};
 
 /// Most containers that a pod of the model has.
 pub const MOST: usize = 2;
@@ -35,6 +34,8 @@ pub struct World {
     pub source: Source,
     pub destination: Destination,
     pub first: First,
+    /// The controller that owns the pod.
+    pub owned: Option<Owned>,
     /// Faults that may still happen.
     pub faults: u8,
     /// Times that a manager may still fall asleep over a decision.
@@ -123,6 +124,9 @@ pub enum Eff {
     RewriteImages(u8),
     DeleteReplacement(u8, bool),
     DeleteSource,
+    ReleaseSource,
+    MarkSurplus,
+    HandOver(u8, bool),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -215,134 +219,6 @@ pub enum SourceStep {
     Watchdog,
 }
 
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Destination {
-    pub up: bool,
-    /// It never comes back.
-    pub lost: bool,
-    pub cut: bool,
-    pub view: View,
-    /// The pod's sandbox is there; followed only where no gate is, since only then anybody asks (R6).
-    pub sandbox: bool,
-    /// The checkpoint's blobs are in the registry.
-    pub blobs: bool,
-    pub containers: [Container; MOST],
-    pub doing: Option<Doing>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Doing {
-    pub what: DestinationStep,
-    pub stage: u8,
-    /// Containers, by bit: whose restore was proved to have been refused, or whose taken restore is over.
-    pub of: u8,
-}
-
-/// [`drover::domain::attest::DestinationAction`].
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum DestinationStep {
-    Prepare,
-    Verify,
-    /// destination.rs `expect`.
-    Arm,
-    /// fallback.rs `prepare_fallback`.
-    PrepareFallback,
-    Restore,
-    Revoke,
-    /// revoke.rs `look_for_the_end`.
-    End,
-    Confirm,
-    StartCold,
-    CleanAfterCommit,
-    CleanAfterRollback,
-}
-
-/// One container of the replacement on its node.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Container {
-    pub claim: Option<Claim>,
-    pub task: Task,
-    /// The runtime still lists an ended one of the same name.
-    pub earlier: bool,
-    pub log: Log,
-    /// The node has booted since its evidence was noted.
-    pub booted: bool,
-    /// The proof beside the claim.
-    pub proof: bool,
-    /// What the tag names.
-    pub tag: Option<Img>,
-    /// The runtime's store has the checkpoint image.
-    pub store: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Img {
-    Checkpoint,
-    Base,
-    /// A checkpoint that the source has not made.
-    Forged,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Task {
-    None,
-    /// The kubelet is about to make it, and the runtime knows nothing of it; followed only where no gate is.
-    Pulling,
-    /// The kubelet has made the container and not started it.
-    Made(Img),
-    /// runc restores it; nothing of it executes.
-    Restoring,
-    Running {
-        restored: bool,
-    },
-    /// It could not be started; the kubelet has runc's error.
-    Refused,
-    /// It has run and ended.
-    Dead,
-}
-
-/// CRIU's log of the one restore.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Log {
-    None,
-    Begun,
-    /// With an error line that ended nothing, or everything.
-    Error,
-    Resumed {
-        error: bool,
-    },
-}
-
-impl Destination {
-    /// Nothing of a pod has come to the node yet.
-    pub const EMPTY: Self = Self {
-        up: true,
-        lost: false,
-        cut: false,
-        view: View::Unlisted,
-        sandbox: false,
-        blobs: false,
-        containers: [Container::EMPTY; MOST],
-        doing: None,
-    };
-
-    /// Something of the copy executes.
-    pub fn runs(&self) -> bool {
-        self.up && self.containers.iter().any(|c| matches!(c.task, Task::Running { .. }))
-    }
-
-    /// The copy, or the checkpoint in the node's registry.
-    pub fn has_the_memory(&self) -> bool {
-        self.blobs || self.containers.iter().any(|c| c.task == Task::Running { restored: true })
-    }
-}
-
-impl Container {
-    /// Nothing has been made yet.
-    pub const EMPTY: Self =
-        Self { claim: None, task: Task::None, earlier: false, log: Log::None, booted: false, proof: false, tag: None, store: false };
-}
-
 impl World {
     /// Writes the Migration's object: whoever has read it before holds an outdated one.
     pub fn write_migration(&mut self, to: Option<Mig>) {
@@ -363,6 +239,8 @@ impl World {
         let released = self.status().is_none_or(|status| status.phase >= Phase::Restoring);
         self.overdue &= !released;
         self.first.settle();
+        let copy = self.replacement.is_some();
+        self.owned.iter_mut().for_each(|owned| owned.settle(self.source_pod, copy));
         self.first.ended_long_ago &= self.awaits_destination();
         // Nobody asks a person any more once a rollback stands, nor how a copy has ended.
         if let Some(mig) = self.migration.as_mut().filter(|mig| mig.status().verdict == Some(Verdict::Rollback)) {
@@ -371,6 +249,8 @@ impl World {
                 self.destination.containers.iter_mut().for_each(|c| (c.log, c.booted, c.proof) = (Log::None, false, false));
             }
         }
+        let regained = [has_the_memory(self, Node::Source), self.destination.blobs];
+        self.past.disks_lost.iter_mut().zip(regained).for_each(|(lost, regained)| *lost &= !regained);
         // A lock goes with its pod.
         self.locked &=
             self.source_pod != Object::Gone || self.replacement.is_some() || self.first.fallback.as_ref().is_some_and(|it| it.pod.is_some());

@@ -43,22 +43,25 @@ impl KubeCluster {
         self.patch_pod(migration, &source.name, "mark the source as the one too many", patch).await.map(drop)
     }
 
-    pub(super) async fn hand_over(&self, migration: &Migration, uid: &str) -> PortResult<()> {
+    pub(super) async fn hand_over(&self, migration: &Migration, uid: &str, ready: bool) -> PortResult<()> {
         let replacement = replacement_of(migration)?;
         let Some(pod) = found(self.pods(migration).get(&replacement.name).await, "read the replacement")? else {
             return Err(PortError::new(Failure::Conflict, "the replacement is gone"));
         };
         let owner = source_of(migration)?.owner.clone().unwrap_or_default();
-        let patch = hand_over_patch(&pod, uid, &owner.tied_by);
+        let patch = hand_over_patch(&pod, uid, &owner.tied_by, ready)?;
         self.patch_pod(migration, &replacement.name, "hand the copy over to its ReplicaSet", patch).await.map(drop)
     }
 }
 
-/// Adds the labels; where the pod is ready only if it still is, since a ReplicaSet with one too many takes one that is not.
-fn hand_over_patch(pod: &Pod, uid: &str, labels: &BTreeMap<String, String>) -> Value {
+/// Adds the labels; where that matters only while the pod is `ready`, since a ReplicaSet with one too many takes one that is not. It may have been when
+/// this was decided, and not be any more.
+fn hand_over_patch(pod: &Pod, uid: &str, labels: &BTreeMap<String, String>, ready: bool) -> PortResult<Value> {
     let mut operations = vec![json!({"op": "test", "path": "/metadata/uid", "value": uid})];
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-    if let Some(at) = conditions.iter().position(|c| c.type_ == "Ready" && c.status == "True") {
+    if ready {
+        let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+        let at = conditions.iter().position(|c| c.type_ == "Ready" && c.status == "True");
+        let at = at.ok_or_else(|| PortError::new(Failure::Conflict, "the copy is not Ready any more"))?;
         operations.push(json!({"op": "test", "path": format!("/status/conditions/{at}/type"), "value": "Ready"}));
         operations.push(json!({"op": "test", "path": format!("/status/conditions/{at}/status"), "value": "True"}));
     }
@@ -69,7 +72,7 @@ fn hand_over_patch(pod: &Pod, uid: &str, labels: &BTreeMap<String, String>) -> V
     } else {
         operations.extend(labels.iter().map(|(key, value)| json!({"op": "add", "path": label_path(key), "value": value})));
     }
-    operations.into()
+    Ok(operations.into())
 }
 
 fn label_path(key: &str) -> String {
@@ -87,10 +90,12 @@ mod tests {
             serde_json::from_value(json!({"metadata": {"name": "w", "labels": labels}, "status": {"conditions": conditions}})).unwrap()
         };
         let tie = BTreeMap::from([("a.b/c".to_owned(), "7".to_owned())]);
-        let patch = hand_over_patch(&pod(json!({"app": "w"}), "True"), "u", &tie);
+        let patch = hand_over_patch(&pod(json!({"app": "w"}), "True"), "u", &tie, true).unwrap();
         assert_eq!(patch[1]["path"], "/status/conditions/1/type");
         assert_eq!(patch[3], json!({"op": "add", "path": "/metadata/labels/a.b~1c", "value": "7"}));
-        let patch = hand_over_patch(&pod(json!({}), "False"), "u", &tie);
+        let refused = hand_over_patch(&pod(json!({"app": "w"}), "False"), "u", &tie, true).unwrap_err();
+        assert_eq!(refused.kind, Failure::Conflict, "it was when that was decided");
+        let patch = hand_over_patch(&pod(json!({}), "False"), "u", &tie, false).unwrap();
         assert_eq!(patch.as_array().unwrap().len(), 2);
         assert_eq!(patch[1]["value"], json!({"a.b/c": "7"}));
     }

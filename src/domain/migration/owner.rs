@@ -35,18 +35,18 @@ impl Course<'_> {
         if copy.metadata.deletion_timestamp.is_some() || has_labels(copy, owner) {
             return None;
         }
-        let hand_over = Step::perform(vec![Effect::HandOver { uid: replacement.uid.clone() }]);
-        let Some(there) = self.source_that_stays(source) else { return Some(hand_over) };
+        let hand_over = |ready| Effect::HandOver { uid: replacement.uid.clone(), ready };
+        let Some(there) = self.source_that_stays(source) else { return Some(Step::perform(vec![hand_over(false)])) };
         if Kind::named(&owner.kind) == Some(Kind::Job) {
             let release = has_labels(there, owner).then(|| Effect::ReleaseSource { uid: source.uid.clone() });
-            let hand_over = Effect::HandOver { uid: replacement.uid.clone() };
-            return Some(Step::perform(release.into_iter().chain([hand_over]).collect()));
+            return Some(Step::perform(release.into_iter().chain([hand_over(false)]).collect()));
         }
         if there.annotations().get(keys::DELETION_COST).map(String::as_str) != Some(keys::CHEAPEST) {
             return Some(Step::perform(vec![Effect::MarkSurplus { uid: source.uid.clone() }]));
         }
-        if observed::is_ready(copy) || !observed::is_ready(there) {
-            return Some(hand_over);
+        let matters = observed::is_ready(there);
+        if observed::is_ready(copy) || !matters {
+            return Some(Step::perform(vec![hand_over(matters)]));
         }
         let text = format!("the copy is confirmed; waiting until {} is Ready, so that {} {} keeps it", copy.name_any(), owner.kind, owner.name);
         Some(if status.time_in(Phase::Finishing, self.now) <= END_PATIENCE {

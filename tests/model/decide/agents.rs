@@ -227,13 +227,19 @@ impl Drover {
         })
     }
 
+    /// The containers for whoever asks whether they have ended.
+    fn as_ended(&self, world: &World) -> [Container; 2] {
+        let all = world.destination.containers;
+        if self.off(Rule::EndNeedsNoProcess) { all.map(|c| Container { orphan: None, ..c }) } else { all }
+    }
+
     /// `DestinationAgent::proof_of_failure`, by [`tasks::refused`].
     pub fn refused(&self, world: &World, mig: Mig, c: usize) -> bool {
         if self.off(Rule::FailureNeedsProof) {
             let alive = matches!(world.destination.containers[c].task, Task::Running { .. } | Task::Restoring);
             return !alive;
         }
-        let key = (mig.status, world.destination.containers, world.destination.view, self.n, c);
+        let key = (mig.status, self.as_ended(world), world.destination.view, self.n, c);
         *REFUSED.ask(key, |(status, containers, view, n, c)| {
             // A log that a power failure has cut proves nothing.
             let is_over = !containers[*c].booted && objects::first_has_ended(&containers[*c]);
@@ -248,7 +254,7 @@ impl Drover {
         if self.off(Rule::DeadNeedsAnEnd) {
             return true;
         }
-        *OVER.ask((world.destination.containers, self.n, c), |(containers, n, c)| {
+        *OVER.ask((self.as_ended(world), self.n, c), |(containers, n, c)| {
             let tasks = objects::replacement_tasks(&containers[..*n], &MigrationStatus::default());
             let container = containers[*c];
             container.log != Log::None && tasks::is_over(container.booted || objects::first_has_ended(&container), &tasks)
@@ -260,7 +266,7 @@ impl Drover {
         if self.off(Rule::ColdIsCold) {
             return true;
         }
-        let containers = &world.destination.containers[..self.n];
+        let containers = &self.as_ended(world)[..self.n];
         let taken: Vec<String> = (0..self.n).filter(|c| containers[*c].log != Log::None).map(objects::first_id).collect();
         let (tasks, over) = (objects::replacement_tasks(containers, mig.status()), objects::over(containers));
         tasks::none_awaits_its_restore(&mig.status().containers, &taken, &over, &tasks)

@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::Pod;
 use crate::{
     intern::{Id, STATUSES, WORDS},
     objects::{self, Made, NOW},
+    owners::{Owner, Ties},
     state::{Decision, Eff, Mig, Named, Object, Placeholder, Replacement},
 };
 
@@ -40,6 +41,7 @@ pub struct Seen {
     pub placeholder: Option<Placeholder>,
     pub template: bool,
     pub fallback_says: Option<Id>,
+    pub ties: Option<Ties>,
 }
 
 const POLICIES: [InDoubt; 3] = [InDoubt::HoldFrozen, InDoubt::PreferSource, InDoubt::PreferDestination];
@@ -55,7 +57,13 @@ pub fn answer(seen: &Seen) -> Option<Decision> {
         // engine.rs: one read where both have one name.
         replacement: match (seen.keep_name, seen.replacement) {
             (true, _) => source.clone().filter(|_| prepares),
-            (false, it) => it.filter(|_| prepares).map(|it| objects::made_pod(Made::Replacement, it, false, mig, n)),
+            (false, it) => it.filter(|_| prepares).map(|it| {
+                let pod = objects::made_pod(Made::Replacement, it, false, mig, n);
+                match seen.ties {
+                    Some(ties) => ties.copy(pod),
+                    None => pod,
+                }
+            }),
         },
         source,
         source_attestation: seen.source_says.map(|id| objects::attestation(Role::Source, WORDS.get(id))),
@@ -71,6 +79,7 @@ pub fn answer(seen: &Seen) -> Option<Decision> {
         destination_ready: prepares.then_some(seen.node_ready),
         fresh_repository: format!("{}{}", keys::REPOSITORY_PREFIX, "0".repeat(32)),
         replacement_name: keys::replacement_name("p", objects::MIGRATION),
+        owner_selector: seen.ties.map(|_| Owner::selector()).unwrap_or_default(),
         pull_credentials_left: status.phase == Phase::Finishing && seen.credentials,
         ..Observed::default()
     };
@@ -84,7 +93,13 @@ pub fn answer(seen: &Seen) -> Option<Decision> {
 
 fn of_the_name(seen: &Seen) -> Option<Pod> {
     Some(match seen.named? {
-        Named::Source => return objects::source_pod(if seen.source_deleting { Object::Deleting } else { Object::Live }, seen.locked, seen.n),
+        Named::Source => {
+            let pod = objects::source_pod(if seen.source_deleting { Object::Deleting } else { Object::Live }, seen.locked, seen.n)?;
+            match seen.ties {
+                Some(ties) => ties.source(pod),
+                None => pod,
+            }
+        }
         Named::Replacement(it) => objects::made_pod(Made::Replacement, it, seen.locked, seen.mig, seen.n),
         Named::Fallback(it) => objects::made_pod(Made::Fallback, it, seen.locked, seen.mig, seen.n),
     })
@@ -146,6 +161,8 @@ fn compact(effect: &Effect) -> Eff {
         Effect::DeleteSource { .. } => Eff::DeleteSource,
         Effect::DeleteMigration => unreachable!("the model's Migration has no time to live"),
         Effect::TakeDisruption { .. } | Effect::GiveBackDisruption { .. } => unreachable!("the model has no disruption budgets"),
-        Effect::MarkSurplus { .. } | Effect::ReleaseSource { .. } | Effect::HandOver { .. } => unreachable!("the model's pod has no owner"),
+        Effect::MarkSurplus { .. } => Eff::MarkSurplus,
+        Effect::ReleaseSource { .. } => Eff::ReleaseSource,
+        Effect::HandOver { uid, ready } => Eff::HandOver(number(uid), *ready),
     }
 }

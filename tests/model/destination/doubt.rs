@@ -24,6 +24,9 @@ impl Drover {
                 looked => looked,
             };
         }
+        if self.ends_orphans(world) {
+            return Err(Some(()));
+        }
         let taken: Vec<usize> = (0..self.n).filter(|c| world.destination.containers[*c].claim == Some(Claim::Taken)).collect();
         if !taken.is_empty() && world.destination.view == View::Unsynced {
             return Err(None);
@@ -39,6 +42,16 @@ impl Drover {
         }
         let over = unproved.iter().all(|c| self.is_over(world, *c));
         if over { Ok((DestinationStep::End, bits(&refused) | bits(&unproved))) } else { Err(None) }
+    }
+
+    /// revoke.rs `remove_ended` and `end_taken`: what goes on of a taken restore that its runtime has given up is killed, and counts as over only when the next look
+    /// finds nothing of it. Whether there was anything.
+    pub(super) fn ends_orphans(&self, world: &mut World) -> bool {
+        let mut found = false;
+        for container in world.destination.containers[..self.n].iter_mut().filter(|_| !self.off(Rule::EndNeedsNoProcess)) {
+            found |= container.orphan.take().is_some();
+        }
+        found
     }
 
     /// revoke.rs `restored_after_all`.
@@ -143,7 +156,7 @@ impl Drover {
         let is_let_start = !gated || containers.iter().all(|c| c.claim == Some(Claim::Open));
         match () {
             () if gated && self.is_disarmed(world) || is_out_of_reach && is_let_start => self.all_run(world, mig),
-            () => !is_out_of_reach || self.none_awaits_its_restore(world, mig),
+            () => !is_out_of_reach || containers.iter().any(|c| c.orphan.is_some()) || self.none_awaits_its_restore(world, mig),
         }
     }
 
@@ -156,7 +169,9 @@ impl Drover {
                 world.destination.doing = Some(Doing { what: DestinationStep::StartCold, stage: last, of: 0 });
             }
             _ if stage < 2 * n => self.each(world, if stage.is_multiple_of(2) { Each::Repoint } else { Each::Remove }, stage / 2),
-            _ if stage == 2 * n && self.gated(world) && !self.none_awaits_its_restore(world, mig) => world.destination.doing = None,
+            _ if stage == 2 * n && self.gated(world) && (self.ends_orphans(world) || !self.none_awaits_its_restore(world, mig)) => {
+                world.destination.doing = None;
+            }
             _ if stage == 2 * n => self.goes_on(world),
             _ if stage < last => self.each(world, Each::LetStart, stage - 2 * n - 1),
             _ if stage == last && !self.all_run(world, mig) => world.destination.doing = None,

@@ -11,6 +11,8 @@ pub struct Past {
     pub ran_on: bool,
     /// The last running or frozen copy was lost by a user's own hand or as any pod is lost with its node.
     pub excused: bool,
+    /// The source node, or the destination, has lost the memory with its disk or its registry, and has not got it again.
+    pub disks_lost: [bool; 2],
     /// Drover has deleted the released replacement without a verdict.
     pub deleted_in_doubt: bool,
     pub wrongs: Wrongs,
@@ -31,6 +33,9 @@ impl Wrongs {
     pub const FORGED: u16 = 128;
     pub const COPY_ENDED: u16 = 256;
     pub const REPEATED: u16 = 512;
+    pub const ANOTHER_POD: u16 = 1024;
+    pub const COPY_SURPLUS: u16 = 2048;
+    pub const JOB_FAILED: u16 = 4096;
 
     pub fn add(&mut self, wrong: u16) {
         self.0 |= wrong;

@@ -84,7 +84,10 @@ fn the_source_is_the_cheapest_pod_before_there_is_one_too_many() {
     walk.be_ready(true, true);
     walk.confirm();
     let effects: Vec<_> = (0..3).flat_map(|_| walk.step().effects).collect();
-    assert!(matches!(effects.as_slice(), [Effect::MarkSurplus { .. }, Effect::HandOver { .. }, Effect::DeleteSource { .. }]), "{effects:?}");
+    assert!(
+        matches!(effects.as_slice(), [Effect::MarkSurplus { .. }, Effect::HandOver { ready: true, .. }, Effect::DeleteSource { .. }]),
+        "{effects:?}"
+    );
 }
 
 #[test]
