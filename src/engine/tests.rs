@@ -245,3 +245,48 @@ async fn an_earlier_migrations_attestation_says_nothing_about_this_one() {
     let written = look(preparing(), &cluster).await.unwrap();
     assert!(written[0].message.contains("no node can take the pod any more"), "the next effect is the replacement: {written:?}");
 }
+
+fn disrupted(seconds_ago: i64) -> Vec<PodDisruptionBudget> {
+    let since = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(second(100 - seconds_ago));
+    let budget = json!({"metadata": {"name": "b"}, "spec": {"selector": {}}, "status": {"disruptedPods": {"p": since}}});
+    vec![serde_json::from_value(budget).unwrap()]
+}
+
+fn in_phase(status: serde_json::Value) -> Migration {
+    let mut all = json!({"source": {"name": "p", "uid": "source-uid", "nodeName": "n1"}, "replacement": {"name": "p-5f1c22", "uid": "r"}});
+    json_patch::merge(&mut all, &status);
+    migration(serde_json::from_value(all).unwrap())
+}
+
+#[tokio::test]
+async fn a_disruption_is_renewed_while_the_pod_is_frozen_and_only_when_it_grows_old() {
+    for (age, renewed) in [(59, false), (60, true)] {
+        for failing in [None, Some(("TakeDisruption", Failure::Permanent))] {
+            let cluster = FakeCluster { source: source(), budgets: disrupted(age), failing, ..Default::default() };
+            let frozen = in_phase(json!({"phase": "Restoring"}));
+            look(frozen, &cluster).await.unwrap();
+            let trace = cluster.trace();
+            assert_eq!(trace.contains(&"perform TakeDisruption".to_owned()), renewed, "{age} s: {trace:?}");
+            assert!(trace.iter().any(|told| told.starts_with("write")), "what fails there holds nothing up: {trace:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_disruption_is_given_back_at_the_end() {
+    let thawed: Attestation = serde_json::from_value(json!({
+        "apiVersion": "drover.dev/v1alpha1", "kind": "Attestation", "metadata": {"name": "m-source"},
+        "spec": {"migration": "m", "migrationUID": UID, "nodeName": "n1", "podUID": "source-uid", "role": "Source"},
+        "status": {"thawed": {"at": "2026-11-23T06:00:00.000000Z"}}
+    }))
+    .unwrap();
+    let unlocked = source().map(|mut pod| {
+        pod.metadata.annotations = None;
+        pod
+    });
+    let cluster = FakeCluster { source: unlocked, budgets: disrupted(5), attestations: vec![thawed], ..Default::default() };
+    let phases = json!([{"phase": "Finishing", "startedAt": "1970-01-01T00:01:39.000000Z"}]);
+    let undone = in_phase(json!({"phase": "Finishing", "verdict": "Rollback", "phases": phases}));
+    look(undone, &cluster).await.unwrap();
+    assert_eq!(cluster.trace(), ["write Done", "tell RolledBack", "perform GiveBackDisruption", "perform RemoveFinalizer"]);
+}

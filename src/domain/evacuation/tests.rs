@@ -1,3 +1,5 @@
+//! Which pods leave, in which order, and what their evictions are answered.
+
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::MicroTime};
 use serde_json::{Value, json};
 
