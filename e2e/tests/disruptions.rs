@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-async fn budget(namespace: &Namespace, app: &str, limit: &Value) {
+pub async fn budget(namespace: &Namespace, app: &str, limit: &Value) {
     let mut spec = json!({"selector": {"matchLabels": {"app": app}}});
     spec.as_object_mut().unwrap().extend(limit.as_object().unwrap().clone());
     let budget: PodDisruptionBudget = serde_json::from_value(json!({"metadata": {"name": app}, "spec": spec})).unwrap();

@@ -12,6 +12,7 @@ use drover::{
 };
 
 use crate::{
+    disruptions::budget,
     owners::{assert_has_moved, made},
     support::{
         Namespace,
@@ -120,6 +121,41 @@ fn an_uncordoned_node_keeps_what_is_not_frozen_yet() {
         source.more(5).await;
         assert_contiguous(&source.lines());
     });
+}
+
+/// What waits for long.
+mod slow {
+    use super::*;
+
+    #[test]
+    fn a_drain_of_five_replicas_keeps_to_their_budget() {
+        with_namespace("drain-budget", |namespace| async move {
+            let _leaving = Leaving::of(&namespace).await;
+            let pods = made::<Deployment>(&namespace, "Deployment", 5).await;
+            let mut followed = vec![];
+            for pod in pods.iter().filter(|pod| pod.spec.as_ref().unwrap().node_name.as_deref() == Some("n1")) {
+                followed.push((pod.name_any(), namespace.counts(pod).await));
+            }
+            assert!(followed.len() > 1, "several are on n1: {}", followed.len());
+            budget(&namespace, "web", &json!({"maxUnavailable": 1})).await;
+            let selector = ["--pod-selector=app=web".to_owned(), "--timeout=300s".to_owned()];
+            let drain = std::thread::spawn(move || lab::try_lab(&["kubectl", "drain", "n1", &selector[0], &selector[1]]));
+            let mut fewest = i32::MAX;
+            while !drain.is_finished() {
+                let healthy = namespace.kubectl(&["get", "pdb", "web", "-o", "jsonpath={.status.currentHealthy}"]).unwrap();
+                fewest = fewest.min(healthy.trim().parse().unwrap());
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            let told = drain.join().unwrap().unwrap();
+            assert!(told.contains("node/n1 drained"), "{told}");
+            assert_eq!(fewest, 4, "one at a time, and each counted as disrupted");
+            for (name, before) in &followed {
+                let migration = namespace.evacuation(name, "ended", Migration::is_done).await;
+                assert_has_moved(&namespace, before, &migration, "ReplicaSet").await;
+            }
+            namespace.until_ready(5).await;
+        });
+    }
 }
 
 #[test]
