@@ -18,7 +18,7 @@ const MINUTES: &str = "MODEL_MINUTES";
 /// One size by hand: "containers faults naps policy phase", and perhaps "order seconds".
 const TRY: &str = "MODEL_TRY";
 /// Some five gigabytes, as measured (24 million took a little more); two searches run at once.
-const MOST_STATES: usize = 22_000_000;
+const MOST_STATES: usize = 24_000_000;
 
 /// How much time there is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
