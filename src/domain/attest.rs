@@ -186,7 +186,7 @@ pub fn destination_next(status: &MigrationStatus, own: &AttestationStatus, sourc
         Some(Verdict::Rollback) if own.cleaned.is_none() => DestinationAction::CleanAfterRollback,
         Some(Verdict::Commit) if own.confirmed.is_none() && status.resolved.is_some() => DestinationAction::StartCold,
         Some(Verdict::Commit) if own.confirmed.is_none() => DestinationAction::Confirm,
-        Some(Verdict::Commit) if own.cleaned.is_none() => DestinationAction::CleanAfterCommit,
+        Some(Verdict::Commit) if own.cleaned.is_none() && verdict::may_collect_copy(status, source) => DestinationAction::CleanAfterCommit,
         Some(_) => DestinationAction::Wait,
         None => match status.phase {
             Phase::Preparing if own.prepared.is_none() && own.failure.is_none() => DestinationAction::Prepare,

@@ -60,6 +60,14 @@ pub fn may_collect(status: &MigrationStatus, copy: &AttestationStatus) -> bool {
     status.verdict.is_some() && !cold && copy.restored.is_some() && copy.confirmed.is_some()
 }
 
+/// May the destination's checkpoint be collected after the Commit?
+///
+/// R15, R18: what was let start without the memory is no copy of it. Where the source's node is lost before it has said what it keeps, this is the last one.
+#[must_use]
+pub fn may_collect_copy(status: &MigrationStatus, source: &AttestationStatus) -> bool {
+    status.resolved.is_none() || source.frozen.is_none() || source.ended.is_some()
+}
+
 /// Must the archives of a source that went first be kept for a person? R15: the replacement was let start without the memory, and runs.
 #[must_use]
 pub fn must_keep(status: &MigrationStatus, copy: &AttestationStatus) -> bool {
@@ -152,7 +160,7 @@ fn same_images(left: &[crate::api::attestation::PushedImage], right: &[crate::ap
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::attestation::{Archived, Armed, At, ClosedClaim, NeverStarted, Pushed, PushedImage, Remark, Vote};
+    use crate::api::attestation::{Archived, Armed, At, ClosedClaim, Frozen, NeverStarted, Pushed, PushedImage, Remark, Vote};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
     fn at() -> MicroTime {
@@ -258,6 +266,16 @@ mod tests {
 
     fn outrun() -> AttestationStatus {
         AttestationStatus { archived: Some(Archived { at: at(), paths: vec![], last: false }), ..ended() }
+    }
+
+    #[test]
+    fn the_checkpoint_of_what_was_let_start_cold_waits_for_the_source_to_say_what_it_keeps() {
+        let committed = MigrationStatus { verdict: Some(Verdict::Commit), phase: Phase::Finishing, ..Default::default() };
+        let cold = MigrationStatus { resolved: Some(decided(crate::api::migration::Side::Destination)), ..committed.clone() };
+        let frozen = AttestationStatus { frozen: Some(Frozen { at: at(), containers: vec![] }), ..Default::default() };
+        assert!(may_collect_copy(&committed, &frozen));
+        assert!(!may_collect_copy(&cold, &frozen), "its node may be lost");
+        assert!(may_collect_copy(&cold, &AttestationStatus { ended: Some(At { at: at() }), ..frozen }));
     }
 
     #[test]

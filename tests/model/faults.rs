@@ -65,10 +65,11 @@ fn copies_are_lost(world: &mut World) {
 }
 
 /// Where it was on both nodes and both have lost it, no protocol can mend that: there is no third one to keep it on. A copy that executes is no survivor
-/// where a person has decided for the source, whose loss looks like a node that does not answer.
+/// where a person has decided for the source, whose loss looks like a node that does not answer, or has deleted its pod.
 fn loses_the_memory(world: &mut World, node: Node) {
     world.past.disks_lost[usize::from(node == Node::Destination)] = true;
-    world.past.excused |= world.past.disks_lost == [true; 2] && (is_decided_for_source(world) || !survives(world));
+    let deleted = world.replacement.is_none_or(|pod| pod.deleting) && !world.past.deleted_in_doubt;
+    world.past.excused |= world.past.disks_lost == [true; 2] && (deleted || is_decided_for_source(world) || !survives(world));
 }
 
 fn is_decided_for_source(world: &World) -> bool {

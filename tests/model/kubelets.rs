@@ -265,9 +265,10 @@ impl Drover {
             Some(_) => container.orphan = None,
             None => container.task = Task::Dead,
         }
-        // What a program loses when it ends by itself is its own affair, once it is the only copy.
+        // What a program loses when it ends by itself is its own affair, once it is the only copy, also where faults have made it that.
         let committed = world.status().is_some_and(|status| status.verdict == Some(Verdict::Commit));
-        world.past.excused |= (committed || world.first.turned) && gone(world);
+        let alone = world.past.disks_lost == [true; 2];
+        world.past.excused |= (committed || world.first.turned || alone) && gone(world);
         Some(())
     }
 }

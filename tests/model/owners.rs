@@ -1,9 +1,12 @@
-//! The controller that owns the pod: it counts its pods by a label, makes one that is missing and deletes one that is too many, as kube-controller-manager's
-//! ReplicaSet and Job controllers do. It decides on what it has read, and acts later. What it does to pods that are no part of the move is not followed.
+//! The controller that owns the pod: it counts its pods by a label, makes one that is missing and deletes one that is too many, as the ReplicaSet and Job
+//! controllers of kube-controller-manager do. It decides on what it has read, and acts later. What becomes of pods of its own making is not followed.
 
 use std::collections::BTreeMap;
 
-use drover::domain::keys;
+use drover::{
+    api::migration::InDoubt,
+    domain::{keys, replacement},
+};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
@@ -12,9 +15,8 @@ use crate::{
     model::Drover,
     objects,
     rules::Rule,
-    state::{Mig, Object, SourceTask, World, Wrongs},
+    state::{Mig, Object, SourceTask, Task, World, Wrongs},
 };
-use drover::domain::replacement;
 
 /// What owns the pod.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -115,7 +117,7 @@ fn labelled(mut pod: Pod, tied: bool, ready: bool) -> Pod {
 pub fn is_born_tied(mig: Mig, ties: Ties) -> bool {
     static BORN: Memo<(Mig, Ties), bool> = Memo::new();
     *BORN.ask((mig, ties), |(mig, ties)| {
-        let migration = objects::migration(*mig, false, drover::api::migration::InDoubt::HoldFrozen, false);
+        let migration = objects::migration(*mig, false, InDoubt::HoldFrozen, false);
         let source = ties.source(objects::source_pod(Object::Live, true, 1).expect("it lives"));
         replacement::build(&source, &migration, &["n2".to_owned()]).metadata.labels.is_some_and(|labels| labels.contains_key(TIE))
     })
@@ -218,7 +220,7 @@ impl Drover {
     /// The destination's kubelet says whether the copy is Ready, or the node controller that its node is not.
     pub fn copy_readiness(&self, world: &mut World) -> Option<()> {
         let destination = &world.destination;
-        let runs = destination.containers[..self.n].iter().all(|c| matches!(c.task, crate::state::Task::Running { .. }));
+        let runs = destination.containers[..self.n].iter().all(|c| matches!(c.task, Task::Running { .. }));
         let told = destination.up && !destination.cut;
         let mut owned = world.owned.filter(|_| world.replacement.is_some_and(|pod| pod.uid == 1) && (told || !world.node_ready))?;
         let ready = world.node_ready && runs;

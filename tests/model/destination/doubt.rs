@@ -44,8 +44,8 @@ impl Drover {
         if over { Ok((DestinationStep::End, bits(&refused) | bits(&unproved))) } else { Err(None) }
     }
 
-    /// revoke.rs `remove_ended` and `end_taken`: what goes on of a taken restore that its runtime has given up is killed, and counts as over only when the next look
-    /// finds nothing of it. Whether there was anything.
+    /// revoke.rs `remove_ended` and `end_taken`: what goes on of a taken restore that its runtime has given up is killed, and counts as over only when the
+    /// next look finds nothing of it. Whether there was anything.
     pub(super) fn ends_orphans(&self, world: &mut World) -> bool {
         let mut found = false;
         for container in world.destination.containers[..self.n].iter_mut().filter(|_| !self.off(Rule::EndNeedsNoProcess)) {

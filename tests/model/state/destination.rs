@@ -136,9 +136,9 @@ impl Destination {
         self.up && self.containers.iter().any(Container::runs_restored)
     }
 
-    /// The copy, or the checkpoint in the node's registry.
+    /// The copy, or the checkpoint in the node's registry. No pod goes on from what the runtime has given up.
     pub fn has_the_memory(&self) -> bool {
-        self.blobs || self.containers.iter().any(Container::runs_restored)
+        self.blobs || self.containers.iter().any(|c| c.task == Task::Running { restored: true })
     }
 }
 
