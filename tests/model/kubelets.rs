@@ -266,7 +266,7 @@ impl Drover {
             None => container.task = Task::Dead,
         }
         // What a program loses when it ends by itself is its own affair, once it is the only copy, also where faults have made it that.
-        let committed = world.status().is_some_and(|status| status.verdict == Some(Verdict::Commit));
+        let committed = world.status().is_none_or(|status| status.verdict == Some(Verdict::Commit));
         let alone = world.past.disks_lost == [true; 2];
         world.past.excused |= (committed || world.first.turned || alone) && gone(world);
         Some(())
