@@ -252,9 +252,9 @@ fn disrupted(seconds_ago: i64) -> Vec<PodDisruptionBudget> {
     vec![serde_json::from_value(budget).unwrap()]
 }
 
-fn in_phase(status: serde_json::Value) -> Migration {
+fn in_phase(status: &serde_json::Value) -> Migration {
     let mut all = json!({"source": {"name": "p", "uid": "source-uid", "nodeName": "n1"}, "replacement": {"name": "p-5f1c22", "uid": "r"}});
-    json_patch::merge(&mut all, &status);
+    json_patch::merge(&mut all, status);
     migration(serde_json::from_value(all).unwrap())
 }
 
@@ -263,7 +263,7 @@ async fn a_disruption_is_renewed_while_the_pod_is_frozen_and_only_when_it_grows_
     for (age, renewed) in [(59, false), (60, true)] {
         for failing in [None, Some(("TakeDisruption", Failure::Permanent))] {
             let cluster = FakeCluster { source: source(), budgets: disrupted(age), failing, ..Default::default() };
-            let frozen = in_phase(json!({"phase": "Restoring"}));
+            let frozen = in_phase(&json!({"phase": "Restoring"}));
             look(frozen, &cluster).await.unwrap();
             let trace = cluster.trace();
             assert_eq!(trace.contains(&"perform TakeDisruption".to_owned()), renewed, "{age} s: {trace:?}");
@@ -286,7 +286,7 @@ async fn a_disruption_is_given_back_at_the_end() {
     });
     let cluster = FakeCluster { source: unlocked, budgets: disrupted(5), attestations: vec![thawed], ..Default::default() };
     let phases = json!([{"phase": "Finishing", "startedAt": "1970-01-01T00:01:39.000000Z"}]);
-    let undone = in_phase(json!({"phase": "Finishing", "verdict": "Rollback", "phases": phases}));
+    let undone = in_phase(&json!({"phase": "Finishing", "verdict": "Rollback", "phases": phases}));
     look(undone, &cluster).await.unwrap();
     assert_eq!(cluster.trace(), ["write Done", "tell RolledBack", "perform GiveBackDisruption", "perform RemoveFinalizer"]);
 }
