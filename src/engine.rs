@@ -219,6 +219,7 @@ fn taken(migration: &Migration, observed: &Observed, now: Timestamp) -> Option<(
     }
 }
 
+/// A failure of what is done beside a migration is none of the migration.
 fn tried(what: &str, result: PortResult<()>) {
     if let Err(error) = result {
         tracing::warn!(%error, "failed to {what}");
@@ -230,7 +231,7 @@ async fn tell(before: &Migration, after: &Migration, cluster: &dyn Cluster) {
     let (Some(now), then) = (&after.status, before.status.clone().unwrap_or_default()) else { return };
     if !now.warnings.is_empty() && then.warnings.is_empty() {
         for warning in &now.warnings {
-            published(cluster.tell(after, true, "PreflightWarning", warning).await);
+            tried("write an event", cluster.tell(after, true, "PreflightWarning", warning).await);
         }
     }
     let held = |s: &crate::api::MigrationStatus| s.conditions.iter().any(|c| c.type_ == crate::api::migration::condition::HELD && c.status == "True");
@@ -244,14 +245,7 @@ async fn tell(before: &Migration, after: &Migration, cluster: &dyn Cluster) {
     } else {
         Ok(())
     };
-    published(told);
-}
-
-/// A failure to tell is no failure of the migration.
-fn published(told: PortResult<()>) {
-    if let Err(error) = told {
-        tracing::warn!(%error, "failed to write an event");
-    }
+    tried("write an event", told);
 }
 
 #[cfg(test)]

@@ -44,9 +44,6 @@ use crate::{
     ports::{Cluster, Failure, PortError, PortResult},
 };
 
-/// An Event's note may have 1 KiB.
-const LONGEST_NOTE: usize = 1000;
-
 /// The API server as the manager uses it.
 pub struct KubeCluster {
     client: Client,
@@ -280,7 +277,7 @@ impl Cluster for KubeCluster {
         let event = Event {
             type_: if warning { EventType::Warning } else { EventType::Normal },
             reason: reason.to_owned(),
-            note: Some(message.chars().take(LONGEST_NOTE).collect()),
+            note: Some(message.chars().take(keys::LONGEST_NOTE).collect()),
             action: "Migrate".to_owned(),
             secondary: None,
         };

@@ -43,8 +43,6 @@ const RETRY_LOOK: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// One request's limit, so that a hanging connection does not hold up the others.
 const LIMIT: Duration = Duration::from_secs(15);
-/// An Event's note may have 1 KiB.
-const LONGEST_NOTE: usize = 1000;
 
 /// The controller.
 pub struct AnnotationController {
@@ -187,7 +185,7 @@ impl AnnotationController {
     /// An Event is a courtesy: the Migration is there without it. `related` keeps two requests apart: the recorder folds Events that differ in
     /// their note alone into a series, under the first one's note.
     async fn tell(&self, request: &Request, type_: EventType, reason: &str, note: String, related: Option<ObjectReference>) {
-        let note: String = note.chars().take(LONGEST_NOTE).collect();
+        let note: String = note.chars().take(keys::LONGEST_NOTE).collect();
         let event = Event { type_, reason: reason.to_owned(), note: Some(note), action: "Migrate".to_owned(), secondary: related };
         if let Err(error) = self.recorder.publish(&event, &reference(request)).await {
             debug!(%error, pod = request.pod(), "the Event was not written");

@@ -31,8 +31,6 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(2);
 /// A look's limit.
 const LIMIT: Duration = Duration::from_secs(30);
-/// An Event's note may have 1 KiB.
-const LONGEST_NOTE: usize = 1000;
 
 /// The controller.
 pub struct EvacuationController {
@@ -156,7 +154,7 @@ impl EvacuationController {
             let event = Event {
                 type_: EventType::Warning,
                 reason: "EvacuationFailed".to_owned(),
-                note: Some(text.chars().take(LONGEST_NOTE).collect()),
+                note: Some(text.chars().take(keys::LONGEST_NOTE).collect()),
                 action: "Evacuate".to_owned(),
                 secondary: Some(migration.object_ref(&())),
             };

@@ -19,7 +19,7 @@ use kube::{
     core::{Selector, SelectorExt as _},
 };
 
-use super::preflight::Blocker;
+use super::{migration::age, preflight::Blocker};
 
 /// Half of the time after which the disruption controller takes a pod for one that was not deleted after all.
 const RENEW_AFTER: Duration = Duration::from_mins(1);
@@ -62,8 +62,7 @@ pub fn disruption(pod: &Pod, budgets: &[PodDisruptionBudget], now: Timestamp) ->
     let name = budget.name_any();
     let status = budget.status.clone().unwrap_or_default();
     if let Some(since) = disrupted_since(&status, &pod.name_any()) {
-        let age = Duration::try_from(now.duration_since(since)).unwrap_or_default();
-        return Disruption::Taken { budget: name, stale: age >= RENEW_AFTER };
+        return Disruption::Taken { budget: name, stale: age(since, now) >= RENEW_AFTER };
     }
     if let Some(other) = concerning.next() {
         return Disruption::Refused(format!("{name} and {} both speak of the pod, and only one can be asked", other.name_any()));

@@ -21,11 +21,18 @@ use std::{
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
-use sha2::{Digest as _, Sha256};
 
 pub use eviction::{Eviction, judge};
 
-use super::{admission::active_migration, keys, owner, policy, request::migration_to};
+use super::{
+    admission::active_migration,
+    fan_out::is_running,
+    ids::derived_name,
+    keys,
+    migration::{age, node_of},
+    owner, policy,
+    request::migration_to,
+};
 use crate::api::{
     Migration, MigrationPolicy, MigrationStatus, Outcome, Phase,
     policy::{Evacuation, Trigger},
@@ -114,10 +121,9 @@ fn occasion<'s>(pod: &Pod, node: &str, seen: &'s Seen, now: Timestamp) -> Option
 /// Whether a pod is one that leaves a node by itself. What it holds is the preflight's business.
 #[must_use]
 pub fn can_leave(pod: &Pod) -> bool {
-    let runs = pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Running"));
     let is_mirror = pod.annotations().contains_key("kubernetes.io/config.mirror");
     let is_a_daemons = owner::controller(&pod.metadata).is_some_and(|owner| owner.kind == "DaemonSet");
-    runs && pod.metadata.deletion_timestamp.is_none() && !is_mirror && !is_a_daemons
+    is_running(pod) && !is_mirror && !is_a_daemons
 }
 
 /// When it was asked for last that a pod be evicted.
@@ -159,24 +165,13 @@ fn ended_at(status: &MigrationStatus) -> Option<Timestamp> {
     status.phases.iter().find(|timing| timing.phase == Phase::Done).map(|timing| timing.started_at.0)
 }
 
-/// Zero where the clocks disagree about the order.
-fn age(then: Timestamp, now: Timestamp) -> Duration {
-    Duration::try_from(now.duration_since(then)).unwrap_or_default()
-}
-
-fn node_of(pod: &Pod) -> Option<&str> {
-    pod.spec.as_ref()?.node_name.as_deref().filter(|node| !node.is_empty())
-}
-
 /// The Migration of a pod that leaves its node for wherever the scheduler finds room.
 ///
 /// # Errors
 /// What is wrong with the pod's name.
 pub fn evacuation_of(pod: &Pod, node: &str, trigger: Trigger) -> Result<Migration, String> {
     let uid = pod.metadata.uid.clone().unwrap_or_default();
-    let hash = Sha256::digest(&uid);
-    let stem: String = pod.name_any().chars().take(STEM).collect();
-    let name = format!("evacuate-{}-{:02x}{:02x}{:02x}", stem.trim_end_matches(['-', '.']), hash[0], hash[1], hash[2]);
+    let name = format!("evacuate-{}", derived_name(&pod.name_any(), STEM, &uid));
     let mut migration = migration_to(keys::AUTO, &name, &pod.name_any(), owner::keeps_its_name(&pod.metadata))?;
     migration.metadata.namespace = pod.namespace();
     migration.metadata.annotations = Some(BTreeMap::from([(keys::POD_UID.to_owned(), uid), (keys::EVACUATES.to_owned(), node.to_owned())]));

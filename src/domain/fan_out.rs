@@ -11,11 +11,11 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Resource as _, ResourceExt as _};
-use sha2::{Digest as _, Sha256};
 
 use super::{
+    ids::derived_name,
     keys,
-    migration::StatusExt as _,
+    migration::{StatusExt as _, node_of},
     owner,
     preflight::{Blocker, migration_blockers},
 };
@@ -106,9 +106,7 @@ fn refuse(mut status: MigrationStatus, message: String, now: Timestamp) -> Step 
 
 fn planned(parent: &Migration, pod: &Pod) -> Child {
     let uid = pod.uid().unwrap_or_default();
-    let hash = Sha256::digest(format!("{}\n{uid}", parent.uid().unwrap_or_default()));
-    let stem: String = parent.name_any().chars().take(STEM).collect();
-    let migration = format!("{}-{:02x}{:02x}{:02x}", stem.trim_end_matches(['-', '.']), hash[0], hash[1], hash[2]);
+    let migration = derived_name(&parent.name_any(), STEM, &format!("{}\n{uid}", parent.uid().unwrap_or_default()));
     Child { pod: pod.name_any(), pod_uid: uid, migration, ..Child::default() }
 }
 
@@ -221,11 +219,7 @@ pub fn is_child_of(migration: &Migration, parent: &Migration) -> bool {
     owner::controller(&migration.metadata).is_some_and(|owner| parent.uid().is_some_and(|uid| uid == owner.uid))
 }
 
-fn is_running(pod: &Pod) -> bool {
+pub(in crate::domain) fn is_running(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     phase == Some("Running") && pod.metadata.deletion_timestamp.is_none()
-}
-
-fn node_of(pod: &Pod) -> Option<&str> {
-    pod.spec.as_ref()?.node_name.as_deref()
 }

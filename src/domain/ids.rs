@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use sha2::{Digest as _, Sha256};
+
 /// What is wrong with a name, naming the field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {value:?} {problem}")]
@@ -16,6 +18,14 @@ pub struct InvalidName {
 
 fn invalid(field: &'static str, value: &str, problem: &'static str) -> InvalidName {
     InvalidName { field, value: value.chars().take(80).collect(), problem }
+}
+
+/// A name that is always the same for the same seed: so many characters of `stem` at most, and six hex digits of the seed's hash.
+#[must_use]
+pub fn derived_name(stem: &str, most: usize, seed: &str) -> String {
+    let hash = Sha256::digest(seed);
+    let stem: String = stem.chars().take(most).collect();
+    format!("{}-{:02x}{:02x}{:02x}", stem.trim_end_matches(['-', '.']), hash[0], hash[1], hash[2])
 }
 
 /// A content digest: `sha256:` and 64 hex digits in lower case.

@@ -49,6 +49,8 @@ pub const FINALIZER: &str = "drover.dev/migration";
 pub const PARENT_UID: &str = "drover.dev/parent-uid";
 /// Label on what Drover makes for a migration (attestations, secrets): the Migration's UID.
 pub const MIGRATION_UID: &str = "drover.dev/migration-uid";
+/// Longest note of an Event, in characters: the API server takes 1 KiB (`NoteLengthLimit` of events.k8s.io).
+pub const LONGEST_NOTE: usize = 1000;
 /// Field manager of every write of the manager.
 pub const MANAGER: &str = "drover-manager";
 /// Field manager of every write of an agent.

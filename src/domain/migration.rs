@@ -29,8 +29,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
 use course::Course;
+pub(in crate::domain) use observed::node_of;
 pub use observed::{Observed, pod_is_gone};
-pub(in crate::domain) use status::StatusExt;
+pub(in crate::domain) use status::{StatusExt, age};
 
 use super::verdict;
 use crate::api::{Migration, MigrationStatus, Phase, Role, Verdict, migration::SourceStatus};

@@ -10,9 +10,11 @@ use std::collections::BTreeMap;
 use json_patch::{AddOperation, Patch, PatchOperation, RemoveOperation, TestOperation, jsonptr::PointerBuf};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
-use super::{ids::is_dns_subdomain, keys, owner};
+use super::{
+    ids::{derived_name, is_dns_subdomain},
+    keys, owner,
+};
 use crate::api::{Migration, MigrationSpec, migration::Destination};
 
 /// So much of the pod's name stands in the Migration's, whose limit is 52.
@@ -117,9 +119,7 @@ impl Request {
     }
 
     fn migration_name(&self) -> String {
-        let hash = Sha256::digest(format!("{}\n{}\n{}", self.uid, self.taken_up, self.value));
-        let stem: String = self.pod.chars().take(STEM).collect();
-        format!("{}-{:02x}{:02x}{:02x}", stem.trim_end_matches(['-', '.']), hash[0], hash[1], hash[2])
+        derived_name(&self.pod, STEM, &format!("{}\n{}\n{}", self.uid, self.taken_up, self.value))
     }
 
     /// Takes the request up: applies only to this pod and this value.

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
-use super::{LAPSES_AFTER, age, asked_at, can_leave, ended_at, evacuates, failed};
+use super::{LAPSES_AFTER, asked_at, can_leave, ended_at, evacuates, failed};
 use crate::{
     api::{
         Migration, Outcome, Phase,
@@ -12,6 +12,7 @@ use crate::{
     },
     domain::{
         admission::{World, active_migration},
+        migration::{age, node_of},
         policy,
     },
 };
@@ -71,7 +72,7 @@ pub fn judge(pod: &Pod, world: &World, now: Timestamp) -> Eviction {
 
 /// The Migration by which a pod that kept its name has just come to its node, if that node keeps it.
 fn has_just_come<'w>(pod: &Pod, world: &'w World, now: Timestamp) -> Option<&'w Migration> {
-    let (uid, node) = (pod.metadata.uid.as_deref()?, super::node_of(pod)?);
+    let (uid, node) = (pod.metadata.uid.as_deref()?, node_of(pod)?);
     if world.facts.nodes.iter().any(|view| view.name == node && view.cordoned) {
         return None;
     }

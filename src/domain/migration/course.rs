@@ -10,7 +10,7 @@ use super::{
     Effect, Observed, Step,
     observed::{self, pod_is_gone},
     owner::owner_blocker,
-    status::StatusExt as _,
+    status::{self, StatusExt as _},
 };
 use crate::{
     api::{
@@ -85,7 +85,7 @@ impl Course<'_> {
     fn is_overdue(&self) -> bool {
         let limit = Duration::from_secs(self.migration.spec.deadline_seconds.into());
         let created = self.migration.metadata.creation_timestamp.as_ref().map_or(self.now, |t| t.0);
-        Duration::try_from(self.now.duration_since(created)).unwrap_or_default() > limit
+        status::age(created, self.now) > limit
     }
 
     pub(super) fn pods_changed(&self, status: &MigrationStatus) -> Option<String> {

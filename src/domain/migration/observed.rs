@@ -127,7 +127,7 @@ pub fn pod_is_gone(pod: Option<&Pod>, uid: &str) -> bool {
     pod.is_none_or(|pod| pod.metadata.uid.as_deref() != Some(uid))
 }
 
-pub(super) fn node_of(pod: &Pod) -> Option<&str> {
+pub(in crate::domain) fn node_of(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
 }
 

@@ -15,6 +15,11 @@ pub(super) fn millis(from: Timestamp, to: Timestamp) -> u64 {
     u64::try_from(to.duration_since(from).as_millis()).unwrap_or(0)
 }
 
+/// Time since a moment; zero where the clocks disagree about the order.
+pub(in crate::domain) fn age(then: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(then)).unwrap_or_default()
+}
+
 pub(in crate::domain) trait StatusExt {
     /// Goes on to a phase: ends the time of the one before.
     fn enter(&mut self, phase: Phase, now: Timestamp);
