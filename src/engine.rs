@@ -130,6 +130,7 @@ async fn observe(
             observed.blockers.extend(disruption::blocker(pod, &observed.budgets));
         }
     }
+    observed.told = cluster.told(uid);
     if status.phase == Phase::Finishing {
         observed.pull_credentials_left = cluster.has_pull_credentials(uid).await?;
     }

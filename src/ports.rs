@@ -13,12 +13,13 @@ use crate::{
         ids::Digest,
         init_container::StandIn,
         lanes::NodeFacts,
-        migration::Effect,
+        migration::{Effect, Told},
         owner,
         preflight::{ClaimView, NodeView},
     },
 };
 
+pub mod bus;
 pub mod front;
 pub mod inside;
 
@@ -189,6 +190,8 @@ pub trait Pusher: Send + Sync {
 pub trait LocalRegistry: Send + Sync {
     /// Digest of a tag's manifest and bytes of its layers, by HEAD and GET; none where the tag, its manifest or a blob is missing.
     async fn image(&self, repository: &str, tag: &str) -> PortResult<Option<PushedImage>>;
+    /// The same, of a checkpoint image of the container that the tag names: none where the manifest has no mark of that ([`crate::domain::image::CONTAINERD_MARK`]).
+    async fn checkpoint(&self, repository: &str, tag: &str) -> PortResult<Option<PushedImage>>;
     /// The one layer of an artifact by its digest, and its bytes.
     async fn layer(&self, repository: &str, manifest: &Digest) -> PortResult<(Digest, BlobStream)>;
     /// Copies the blobs of a base image from the runtime's store into the repository and stores its manifest by digest, without a tag.
@@ -269,6 +272,10 @@ pub trait Cluster: Send + Sync {
     async fn write_status(&self, migration: &Migration, status: &MigrationStatus) -> PortResult<Migration>;
     /// Does what one effect says; `pod` is the one to make, rehearse or keep, where the effect is about one.
     async fn perform(&self, migration: &Migration, effect: &Effect, pod: Option<&Pod>) -> PortResult<()>;
+    /// What the readiness bus has told of a migration and its status may not note yet; nothing where there is no bus.
+    fn told(&self, _migration_uid: &str) -> Vec<Told> {
+        vec![]
+    }
     /// Tells people, as an Event of the Migration.
     async fn tell(&self, migration: &Migration, warning: bool, reason: &str, message: &str) -> PortResult<()>;
 }

@@ -126,7 +126,10 @@ pub struct AttestationStatus {
     /// Destination: base images and registry are ready.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prepared: Option<Prepared>,
-    /// Destination: the registry holds these images (HEAD-verified). The direct adapter of the readiness bus.
+    /// Destination: images that its registry has told of and holds, before the vote. A hint, by the direct adapter of the readiness bus.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notified: Vec<Notified>,
+    /// Destination: the registry holds the images that were voted for (HEAD-verified).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ready: Option<Pushed>,
     /// Destination: the node expects this same-name replacement, which was made after the attestation; its claims are armed where there is a gate.
@@ -259,6 +262,20 @@ pub struct Pushed {
     pub at: MicroTime,
     /// One a container.
     pub images: Vec<PushedImage>,
+}
+
+/// One image that the registry has told of.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Notified {
+    /// When it was seen in the registry.
+    pub at: MicroTime,
+    /// Container, and tag.
+    pub container: String,
+    /// Digest of the manifest.
+    pub digest: String,
+    /// Bytes of the archive (the one layer).
+    pub bytes: u64,
 }
 
 /// One checkpoint image in a registry.

@@ -255,6 +255,8 @@ pub mod condition {
     pub const FROZEN: &str = "Frozen";
     /// The migration has ended; the reason is the outcome.
     pub const COMPLETE: &str = "Complete";
+    /// The readiness bus has told of every image that was voted for; the reason is the bus, or `Polled` where the destination's own word came first.
+    pub const REGISTRY_CONFIRMED: &str = "RegistryConfirmed";
 }
 
 impl Migration {

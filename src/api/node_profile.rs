@@ -67,7 +67,7 @@ pub struct NodeProfileStatus {
     /// `host:port` at which the node's own runtime pulls checkpoint images.
     #[serde(default)]
     pub pull_address: String,
-    /// `Ready`: the agent serves.
+    /// `Ready`: the agent serves. `BusConnected`: the readiness bus, which the reason names, takes what the agent tells.
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -28,6 +28,16 @@ pub fn derived_name(stem: &str, most: usize, seed: &str) -> String {
     format!("{}-{:02x}{:02x}{:02x}", stem.trim_end_matches(['-', '.']), hash[0], hash[1], hash[2])
 }
 
+/// Bytes as hex digits in lower case.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    use fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 /// A content digest: `sha256:` and 64 hex digits in lower case.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest(String);
@@ -49,13 +59,7 @@ impl Digest {
     /// The digest of these 32 bytes of SHA-256.
     #[must_use]
     pub fn from_sha256(bytes: &[u8; 32]) -> Self {
-        use fmt::Write as _;
-        let mut text = String::with_capacity(71);
-        text.push_str("sha256:");
-        for byte in bytes {
-            let _ = write!(text, "{byte:02x}");
-        }
-        Self(text)
+        Self(format!("sha256:{}", hex(bytes)))
     }
 
     /// The digest as text.

@@ -12,6 +12,7 @@
 //! # Assumptions
 //! Effects are idempotent and carry UIDs. Attestations are written by the agents of their nodes alone.
 
+mod confirmation;
 mod course;
 mod doubt;
 mod fallback;
@@ -30,7 +31,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use course::Course;
 pub(in crate::domain) use observed::node_of;
-pub use observed::{Observed, pod_is_gone};
+pub use observed::{Observed, Told, pod_is_gone};
 pub(in crate::domain) use status::{StatusExt, age};
 
 use super::verdict;
@@ -160,6 +161,10 @@ pub enum Effect {
 /// What comes next for a migration.
 #[must_use]
 pub fn advance(migration: &Migration, observed: &Observed, now: Timestamp) -> Step {
+    confirmation::with_news(migration, observed, now, next_step(migration, observed, now))
+}
+
+fn next_step(migration: &Migration, observed: &Observed, now: Timestamp) -> Step {
     let status = migration.status.clone().unwrap_or_default();
     let course = Course { migration, observed, now };
     if status.phase != Phase::Done && !observed::has_finalizer(migration) && !observed::is_being_deleted(migration) {

@@ -63,7 +63,7 @@ pub struct MigrationStatus {
     /// What will be different for the pod after the move, as its source node has seen it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
-    /// `Held`, `Frozen` and `Complete` in the API conventions.
+    /// `Held`, `Frozen`, `RegistryConfirmed` and `Complete` in the API conventions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -88,6 +88,9 @@ pub struct MigrationStatus {
     /// Each container's checkpoint.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub containers: Vec<ContainerCheckpoint>,
+    /// The images that the destination's registry was told to hold, as the readiness bus brought word of them. Nothing is released by them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub confirmations: Vec<RegistryConfirmation>,
     /// Each phase's start and length.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub phases: Vec<PhaseTiming>,
@@ -318,6 +321,22 @@ pub struct ContainerCheckpoint {
     pub bytes: u64,
     /// The image as the replacement names it.
     pub image: String,
+}
+
+/// Word of one image in the destination's registry.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct RegistryConfirmation {
+    /// Container, and tag.
+    pub container: String,
+    /// Digest of the manifest.
+    pub digest: String,
+    /// Bytes of the checkpoint archive.
+    pub bytes: u64,
+    /// When the destination's agent had seen it there.
+    pub at: MicroTime,
+    /// The way that the word came: `Kafka` or `Direct`.
+    pub bus: String,
 }
 
 /// Start and length of a phase.

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
 use super::{
-    Effect, Observed, Step,
+    Effect, Observed, Step, confirmation,
     observed::{self, pod_is_gone},
     owner::owner_blocker,
     status::{self, StatusExt as _},
@@ -23,6 +23,7 @@ use crate::{
         disruption::{Disruption, disruption},
         estimate, keys, owner,
         preflight::Blocker,
+        registry_event::is_voted,
         replacement::{build, init_images},
         verdict,
     },
@@ -348,6 +349,8 @@ impl Course<'_> {
                 image: keys::checkpoint_image(&repository, &image.container),
             })
             .collect();
+        let told = std::mem::take(&mut status.confirmations);
+        status.confirmations = told.into_iter().filter(|known| is_voted(&status, known)).collect();
         status.enter(Phase::AwaitingReadiness, self.now);
         Step::write(status)
     }
@@ -356,6 +359,7 @@ impl Course<'_> {
         if !verdict::may_release(&status, self.observed.source_status(), self.observed.destination_status()) {
             return Step::wait();
         }
+        confirmation::conclude(&mut status, self.now);
         status.enter(if status.is_source_first() { Phase::SourceDeleting } else { Phase::Restoring }, self.now);
         Step::write(status)
     }

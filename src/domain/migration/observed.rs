@@ -16,6 +16,7 @@ use crate::{
     domain::{
         containers, init_container, keys, owner,
         preflight::{Blocker, base_image},
+        registry_event::RegistryEvent,
     },
 };
 
@@ -52,8 +53,19 @@ pub struct Observed {
     pub owner_selector: BTreeMap<String, String>,
     /// The disruption budgets of the source's namespace.
     pub budgets: Vec<PodDisruptionBudget>,
+    /// What the readiness bus has told of the migration.
+    pub told: Vec<Told>,
     /// The laid-out pull credentials are still there.
     pub pull_credentials_left: bool,
+}
+
+/// An event, and the bus that brought it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// Name of the bus.
+    pub bus: &'static str,
+    /// The event.
+    pub event: RegistryEvent,
 }
 
 /// What an agent has attested when it has attested nothing.
