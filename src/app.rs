@@ -1,6 +1,7 @@
 //! Composition roots: settings → adapters → ports → tasks. Only here are adapters named.
 
 pub mod agent;
+pub mod bus;
 pub mod manager;
 pub mod node;
 

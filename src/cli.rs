@@ -4,9 +4,11 @@ pub mod agent;
 pub mod check;
 pub mod crds;
 pub mod evacuate;
-pub mod manager;
+pub mod kafka;
+mod manager;
 pub mod node;
-pub mod resolve;
+pub mod registry_config;
+mod resolve;
 pub mod status;
 
 use std::{io::Write as _, process::ExitCode};
@@ -40,6 +42,8 @@ enum Command {
     /// Set up a node's container runtime, or undo it; shows the difference first
     #[command(subcommand)]
     Node(node::Command),
+    /// Write the configuration of a node's registry, with where its agent listens (in the agents' init container)
+    RegistryConfig(registry_config::Args),
     /// Print the custom resource definitions
     Crds,
     /// Print the version
@@ -60,6 +64,7 @@ impl Cli {
             Command::Status(args) => args.run(),
             Command::Resolve(args) => args.run(),
             Command::Node(command) => command.run(),
+            Command::RegistryConfig(args) => args.run().map(|()| ExitCode::SUCCESS),
             Command::Crds => {
                 std::io::stdout().write_all(crds::render()?.as_bytes())?;
                 Ok(ExitCode::SUCCESS)
@@ -93,4 +98,14 @@ fn serve(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     };
     crate::telemetry::init(&filter, format)?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
+    }
 }

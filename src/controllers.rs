@@ -4,3 +4,4 @@ pub mod annotation;
 pub mod certificates;
 pub mod evacuation;
 pub mod migration;
+pub mod registry_events;

@@ -3,4 +3,5 @@
 pub mod admin;
 pub mod admission;
 pub mod extender;
+pub mod notifications;
 pub mod tls;

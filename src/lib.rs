@@ -18,6 +18,10 @@
 pub mod gate;
 pub mod markers;
 
+// Suites that integration tests run too (tests/contract) name this crate from outside.
+#[cfg(test)]
+extern crate self as drover;
+
 #[cfg(feature = "full")]
 pub mod adapters;
 #[cfg(feature = "full")]

@@ -41,6 +41,11 @@ struct CertificateLabels {
     certificate: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabels {
+    result: &'static str,
+}
+
 /// What became of a review.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AdmissionDecision {
@@ -99,6 +104,10 @@ pub struct Metrics {
     phase_seconds: Family<PhaseLabels, Histogram, fn() -> Histogram>,
     frozen_seconds: Histogram,
     certificates: Family<CertificateLabels, Gauge>,
+    notifications: Family<ResultLabels, Counter>,
+    registry_events: Family<ResultLabels, Counter>,
+    bus_connected: Gauge,
+    bus_lag: Gauge,
 }
 
 fn seconds() -> Histogram {
@@ -120,7 +129,25 @@ impl Default for Metrics {
         registry.register_with_unit("phase", "How long a phase took", Unit::Seconds, phase_seconds.clone());
         registry.register_with_unit("frozen", "Time in which neither copy of a pod ran", Unit::Seconds, frozen_seconds.clone());
         registry.register("certificate_expiry_timestamp_seconds", "When a certificate ends, in seconds since 1970", certificates.clone());
-        Self { registry: Arc::new(registry), admissions, extender, migrations, phase_seconds, frozen_seconds, certificates }
+        let (notifications, registry_events) = (Family::default(), Family::default());
+        let (bus_connected, bus_lag) = (Gauge::default(), Gauge::default());
+        registry.register("registry_notifications", "What the node's registry has told its agent", notifications.clone());
+        registry.register("registry_events", "Word of images on the readiness bus", registry_events.clone());
+        registry.register("bus_connected", "Whether the readiness bus is connected: 1 or 0", bus_connected.clone());
+        registry.register("bus_lag_records", "Records on the readiness bus that are not settled", bus_lag.clone());
+        Self {
+            registry: Arc::new(registry),
+            admissions,
+            extender,
+            migrations,
+            phase_seconds,
+            frozen_seconds,
+            certificates,
+            notifications,
+            registry_events,
+            bus_connected,
+            bus_lag,
+        }
     }
 }
 
@@ -153,6 +180,26 @@ impl Metrics {
         self.certificates.get_or_create(&CertificateLabels { certificate }).set(not_after.as_second());
     }
 
+    /// Counts what became of a registry's notification.
+    pub fn notification(&self, result: &'static str) {
+        self.notifications.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// Counts what became of an event on the readiness bus.
+    pub fn registry_event(&self, result: &'static str) {
+        self.registry_events.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// Says whether the readiness bus is connected.
+    pub fn bus_connected(&self, connected: bool) {
+        self.bus_connected.set(connected.into());
+    }
+
+    /// Says how many records wait on the readiness bus.
+    pub fn bus_lag(&self, records: i64) {
+        self.bus_lag.set(records);
+    }
+
     /// All of it in OpenMetrics text.
     ///
     /// # Errors
@@ -180,6 +227,10 @@ mod tests {
         metrics.migration_ended(Outcome::Migrated, Some(1500));
         metrics.phase(Phase::Freezing, 30);
         metrics.certificate("webhook", Timestamp::UNIX_EPOCH);
+        metrics.notification("taken");
+        metrics.registry_event("recorded");
+        metrics.bus_connected(true);
+        metrics.bus_lag(3);
         let text = metrics.text().expect("text");
         for line in [
             r#"drover_admission_decisions_total{webhook="pods",decision="denied"} 1"#,
@@ -188,6 +239,10 @@ mod tests {
             "drover_frozen_seconds_sum 1.5",
             r#"drover_phase_seconds_bucket{le="0.1",phase="Freezing"} 1"#,
             r#"drover_certificate_expiry_timestamp_seconds{certificate="webhook"} 0"#,
+            r#"drover_registry_notifications_total{result="taken"} 1"#,
+            r#"drover_registry_events_total{result="recorded"} 1"#,
+            "drover_bus_connected 1",
+            "drover_bus_lag_records 3",
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");
         }

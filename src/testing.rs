@@ -7,3 +7,5 @@ mod tls;
 
 pub(crate) use node::{FakeNode, at, second, settled};
 pub(crate) use tls::{Ca, Leaf};
+#[path = "../tests/contract/bus.rs"]
+pub(crate) mod bus_contract;

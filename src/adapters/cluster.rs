@@ -10,7 +10,10 @@ mod template;
 
 pub use pull_credentials::SECRET as PULL_SECRET;
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use k8s_openapi::{
@@ -36,12 +39,15 @@ use crate::{
     },
     domain::{
         keys,
-        migration::Effect,
+        migration::{Effect, Told},
         owner,
         preflight::{ClaimView, NodeView},
         replacement,
     },
-    ports::{Cluster, Failure, PortError, PortResult},
+    ports::{
+        Cluster, Failure, PortError, PortResult,
+        bus::{Inbox, Migrations},
+    },
 };
 
 /// The API server as the manager uses it.
@@ -50,13 +56,14 @@ pub struct KubeCluster {
     /// Drover's own namespace, where pull credentials are laid out.
     namespace: String,
     recorder: Recorder,
+    inbox: Arc<Inbox>,
 }
 
 impl KubeCluster {
-    /// The API server behind `client`; `namespace` is Drover's own, `instance` this process's name in Events.
-    pub fn new(client: Client, namespace: impl Into<String>, instance: impl Into<String>) -> Self {
+    /// The API server behind `client`; `namespace` is Drover's own, `instance` this process's name in Events, `inbox` has what the bus tells.
+    pub fn new(client: Client, namespace: impl Into<String>, instance: impl Into<String>, inbox: Arc<Inbox>) -> Self {
         let reporter = Reporter { controller: keys::MANAGER.to_owned(), instance: Some(instance.into()) };
-        Self { recorder: Recorder::new(client.clone(), reporter), client, namespace: namespace.into() }
+        Self { recorder: Recorder::new(client.clone(), reporter), client, namespace: namespace.into(), inbox }
     }
 
     fn pods(&self, migration: &Migration) -> Api<Pod> {
@@ -273,6 +280,10 @@ impl Cluster for KubeCluster {
         }
     }
 
+    fn told(&self, migration_uid: &str) -> Vec<Told> {
+        self.inbox.of(migration_uid)
+    }
+
     async fn tell(&self, migration: &Migration, warning: bool, reason: &str, message: &str) -> PortResult<()> {
         let event = Event {
             type_: if warning { EventType::Warning } else { EventType::Normal },
@@ -282,6 +293,14 @@ impl Cluster for KubeCluster {
             secondary: None,
         };
         self.recorder.publish(&event, &migration.object_ref(&())).await.map_err(|e| port_error("write an event", &e))
+    }
+}
+
+#[async_trait]
+impl Migrations for KubeCluster {
+    async fn migration(&self, namespace: &str, name: &str) -> PortResult<Option<Migration>> {
+        let api: Api<Migration> = Api::namespaced(self.client.clone(), namespace);
+        found(api.get(name).await, "read the Migration")
     }
 }
 

@@ -20,7 +20,7 @@ use std::{
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
-use super::journal::Journals;
+use super::{journal::Journals, notified::Verified};
 use crate::{
     api::{
         Attestation, AttestationStatus, MigrationStatus, Role,
@@ -64,6 +64,8 @@ pub struct DestinationParts {
     pub pusher: Arc<dyn Pusher>,
     /// The source side's journals, which name those archives.
     pub journals: Journals,
+    /// Who may not have heard of an image that this side has verified.
+    pub verified: Verified,
     /// The API server.
     pub api: Arc<dyn AgentApi>,
     /// The clock.
@@ -261,7 +263,9 @@ impl DestinationAgent {
             }
         }
         let at = self.now();
-        self.attest(look, |status| status.ready = Some(Pushed { at, images: found })).await?;
+        let images = found.clone();
+        self.attest(look, |status| status.ready = Some(Pushed { at, images })).await?;
+        self.parts.verified.tell(repository, &found);
         Ok(true)
     }
 

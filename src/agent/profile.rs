@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     api::node_profile::NodeProfileStatus,
     domain::{keys::PULL_ADDRESS, lanes},
-    ports::{AgentApi, Clock, NodeProbe},
+    ports::{AgentApi, Clock, NodeProbe, bus::Announcer},
 };
 
 /// How often the profile is written; preflight takes one of four times this age for a dead agent's.
@@ -20,18 +20,21 @@ const RETRY: Duration = Duration::from_secs(2);
 const DOUBTED: u32 = 5;
 
 /// Keeps this node's profile until cancelled.
-pub async fn keep(probe: &dyn NodeProbe, api: &dyn AgentApi, clock: &dyn Clock, push_address: &str, stop: CancellationToken) {
+pub async fn keep(probe: &dyn NodeProbe, api: &dyn AgentApi, bus: &dyn Announcer, clock: &dyn Clock, push_address: &str, stop: CancellationToken) {
     let mut against = 0;
     loop {
         let mut status = observe(probe, clock, push_address).await;
-        status.conditions = vec![Condition {
-            type_: "Ready".into(),
-            status: "True".into(),
-            reason: "AgentServes".into(),
-            message: String::new(),
+        let condition = |kind: &str, holds: bool, reason: &str, message: String| Condition {
+            type_: kind.into(),
+            status: if holds { "True" } else { "False" }.into(),
+            reason: reason.into(),
+            message,
             last_transition_time: Time(clock.now()),
             observed_generation: None,
-        }];
+        };
+        let state = bus.state();
+        status.conditions =
+            vec![condition("Ready", true, "AgentServes", String::new()), condition("BusConnected", state.connected, bus.name(), state.message)];
         against = if takes_pods(&status) { 0 } else { against + 1 };
         let pause = match api.write_profile(&status).await {
             Ok(()) if (1..=DOUBTED).contains(&against) => RETRY,
@@ -71,14 +74,30 @@ mod tests {
     use super::*;
     use crate::{
         api::{Migration, MigrationSpec},
-        domain::lanes::NodeFacts,
-        ports::SystemClock,
+        domain::{lanes::NodeFacts, registry_event::RegistryEvent},
+        ports::{PortError, PortResult, SystemClock, bus::BusState},
         testing::FakeNode,
     };
 
     /// A node that nothing is known of; how often it was looked at.
     #[derive(Default)]
     struct Silent(AtomicUsize);
+
+    /// A bus whose broker does not answer.
+    struct Away;
+
+    #[async_trait]
+    impl Announcer for Away {
+        fn name(&self) -> &'static str {
+            "Kafka"
+        }
+        async fn announce(&self, _event: &RegistryEvent) -> PortResult<()> {
+            Err(PortError::transient("away"))
+        }
+        fn state(&self) -> BusState {
+            BusState { connected: false, message: "no broker answers".into() }
+        }
+    }
 
     #[async_trait]
     impl NodeProbe for Silent {
@@ -92,7 +111,7 @@ mod tests {
     async fn a_node_that_has_just_begun_to_take_no_pod_is_looked_at_again_soon_and_not_for_ever() {
         let (probe, api, stop) = (Silent::default(), FakeNode::new(Migration::new("m", MigrationSpec::default())), CancellationToken::new());
         let looks = |seconds| {
-            let kept = keep(&probe, &api, &SystemClock, "", stop.clone());
+            let kept = keep(&probe, &api, &Away, &SystemClock, "", stop.clone());
             async move {
                 let _ = tokio::time::timeout(Duration::from_secs(seconds), kept).await;
             }

@@ -14,10 +14,14 @@ use kube::{
     Api, Client,
     runtime::{WatchStreamExt as _, reflector, reflector::Store, watcher},
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{ApiClients, GRACE, bind, serve_plain};
+use super::{
+    ApiClients, GRACE, bind,
+    bus::{KafkaSettings, announcer},
+    serve_plain,
+};
 use crate::{
     adapters::{
         agent_api::KubeAgentApi,
@@ -32,19 +36,20 @@ use crate::{
         controller::{self, Sides, may_push},
         destination::{DestinationAgent, DestinationParts},
         journal::Journals,
+        notified::{self, Announcing, Verified},
         profile,
         registry_proxy::{MayPush, Upstream, serve_pulls, serve_pushes},
         source::{SourceAgent, SourceParts},
     },
     api::Migration,
-    domain::keys,
+    domain::{keys, notification::Pushed},
     http::{
-        admin,
+        admin, notifications,
         tls::{Clients, FollowingTls},
     },
     markers::{Markers, evidence},
     metrics::Metrics,
-    ports::{AgentApi, Images, Kubelet, Runtime, SystemClock, front::Identity, inside::Inside},
+    ports::{AgentApi, Images, Kubelet, Runtime, SystemClock, bus::Announcer, front::Identity, inside::Inside},
     readiness::Readiness,
     shutdown::{Tasks, on_signal},
     watching,
@@ -82,6 +87,12 @@ pub struct Settings {
     pub push_port: u16,
     /// Port of readiness and metrics.
     pub admin_port: u16,
+    /// Port at which the node's registry tells of pushes.
+    pub notification_port: u16,
+    /// File with the token that it shows.
+    pub notification_token_file: PathBuf,
+    /// The readiness bus; none: the API server.
+    pub kafka: Option<KafkaSettings>,
     /// Unix socket of the node's registry.
     pub registry_socket: PathBuf,
     /// Its data.
@@ -124,26 +135,29 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         runtime: containerd.clone(),
         images: containerd.clone(),
         kubelet: Arc::new(LocalKubelet::new(kubelet_settings(&settings))?),
-        api: Arc::new(KubeAgentApi::new(calling, &settings.namespace, &settings.node)),
+        api: Arc::new(KubeAgentApi::new(calling.clone(), &settings.namespace, &settings.node)),
         inside: Arc::new(NodeInside::new(Containerd::clone(&containerd), &settings.host_root, &pods_folder(&settings.kubelet.checkpoints))),
         registry: Arc::new(LocalDistribution::new(&settings.registry_socket, &settings.registry_data, containerd.clone())?),
     };
+    let bus = announcer(settings.kafka.clone(), calling, &settings.node, &metrics)?;
+    let pushed = mpsc::channel(notified::ROOM);
     let (identified, identity) = watch::channel(Arc::new(Identity::absent()));
     let sides = Arc::new(Sides {
         node: settings.node.clone(),
         source: SourceAgent::new(source_parts(&settings, &node, AgentPusher::new(identity.clone()))),
-        destination: DestinationAgent::new(destination_parts(&settings, &node, AgentPusher::new(identity.clone()))),
+        destination: DestinationAgent::new(destination_parts(&settings, &node, AgentPusher::new(identity.clone()), Verified::new(pushed.0.clone()))),
     });
     tasks.spawn("budgets", supervised(controller::watch_over(Arc::clone(&sides), tasks.token())));
     tasks.spawn("migrations", supervised(controller::run(client.clone(), sides, tasks.token())));
 
-    tasks.spawn("node profile", keep_profile(&settings, &containerd, &node, tasks.token()));
+    tasks.spawn("node profile", keep_profile(&settings, &containerd, &node, Arc::clone(&bus), tasks.token()));
     // Only now, since the manager may be away: pods that are frozen already do not wait for a certificate.
-    let certificate = AgentCertificate::start(client.clone(), settings.node.clone(), metrics).await?;
+    let certificate = AgentCertificate::start(client.clone(), settings.node.clone(), metrics.clone()).await?;
     identified.send_replace(certificate.identity().borrow().clone());
     tasks.spawn("agent identity", pass_on(certificate.identity(), identified, tasks.token()));
     tasks.spawn("agent certificate", certificate.run(tasks.token()));
     let migrations = follow_migrations(client, &mut tasks);
+    announce(&settings, &node, Told { bus, pushed, migrations: migrations.clone(), metrics }, &mut tasks)?;
     let tls = FollowingTls::new(identity, Clients::Verified)?;
     open_doors(&settings, &tls, migrations, &mut tasks)?;
     tasks.spawn("push door certificate", tls.run(tasks.token()));
@@ -155,6 +169,7 @@ fn keep_profile(
     settings: &Settings,
     containerd: &Containerd,
     node: &Node,
+    bus: Arc<dyn Announcer>,
     token: CancellationToken,
 ) -> impl Future<Output = anyhow::Result<()>> + use<> {
     let probe = HostProbe::new(
@@ -163,7 +178,7 @@ fn keep_profile(
     );
     let (api, push_address) = (Arc::clone(&node.api), push_address(settings));
     async move {
-        profile::keep(&probe, &*api, &SystemClock, &push_address, token).await;
+        profile::keep(&probe, &*api, &*bus, &SystemClock, &push_address, token).await;
         Ok(())
     }
 }
@@ -221,7 +236,7 @@ fn source_parts(settings: &Settings, node: &Node, pusher: AgentPusher) -> Source
     }
 }
 
-fn destination_parts(settings: &Settings, node: &Node, pusher: AgentPusher) -> DestinationParts {
+fn destination_parts(settings: &Settings, node: &Node, pusher: AgentPusher, verified: Verified) -> DestinationParts {
     DestinationParts {
         node: settings.node.clone(),
         runtime: Arc::clone(&node.runtime),
@@ -231,6 +246,7 @@ fn destination_parts(settings: &Settings, node: &Node, pusher: AgentPusher) -> D
         registry: node.registry.clone(),
         pusher: Arc::new(pusher),
         journals: Journals::new(settings.state.join("journals")),
+        verified,
         api: Arc::clone(&node.api),
         clock: Arc::new(SystemClock),
         markers: Markers::new(settings.state.join("gate")),
@@ -255,6 +271,34 @@ fn follow_migrations(client: Client, tasks: &mut Tasks) -> Store<Migration> {
         Ok(())
     });
     store
+}
+
+/// What is known of pushes, and who is to be told.
+struct Told {
+    bus: Arc<dyn Announcer>,
+    pushed: (mpsc::Sender<Pushed>, mpsc::Receiver<Pushed>),
+    migrations: Store<Migration>,
+    metrics: Metrics,
+}
+
+/// Takes the registry's notifications, and tells the readiness bus.
+fn announce(settings: &Settings, node: &Node, told: Told, tasks: &mut Tasks) -> anyhow::Result<()> {
+    let path = &settings.notification_token_file;
+    let token = std::fs::read_to_string(path)
+        .with_context(|| format!("failed to read {}: the init container `drover registry-config` writes it", path.display()))?;
+    let (sender, receiver) = told.pushed;
+    let router = notifications::router(token.trim(), sender, told.metrics.clone());
+    tasks.spawn("notifications", serve_plain((Ipv4Addr::LOCALHOST, settings.notification_port).into(), router, tasks.token()));
+    let parts = Announcing {
+        node: settings.node.clone(),
+        registry: node.registry.clone(),
+        migrations: told.migrations,
+        bus: told.bus,
+        clock: Arc::new(SystemClock),
+        metrics: told.metrics,
+    };
+    tasks.spawn("announcements", supervised(notified::announce(Arc::new(parts), receiver, tasks.token())));
+    Ok(())
 }
 
 fn open_doors(settings: &Settings, tls: &FollowingTls, migrations: Store<Migration>, tasks: &mut Tasks) -> anyhow::Result<()> {

@@ -1,13 +1,22 @@
 //! The manager: webhooks on every replica, controllers on the leader.
 
-use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use kube::Client;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{ApiClients, GRACE, bind, serve_plain};
+use super::{
+    ApiClients, GRACE, bind,
+    bus::{self, KafkaSettings},
+    serve_plain,
+};
 use crate::{
     adapters::{
         ca::{CaStore, SelfManaged, service_names},
@@ -17,7 +26,9 @@ use crate::{
         webhook_configuration::WebhookConfigurations,
         world::KubeWorld,
     },
-    controllers::{annotation::AnnotationController, certificates::CertificateController, evacuation::EvacuationController, migration},
+    controllers::{
+        annotation::AnnotationController, certificates::CertificateController, evacuation::EvacuationController, migration, registry_events,
+    },
     domain::election::Timing,
     http::{
         admin,
@@ -28,6 +39,7 @@ use crate::{
     metrics::Metrics,
     ports::{
         SystemClock,
+        bus::Inbox,
         front::{AgentSigner, Identity},
     },
     readiness::Readiness,
@@ -61,6 +73,8 @@ pub struct Settings {
     pub manager_service_account: String,
     /// Folder with the webhooks' certificate, where somebody else makes it.
     pub webhook_cert_dir: Option<PathBuf>,
+    /// The readiness bus; none: the API server.
+    pub kafka: Option<KafkaSettings>,
 }
 
 impl Settings {
@@ -168,16 +182,7 @@ async fn lead(
         info!("leading");
         let term = token.child_token();
         let mut controllers = Tasks::new(term.clone());
-        let context = migration::Context {
-            cluster: Arc::new(KubeCluster::new(clients.calling.clone(), &settings.namespace, &settings.pod_name)),
-            clock: Arc::new(SystemClock),
-            metrics: metrics.clone(),
-        };
-        let (migrations, stop) = (clients.watching.clone(), term.clone());
-        controllers.spawn("migrations", async move {
-            migration::run(migrations, context, stop).await;
-            Ok(())
-        });
+        move_pods(&settings, &clients, &metrics, &mut controllers)?;
         controllers.spawn("annotations", AnnotationController::new(clients.watching.clone(), settings.pod_name.clone()).run(term.clone()));
         let evacuations = EvacuationController::new(clients.calling.clone(), settings.namespace.clone(), settings.pod_name.clone());
         controllers.spawn("evacuations", evacuations.run(term.clone()));
@@ -194,4 +199,29 @@ async fn lead(
         controllers.run(GRACE).await?;
         end_of_term.await?;
     }
+}
+
+/// The controller of migrations, and what the readiness bus tells it.
+fn move_pods(settings: &Settings, clients: &ApiClients, metrics: &Metrics, controllers: &mut Tasks) -> anyhow::Result<()> {
+    let inbox = Arc::new(Inbox::default());
+    let cluster = Arc::new(KubeCluster::new(clients.calling.clone(), &settings.namespace, &settings.pod_name, Arc::clone(&inbox)));
+    let context = migration::Context {
+        cluster: cluster.clone(),
+        clock: Arc::new(SystemClock),
+        metrics: metrics.clone(),
+        inbox: Arc::clone(&inbox),
+        audit: bus::audit(settings.kafka.clone(), metrics)?,
+        told: Mutex::default(),
+    };
+    let (looks, asked) = mpsc::channel(registry_events::ROOM);
+    let moving = migration::run(clients.watching.clone(), context, asked, controllers.token());
+    controllers.spawn("migrations", async move {
+        moving.await;
+        Ok(())
+    });
+    let bus = bus::subscription(settings.kafka.clone(), clients.watching.clone(), metrics)?;
+    let parts = registry_events::Parts { bus, migrations: cluster, inbox, looks, metrics: metrics.clone() };
+    let stop = controllers.token();
+    controllers.spawn("registry events", async move { Ok(registry_events::run(parts, stop).await?) });
+    Ok(())
 }

@@ -22,6 +22,12 @@ pub struct Args {
     /// Port of /livez, /readyz and /metrics (plain HTTP)
     #[arg(long, default_value_t = 5787)]
     admin_port: u16,
+    /// Port of this node alone at which its registry tells of pushes (plain HTTP, with a token)
+    #[arg(long, default_value_t = 5788)]
+    notification_port: u16,
+    /// File with that token, as `drover registry-config` writes it
+    #[arg(long, default_value = "/run/drover/notification-token")]
+    notification_token_file: PathBuf,
     /// Unix socket of the node's registry
     #[arg(long, default_value = "/run/drover/registry.sock")]
     registry_socket: PathBuf,
@@ -52,6 +58,8 @@ pub struct Args {
     /// Folder with tls.crt and tls.key to show to the kubelet. Default: the service account's token
     #[arg(long)]
     kubelet_client_certs: Option<PathBuf>,
+    #[command(flatten)]
+    kafka: super::kafka::KafkaArgs,
 }
 
 impl Args {
@@ -66,6 +74,9 @@ impl Args {
             namespace: self.namespace,
             push_port: self.push_port,
             admin_port: self.admin_port,
+            notification_port: self.notification_port,
+            notification_token_file: self.notification_token_file,
+            kafka: self.kafka.settings(),
             registry_socket: self.registry_socket,
             registry_data: self.registry_data,
             state: self.state,

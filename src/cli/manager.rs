@@ -37,6 +37,8 @@ pub struct Args {
     /// Folder with tls.crt, tls.key and ca.crt for the webhooks, where somebody else makes certificates
     #[arg(long)]
     webhook_cert_dir: Option<PathBuf>,
+    #[command(flatten)]
+    kafka: super::kafka::KafkaArgs,
 }
 
 impl Args {
@@ -56,6 +58,7 @@ impl Args {
             agent_service_account: self.agent_service_account,
             manager_service_account: self.manager_service_account,
             webhook_cert_dir: self.webhook_cert_dir,
+            kafka: self.kafka.settings(),
         }))
     }
 }

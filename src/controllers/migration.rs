@@ -1,6 +1,10 @@
 //! The Migration controller: whatever changes around a migration leads to one look at it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
@@ -13,14 +17,18 @@ use kube::{
         watcher,
     },
 };
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::{Attestation, Migration, Verdict},
-    domain::keys,
+    domain::{ids::hex, keys, migration_event::entered, registry_event::Judgement},
     engine,
     metrics::Metrics,
-    ports::{Clock, Cluster, Failure, PortError},
+    ports::{
+        Clock, Cluster, Failure, PortError,
+        bus::{Audit, Inbox},
+    },
     watching,
 };
 
@@ -32,13 +40,39 @@ pub struct Context {
     pub clock: Arc<dyn Clock>,
     /// Where outcomes and phases are counted.
     pub metrics: Metrics,
+    /// What the readiness bus has told and no status notes yet.
+    pub inbox: Arc<Inbox>,
+    /// Where other systems are told of each phase; none where nobody listens.
+    pub audit: Option<Arc<dyn Audit>>,
+    /// UIDs of the migrations of which this leader has told: whoever led before may have died before its last message was delivered.
+    pub told: Mutex<HashSet<String>>,
 }
 
-/// Runs until cancelled: as long as this process is the leader.
-pub async fn run(client: Client, context: Context, stop: CancellationToken) {
+impl Context {
+    /// Tells other systems of the phases that were entered.
+    fn tell(&self, before: Option<&Migration>, after: &Migration) {
+        let Some(audit) = &self.audit else { return };
+        for event in entered(before, after) {
+            audit.tell(&event);
+        }
+    }
+
+    /// Tells them of every phase of a migration that this leader sees first.
+    fn tell_once(&self, migration: &Migration) {
+        let uid = migration.uid().unwrap_or_default();
+        if self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(uid) {
+            self.tell(None, migration);
+        }
+    }
+}
+
+/// Runs until cancelled: as long as this process is the leader. `looks` asks for a look at one migration.
+pub async fn run(client: Client, context: Context, looks: mpsc::Receiver<ObjectRef<Migration>>, stop: CancellationToken) {
     let controller = Controller::new(Api::<Migration>::all(client.clone()), watcher::Config::default());
     let migrations = controller.store();
+    let looks = futures::stream::unfold(looks, |mut looks| async move { looks.recv().await.map(|of| (of, looks)) });
     controller
+        .reconcile_on(looks)
         .owns(Api::<Attestation>::all(client.clone()), watcher::Config::default())
         // The children of a Migration of several pods
         .owns(Api::<Migration>::all(client.clone()), watcher::Config::default().labels(keys::PARENT_UID))
@@ -55,14 +89,24 @@ pub async fn run(client: Client, context: Context, stop: CancellationToken) {
 }
 
 async fn look(migration: Arc<Migration>, context: Arc<Context>) -> Result<Action, PortError> {
-    let count = |before: &Migration, after: &Migration| count(&context.metrics, before, after);
-    let after = Box::pin(engine::reconcile((*migration).clone(), &*context.cluster, &*context.clock, &fresh_repository, &count)).await?;
+    let written = |before: &Migration, after: &Migration| {
+        count(&context.metrics, before, after);
+        context.inbox.written(after);
+        context.tell(Some(before), after);
+    };
+    context.tell_once(&migration);
+    let after = Box::pin(engine::reconcile((*migration).clone(), &*context.cluster, &*context.clock, &fresh_repository, &written)).await?;
     Ok(after.map_or_else(Action::await_change, Action::requeue))
 }
 
 /// Counts the phase that has ended, and the migration where it has.
 fn count(metrics: &Metrics, before: &Migration, after: &Migration) {
     let Some(status) = &after.status else { return };
+    for forged in before.status.iter().flat_map(|before| &before.confirmations).filter(|known| !status.confirmations.contains(known)) {
+        metrics.registry_event(Judgement::WrongDigest.label());
+        let (container, digest) = (&forged.container, &forged.digest);
+        tracing::warn!(migration = after.name_any(), container, digest, "word of an image is dropped: the source has voted for another");
+    }
     if before.phase() == after.phase() {
         return;
     }
@@ -114,12 +158,8 @@ pub fn concerns(migration: &Migration, pod: &Pod) -> bool {
 
 /// A repository that nobody can guess: `drover/` and 128 random bits (DESIGN.md 7).
 fn fresh_repository() -> String {
-    use std::fmt::Write as _;
     let bits: [u8; 16] = rand::random();
-    bits.iter().fold(crate::domain::keys::REPOSITORY_PREFIX.to_owned(), |mut name, byte| {
-        let _ = write!(name, "{byte:02x}");
-        name
-    })
+    format!("{}{}", keys::REPOSITORY_PREFIX, hex(&bits))
 }
 
 #[cfg(test)]

@@ -283,6 +283,9 @@ impl LocalRegistry for FakeNode {
     async fn image(&self, repository: &str, tag: &str) -> PortResult<Option<PushedImage>> {
         self.call("image", |state| Ok(state.registry.get(&format!("{repository}:{tag}")).cloned())).await
     }
+    async fn checkpoint(&self, repository: &str, tag: &str) -> PortResult<Option<PushedImage>> {
+        self.image(repository, tag).await
+    }
     async fn layer(&self, _repository: &str, manifest: &Digest) -> PortResult<(Digest, BlobStream)> {
         self.call("layer", |_| Ok((manifest.clone(), futures::stream::empty().boxed()))).await
     }

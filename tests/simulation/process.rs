@@ -118,6 +118,7 @@ fn sides(handle: &Handle, at: usize) -> Sides {
             images: port(),
             kubelet: port(),
             registry: port(),
+            verified: drover::agent::notified::Verified::nobody(),
             api: port(),
             clock: port(),
             inside: port(),

@@ -309,6 +309,9 @@ fn with_registry<T>(node: &mut Node, repository: &str, deed: impl FnOnce(&mut cr
 
 #[async_trait]
 impl LocalRegistry for Handle {
+    async fn checkpoint(&self, repository: &str, tag: &str) -> PortResult<Option<PushedImage>> {
+        self.image(repository, tag).await
+    }
     async fn image(&self, repository: &str, tag: &str) -> PortResult<Option<PushedImage>> {
         let at = self.at();
         self.call(Door::Registry(at), |world| {

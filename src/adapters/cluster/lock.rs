@@ -100,7 +100,7 @@ mod tests {
             }
             patched
         });
-        let cluster = KubeCluster::new(Client::new(service, "d"), "drover-system", "m-0");
+        let cluster = KubeCluster::new(Client::new(service, "d"), "drover-system", "m-0", std::sync::Arc::default());
         let locked = cluster.lock(&migration(OWN, None), "u").await;
         drop(cluster);
         (locked, served.await.unwrap())

@@ -1,7 +1,7 @@
 //! This node's own registry: over its unix socket, and on its disk where a checkpoint must be gone for good.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     api::attestation::PushedImage,
-    domain::{ids::Digest, init_container::StandIn},
+    domain::{ids::Digest, image::CONTAINERD_MARK, init_container::StandIn},
     ports::{BlobStream, Failure, ImageManifest, Images, LocalRegistry, PortError, PortResult},
 };
 
@@ -36,6 +36,8 @@ struct Document {
     config: Descriptor,
     #[serde(default)]
     layers: Vec<Descriptor>,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -91,6 +93,13 @@ impl LocalRegistry for LocalDistribution {
         }
         let bytes = blobs.iter().skip(1).map(|(_, size)| size).sum();
         Ok(Some(PushedImage { container: tag.to_owned(), digest: manifest.digest().to_string(), bytes }))
+    }
+
+    async fn checkpoint(&self, repository: &str, tag: &str) -> PortResult<Option<PushedImage>> {
+        let Some(manifest) = self.registry.manifest(repository, tag).await? else { return Ok(None) };
+        let Some(held) = self.image(repository, tag).await?.filter(|held| held.digest == manifest.digest().as_str()) else { return Ok(None) };
+        let document: Document = parsed(&manifest.bytes)?;
+        Ok((document.annotations.get(CONTAINERD_MARK).map(String::as_str) == Some(tag)).then_some(held))
     }
 
     async fn layer(&self, repository: &str, manifest: &Digest) -> PortResult<(Digest, BlobStream)> {
@@ -210,10 +219,13 @@ fn missing_blob(error: PortError, digest: &Digest) -> PortError {
     }
 }
 
+fn parsed(manifest: &[u8]) -> PortResult<Document> {
+    serde_json::from_slice(manifest).map_err(|error| PortError::permanent(format!("the registry holds a manifest of an unknown kind: {error}")))
+}
+
 /// Config first, then the layers.
 fn blobs(manifest: &[u8]) -> PortResult<Vec<(Digest, u64)>> {
-    let document: Document = serde_json::from_slice(manifest)
-        .map_err(|error| PortError::permanent(format!("the registry holds a manifest of an unknown kind: {error}")))?;
+    let document = parsed(manifest)?;
     let parsed = std::iter::once(document.config).chain(document.layers).map(|blob| Ok((Digest::parse(&blob.digest)?, blob.size)));
     parsed.collect::<Result<_, crate::domain::ids::InvalidName>>().map_err(|error| PortError::permanent(error.to_string()))
 }

@@ -78,6 +78,7 @@ async fn life_of_a_checkpoint(socket: &Path, data: &Path) {
     let image = local.image(ONE, "redis").await.unwrap().unwrap();
     assert_eq!(image, PushedImage { container: "redis".to_owned(), digest: digest.to_string(), bytes: 15 });
 
+    assert_eq!(local.checkpoint(ONE, "redis").await, Ok(Some(image)));
     let (layer, stream) = local.layer(ONE, &digest).await.unwrap();
     let bytes: Vec<bytes::Bytes> = futures::TryStreamExt::try_collect(stream).await.unwrap();
     assert_eq!((layer, bytes.concat()), (memory.clone(), b"memory of redis".to_vec()));
@@ -97,6 +98,7 @@ async fn life_of_a_checkpoint(socket: &Path, data: &Path) {
     assert!(!content_of(data, &digest).exists());
     assert!(!broken.exists(), "a part of it is");
     assert_eq!(local.image(ONE, "redis").await.unwrap().unwrap().digest, base.digest.to_string());
+    assert_eq!(local.checkpoint(ONE, "redis").await, Ok(None), "the base image is no checkpoint");
 
     // Another migration shares the base image: what it links outlives the first repository.
     local.adopt_base(TWO, &base).await.unwrap();

@@ -1,0 +1,148 @@
+//! The manager's end: one static member of one group, which takes over at once from the leader before it.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use rdkafka::{
+    Message as _,
+    consumer::{Consumer as _, StreamConsumer},
+    error::KafkaError,
+    message::BorrowedMessage,
+    producer::{FutureProducer, FutureRecord},
+};
+use serde_json::json;
+
+use super::{Bus, NAME, link::Link, watch_topics};
+use crate::{
+    domain::registry_event::{LONGEST, Unreadable, parse},
+    metrics::Metrics,
+    ports::{
+        Failure, PortError, PortResult,
+        bus::{BusState, Delivery, Position, Subscription},
+    },
+};
+
+/// Consumer group, and its one member: a name that stays the same lets the next leader take the partitions over without waiting for a session to end.
+const GROUP: &str = "drover-manager";
+/// How long the dead-letter topic may take; after so many tries the record is passed over, since one bad record must not stop the others.
+const TRY: u32 = 5_000;
+const TRIES: u32 = 3;
+/// Pause after an error that librdkafka mends by itself and tells again and again.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Hears of images by Kafka.
+pub struct KafkaSubscription {
+    consumer: StreamConsumer<Link>,
+    dead_letters: FutureProducer<Link>,
+    dead_letter_topic: String,
+    topic: String,
+    link: Link,
+    metrics: Metrics,
+    topics: tokio::task::JoinHandle<()>,
+}
+
+impl KafkaSubscription {
+    /// Subscribes; connects in the background.
+    ///
+    /// # Errors
+    /// Where the settings cannot be used; not where no broker answers.
+    pub fn start(bus: &Bus) -> PortResult<Self> {
+        let link = Link::new(bus.metrics.clone());
+        let mut config = bus.settings.client(GROUP)?;
+        config
+            .set("group.id", GROUP)
+            .set("group.instance.id", GROUP)
+            .set("auto.offset.reset", "earliest")
+            // What is settled is committed soon and in the background: a commit that waits would block its thread for as long as the brokers are away.
+            .set("enable.auto.commit", "true")
+            .set("auto.commit.interval.ms", "200")
+            .set("enable.auto.offset.store", "false");
+        let consumer: StreamConsumer<Link> =
+            bus.settings.with_options(config).create_with_context(link.clone()).map_err(|error| super::unusable(&error))?;
+        let names = &bus.settings.topics;
+        consumer.subscribe(&[&names.registry]).map_err(|error| super::unusable(&error))?;
+        let dead_letters = bus.settings.producer("drover-manager-dead-letters", TRY, Link::new(bus.metrics.clone()))?;
+        let all = vec![names.registry.clone(), names.dead_letters.clone(), names.migrations.clone()];
+        let topics = tokio::spawn(watch_topics(dead_letters.clone(), link.clone(), all, bus.settings.least_replicas));
+        Ok(Self {
+            consumer,
+            dead_letters,
+            dead_letter_topic: names.dead_letters.clone(),
+            topic: names.registry.clone(),
+            link,
+            metrics: bus.metrics.clone(),
+            topics,
+        })
+    }
+
+    /// Puts a record aside with the reason, then passes over it.
+    async fn put_aside(&self, record: &BorrowedMessage<'_>, why: &Unreadable) {
+        let label = if matches!(why, Unreadable::UnknownVersion(_)) { "unknown_version" } else { "malformed" };
+        self.metrics.registry_event(label);
+        tracing::warn!(topic = record.topic(), partition = record.partition(), offset = record.offset(), reason = %why, "a record is no event; it goes to the dead letters");
+        let bytes = record.payload().unwrap_or_default();
+        let letter = json!({
+            "version": 1, "reason": why.to_string(), "topic": record.topic(), "partition": record.partition(), "offset": record.offset(),
+            "recordBase64": BASE64_STANDARD.encode(&bytes[..bytes.len().min(LONGEST)]), "truncated": bytes.len() > LONGEST,
+        })
+        .to_string();
+        let key = record.key().unwrap_or_default();
+        for tries_left in (0..TRIES).rev() {
+            match self.dead_letters.send(FutureRecord::to(&self.dead_letter_topic).key(key).payload(&letter), Duration::from_secs(1)).await {
+                Ok(_) => break,
+                Err((error, _)) if tries_left == 0 => {
+                    tracing::error!(%error, topic = self.dead_letter_topic, "the dead letters take nothing; the record is passed over");
+                }
+                Err((error, _)) => tracing::debug!(%error, "the dead letters are tried again"),
+            }
+        }
+        self.store(record.partition(), record.offset());
+    }
+
+    fn store(&self, partition: i32, offset: i64) {
+        if let Err(error) = self.consumer.store_offset(&self.topic, partition, offset) {
+            // The partition is another's by now, who will see the record again.
+            tracing::debug!(%error, partition, offset, "the offset is not noted");
+        }
+    }
+}
+
+impl Drop for KafkaSubscription {
+    fn drop(&mut self) {
+        self.topics.abort();
+    }
+}
+
+#[async_trait]
+impl Subscription for KafkaSubscription {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    async fn receive(&self) -> PortResult<Delivery> {
+        loop {
+            match self.consumer.recv().await {
+                Ok(record) => match parse(record.payload().unwrap_or_default()) {
+                    Ok(event) => return Ok(Delivery { event, position: Position { partition: record.partition(), offset: record.offset() } }),
+                    Err(why) => self.put_aside(&record, &why).await,
+                },
+                Err(KafkaError::MessageConsumptionFatal(code)) => {
+                    return Err(PortError::new(Failure::Permanent, format!("Kafka has shut this subscriber out: {code}")));
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "Kafka is tried again");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn settle(&self, delivery: &Delivery) {
+        self.store(delivery.position.partition, delivery.position.offset);
+    }
+
+    fn state(&self) -> BusState {
+        self.link.state()
+    }
+}

@@ -1,0 +1,203 @@
+//! From a registry's notification to word on the readiness bus.
+//!
+//! What the registry says is a hint too: nothing is told to others before the registry, when asked, holds that very image (I7). A notification that was lost, as
+//! all are that a registry has not sent before it is restarted, is made up for when the destination side has verified the images for the vote.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use kube::{ResourceExt as _, runtime::reflector::Store};
+use tokio::sync::{Mutex, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api::{Migration, attestation::PushedImage},
+    domain::{
+        ids::Digest,
+        notification::Pushed,
+        registry_event::{MigrationRef, RegistryEvent, VERSION},
+    },
+    metrics::Metrics,
+    ports::{Clock, Failure, LocalRegistry, PortResult, bus::Announcer},
+};
+
+/// So many pushes wait at most; more are dropped.
+pub const ROOM: usize = 256;
+/// So many images are remembered as told.
+const REMEMBERED: usize = 4096;
+/// How long the bus is tried for one image: as long as its migration may wait for it.
+const TRIED_FOR: Duration = Duration::from_mins(2);
+/// Pause between tries.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// What the destination side says of images that it has verified.
+#[derive(Debug, Clone)]
+pub struct Verified(mpsc::Sender<Pushed>);
+
+impl Verified {
+    /// Hands verified images to `announced`, which may not have heard of them.
+    #[must_use]
+    pub fn new(announced: mpsc::Sender<Pushed>) -> Self {
+        Self(announced)
+    }
+
+    /// One that tells nobody.
+    #[must_use]
+    pub fn nobody() -> Self {
+        Self(mpsc::channel(1).0)
+    }
+
+    /// The registry holds these images.
+    pub fn tell(&self, repository: &str, images: &[PushedImage]) {
+        for image in images.iter().filter(|image| image.container != crate::domain::keys::VOLUMES_TAG) {
+            let Ok(digest) = Digest::parse(&image.digest) else { continue };
+            // A hint that is dropped is no harm: what the destination attests does not depend on it.
+            let _ = self.0.try_send(Pushed { id: String::new(), repository: repository.to_owned(), tag: image.container.clone(), digest });
+        }
+    }
+}
+
+/// What announcing needs.
+pub struct Announcing {
+    /// Name of this node.
+    pub node: String,
+    /// Its registry.
+    pub registry: Arc<dyn LocalRegistry>,
+    /// The migrations.
+    pub migrations: Store<Migration>,
+    /// The bus.
+    pub bus: Arc<dyn Announcer>,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// Where it is counted.
+    pub metrics: Metrics,
+}
+
+/// Announces what is pushed, until cancelled. An image whose bus is away does not keep others waiting.
+pub async fn announce(parts: Arc<Announcing>, mut pushed: mpsc::Receiver<Pushed>, stop: CancellationToken) {
+    let told = Arc::new(Mutex::new(Told::default()));
+    let lock = |told: &Arc<Mutex<Told>>| Arc::clone(told).lock_owned();
+    while let Some(Some(push)) = stop.run_until_cancelled(pushed.recv()).await {
+        if !lock(&told).await.is_new(&push) {
+            parts.metrics.registry_event("repeated");
+            continue;
+        }
+        let (parts, stop, told) = (Arc::clone(&parts), stop.clone(), Arc::clone(&told));
+        tokio::spawn(async move {
+            if stop.run_until_cancelled(parts.announce_one(&push)).await != Some(true) {
+                // Whoever hears of it again tries again.
+                told.lock().await.forget(&push);
+            }
+        });
+    }
+}
+
+impl Announcing {
+    /// Whether it was announced.
+    async fn announce_one(&self, push: &Pushed) -> bool {
+        let until = tokio::time::Instant::now() + TRIED_FOR;
+        loop {
+            match self.try_one(push).await {
+                Ok(true) => {
+                    self.metrics.registry_event("announced");
+                    return true;
+                }
+                Ok(false) => {
+                    self.metrics.registry_event("not_held");
+                    tracing::debug!(event = push.id, container = push.tag, digest = %push.digest, "no checkpoint that a migration to this node waits for");
+                    return false;
+                }
+                Err(error) if error.kind == Failure::Transient && tokio::time::Instant::now() < until => {
+                    tracing::debug!(%error, bus = self.bus.name(), "the bus is tried again");
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(error) => {
+                    self.metrics.registry_event("given_up");
+                    tracing::warn!(%error, bus = self.bus.name(), container = push.tag, "the bus was not told of an image; its migration does without");
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Whether it was announced; false where there is nothing to announce.
+    async fn try_one(&self, push: &Pushed) -> PortResult<bool> {
+        let Some((migration, bytes)) = self.expected(push).await? else { return Ok(false) };
+        let event = RegistryEvent {
+            version: VERSION,
+            time: self.clock.now(),
+            migration,
+            node: self.node.clone(),
+            container: push.tag.clone(),
+            digest: push.digest.to_string(),
+            bytes,
+        };
+        self.bus.announce(&event).await?;
+        tracing::debug!(migration = event.migration.name, container = event.container, digest = event.digest, bus = self.bus.name(), "announced");
+        Ok(true)
+    }
+
+    /// The Migration that waits for the image here, and the archive's bytes, where the registry holds the image under its tag.
+    async fn expected(&self, push: &Pushed) -> PortResult<Option<(MigrationRef, u64)>> {
+        let waits = |migration: &&Arc<Migration>| {
+            let destination = migration.status.as_ref().and_then(|status| status.destination.as_ref());
+            !migration.is_done() && destination.is_some_and(|to| to.repository == push.repository && to.node_name == self.node)
+        };
+        let state = self.migrations.state();
+        let Some(migration) = state.iter().find(waits) else { return Ok(None) };
+        let is_container = |name: &str| {
+            let source = migration.status.iter().filter_map(|status| status.source.as_ref());
+            source.flat_map(|source| &source.containers).any(|container| container.name == name)
+        };
+        if !is_container(&push.tag) {
+            return Ok(None);
+        }
+        let held = self.registry.checkpoint(&push.repository, &push.tag).await?.filter(|held| held.digest == push.digest.as_str());
+        let of = MigrationRef {
+            namespace: migration.namespace().unwrap_or_default(),
+            name: migration.name_any(),
+            uid: migration.uid().unwrap_or_default(),
+        };
+        Ok(held.map(|held| (of, held.bytes)))
+    }
+}
+
+/// Repository, tag, digest.
+type Image = (String, String, Digest);
+
+fn image(push: &Pushed) -> Image {
+    (push.repository.clone(), push.tag.clone(), push.digest.clone())
+}
+
+/// What was announced, so far as it is remembered: the registry sends an event again where it did not hear the answer.
+#[derive(Default)]
+struct Told {
+    known: HashSet<Image>,
+    order: VecDeque<Image>,
+}
+
+impl Told {
+    fn forget(&mut self, push: &Pushed) {
+        self.known.remove(&image(push));
+    }
+
+    fn is_new(&mut self, push: &Pushed) -> bool {
+        let image = image(push);
+        if !self.known.insert(image.clone()) {
+            return false;
+        }
+        self.order.push_back(image);
+        if self.order.len() > REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests;
