@@ -41,3 +41,52 @@ http:
   addr: /run/drover/registry.sock
   relativeurls: true
 {{- end }}
+
+{{/* Flags of the readiness bus; argument: a dict of root and of user, the values of the part's Kafka user. */}}
+{{- define "drover.kafkaArgs" -}}
+{{- $kafka := .root.Values.kafka -}}
+{{- if $kafka.enabled }}
+- --kafka-brokers={{ required "kafka.bootstrapServers must name the brokers" $kafka.bootstrapServers }}
+{{- if $kafka.clusterCASecret }}
+- --kafka-ca=/etc/drover/kafka/cluster-ca/ca.crt
+{{- end }}
+{{- if eq $kafka.authentication "tls" }}
+- --kafka-client-certs=/etc/drover/kafka/user
+{{- else if eq $kafka.authentication "scram-sha-512" }}
+- --kafka-sasl-mechanism=SCRAM-SHA-512
+- --kafka-username={{ .user.username | default .user.userSecret }}
+- --kafka-password-file=/etc/drover/kafka/user/password
+{{- end }}
+- --kafka-registry-topic={{ $kafka.topics.registry }}
+- --kafka-dead-letter-topic={{ $kafka.topics.deadLetters }}
+- --kafka-migrations-topic={{ $kafka.topics.migrations }}
+- --kafka-least-replicas={{ $kafka.leastReplicas }}
+{{- range $key, $value := $kafka.options }}
+- {{ printf "--kafka-option=%s=%s" $key $value | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Its mounts. */}}
+{{- define "drover.kafkaMounts" -}}
+{{- $kafka := .root.Values.kafka -}}
+{{- if and $kafka.enabled $kafka.clusterCASecret }}
+- {name: kafka-cluster-ca, mountPath: /etc/drover/kafka/cluster-ca, readOnly: true}
+{{- end }}
+{{- if and $kafka.enabled (ne $kafka.authentication "none") }}
+- {name: kafka-user, mountPath: /etc/drover/kafka/user, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{/* Its volumes. */}}
+{{- define "drover.kafkaVolumes" -}}
+{{- $kafka := .root.Values.kafka -}}
+{{- if and $kafka.enabled $kafka.clusterCASecret }}
+- name: kafka-cluster-ca
+  secret: {secretName: {{ $kafka.clusterCASecret | quote }}, items: [{key: ca.crt, path: ca.crt}]}
+{{- end }}
+{{- if and $kafka.enabled (ne $kafka.authentication "none") }}
+- name: kafka-user
+  secret: {secretName: {{ required "kafka.manager.userSecret and kafka.agent.userSecret must name the Secrets of two Kafka users" .user.userSecret | quote }}}
+{{- end }}
+{{- end }}
