@@ -4,17 +4,17 @@
 
 declare -A VERSION=(
   [kube]=$KUBE [etcd]=$ETCD [containerd]=$CONTAINERD [registry]=$REGISTRY [coredns]=$COREDNS [helm]=$HELM
-  [noderoot]=$NODE_SUITE [redis]=$REDIS_SUITE [pause]=3.10 [counter]=1 [iouring]=2 [hook]=1 [mends]=1
+  [noderoot]=$NODE_SUITE [redis]=$REDIS_SUITE [pause]=3.10 [counter]=1 [iouring]=2 [hook]=1 [mends]=1 [kafka]=$KAFKA
 )
 # The files and values that a recipe reads besides its version
 declare -A SOURCES=(
   [kube]=$PARTS/go/kube/main.go [etcd]=$PARTS/go/etcd/main.go [registry]=$PARTS/go/registry/main.go
   [coredns]=$PARTS/go/coredns/main.go [noderoot]=$PARTS/rlimit.c
-  [pause]=$E2E/images/pause.c [counter]=$E2E/images/counter.c [iouring]=$E2E/images/iouring.c [hook]=$E2E/images/hook.c [mends]=$E2E/images/mends.c
+  [kafka]=$PARTS/kafka/KafkaLab.java [pause]=$E2E/images/pause.c [counter]=$E2E/images/counter.c [iouring]=$E2E/images/iouring.c [hook]=$E2E/images/hook.c [mends]=$E2E/images/mends.c
 )
 # Two lanes at once: a link or a download in one leaves a core to the other. The long one is Kubernetes.
 LANE_1=(kube)
-LANE_2=(noderoot redis pause counter iouring hook mends etcd containerd registry coredns helm)
+LANE_2=(noderoot redis kafka pause counter iouring hook mends etcd containerd registry coredns helm)
 NODE_PACKAGES=runc,criu,iproute2,iptables,nftables,containernetworking-plugins,conntrack,mount,procps,ca-certificates,util-linux,kmod,ethtool,socat,curl
 KUBE_MODULES=(api apiextensions-apiserver apimachinery apiserver cli-runtime client-go cloud-provider cluster-bootstrap
   code-generator component-base component-helpers controller-manager cri-api cri-client cri-streaming csi-translation-lib
@@ -111,6 +111,13 @@ build_redis() { # OUT
     "$REDIS_SUITE" "$1/redis.tar"
 }
 
+# The broker's jars, and the lab's own client
+build_kafka() { # OUT WORK
+  sed "s/KAFKA_VERSION/$KAFKA/" "$PARTS/kafka/pom.xml" >"$2/pom.xml"
+  (cd "$2" && mvn -B -q dependency:copy-dependencies -DincludeScope=runtime "-DoutputDirectory=$1/jars")
+  javac -Xlint:-options -cp "$1/jars/*" -d "$1/jars/lab" "$PARTS/kafka/KafkaLab.java"
+}
+
 build_static() { gcc -static -O2 -Wall -Wextra -Werror -o "$1/$2" "$E2E/images/$2.c"; } # OUT NAME
 build_pause() { build_static "$1" pause; }
 build_counter() { build_static "$1" counter; }
@@ -164,7 +171,8 @@ cached() { # NAME
   containerd | containerd-shim-runc-v2 | ctr) path=$(built containerd)/$1 ;;
   redis.tar) path=$(built redis)/redis.tar ;;
   noderoot) path=$(built noderoot)/root ;;
-  *) die "'${1:-}' is not cached. Known: kube etcd registry coredns helm pause counter iouring hook mends containerd containerd-shim-runc-v2 ctr redis.tar noderoot" ;;
+  kafka) path=$(built kafka)/jars ;;
+  *) die "'${1:-}' is not cached. Known: kube etcd registry coredns helm kafka pause counter iouring hook mends containerd containerd-shim-runc-v2 ctr redis.tar noderoot" ;;
   esac
   [ -e "$path" ] || die "$1 is not built yet; run: e2e/lab build"
   echo "$path"

@@ -6,7 +6,7 @@ KUBECTL=("$BIN/kube" kubectl --kubeconfig "$PKI/admin.kubeconfig")
 
 is_part() {
   local part
-  for part in "${CONTROL_PLANE[@]}"; do [ "$part" = "$1" ] && return 0; done
+  for part in "${CONTROL_PLANE[@]}" kafka; do [ "$part" = "$1" ] && return 0; done
   return 1
 }
 
@@ -83,6 +83,7 @@ part_ready() { # PART
   apiserver) cp_curl --cert "$PKI/admin.crt" --key "$PKI/admin.key" "https://$CP_ADDRESS:6443/readyz" ;;
   kcm) cp_curl https://127.0.0.1:10257/healthz ;;
   scheduler) cp_curl https://127.0.0.1:10259/healthz ;;
+  kafka) kafka_ready ;;
   esac >/dev/null 2>&1
 }
 

@@ -22,7 +22,7 @@ install_packages() {
   } >"$LOG/apt.log" 2>&1 9>&- || die "apt-get could not install ${missing[*]}; what it said is in $LOG/apt.log"
 }
 install_build_packages() {
-  install_packages mmdebstrap:mmdebstrap gcc:gcc
+  install_packages mmdebstrap:mmdebstrap gcc:gcc mvn:maven javac:default-jdk-headless
   [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || install_packages no-such-program:debian-archive-keyring
   [ -e /usr/include/stdio.h ] || install_packages no-such-program:libc6-dev
 }

@@ -103,8 +103,14 @@ explain() {
   } >&2 || true
 }
 
-install() {
-  local drover registry end
+install() { # [--with kafka] [HELM ARGUMENTS]
+  local drover registry end values=()
+  if [ "${1:-}" = --with ]; then
+    [ "${2:-}" = kafka ] || die "usage: e2e/lab install --with kafka [HELM ARGUMENTS]"
+    shift 2
+    "$LAB" kafka-secrets "$NAMESPACE"
+    values=(--values "$ROOT/e2e/values-kafka.yaml")
+  fi
   "$LAB" status >/dev/null 2>&1 || die "the lab does not run; start it: e2e/lab up"
   programs
   drover=$(image drover drover "$DROVER" "$GATE")
@@ -112,7 +118,7 @@ install() {
   for node in "${NODES[@]}"; do node "$node"; done
   say "installing the chart with $drover"
   "$LAB" helm upgrade --install "$RELEASE" "$ROOT/charts/drover" --namespace "$NAMESPACE" --create-namespace --take-ownership \
-    --values "$ROOT/e2e/values-lab.yaml" --set "image.repository=${drover%:*},registry.image=$registry" --set-string "image.tag=${drover##*:}" \
+    --values "$ROOT/e2e/values-lab.yaml" "${values[@]}" --set "image.repository=${drover%:*},registry.image=$registry" --set-string "image.tag=${drover##*:}" \
     "$@" >"$WORK/helm.log" 2>&1 || {
     cat "$WORK/helm.log" >&2
     die "helm could not install the chart"
@@ -149,5 +155,5 @@ verb=${1:-}
 [ $# = 0 ] || shift
 case $verb in
 install | uninstall) "$verb" "$@" ;;
-*) die "usage: e2e/lab install [HELM ARGUMENTS] | uninstall" ;;
+*) die "usage: e2e/lab install [--with kafka] [HELM ARGUMENTS] | uninstall" ;;
 esac

@@ -25,8 +25,13 @@ link_programs() {
   done
 }
 
-up() {
-  local begin=$SECONDS node
+up() { # [--with kafka]
+  local begin=$SECONDS node kafka=
+  case "$*" in
+  '') ;;
+  '--with kafka') kafka=1 ;;
+  *) die "usage: e2e/lab up [--with kafka]" ;;
+  esac
   mkdir -p "$LOG"
   check_host
   install_run_packages
@@ -45,6 +50,7 @@ up() {
   control_plane_finish
   control_plane_wait
   for node in "${NODE_NAMES[@]}"; do node_wait "$node"; done
+  [ -z "$kafka" ] || kafka_up
   say "up in $((SECONDS - begin)) s. export KUBECONFIG=$PKI/admin.kubeconfig"
 }
 
@@ -53,6 +59,7 @@ down() {
   local node part
   mkdir -p "$RUN"
   for node in "${NODE_NAMES[@]}"; do node_clear "$node"; done
+  kafka_down
   for part in coredns scheduler kcm apiserver etcd registry; do end_process "$part" KILL; done
   [ ! -e "/run/netns/$CP" ] || kill_all_in "$CP"
   net_down
@@ -68,12 +75,13 @@ kill_all_in() { # NAMESPACE
 
 # One line a part. Fails unless all is well.
 status() {
-  local part node daemon state bad=0
+  local part node daemon state bad=0 parts=("${CONTROL_PLANE[@]}")
   line() { # NAME PID STATE
     printf '%-16s %-8s %s\n' "$1" "$2" "$3"
     case $3 in ready) ;; *) bad=1 ;; esac
   }
-  for part in "${CONTROL_PLANE[@]}"; do
+  [ ! -d "$KAFKA_DATA" ] || parts+=(kafka)
+  for part in "${parts[@]}"; do
     if part_ready "$part"; then state=ready; elif pid_of "$part" >/dev/null; then state='not ready'; else state=dead; fi
     line "$part" "$(pid_of "$part" || echo -)" "$state"
   done

@@ -3,6 +3,7 @@
 pub mod agents;
 pub mod counter;
 pub mod explain;
+pub mod kafka;
 pub mod lab;
 pub mod leftovers;
 pub mod migrations;

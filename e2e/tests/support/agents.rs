@@ -52,7 +52,7 @@ impl Part {
             Self::Agent(node) => program == "drover" && first == "agent" && node_of(pid) == Some(node),
             // Kubernetes is one program in the lab.
             Self::Kubelet(node) => program == "kube" && first == "kubelet" && node_of(pid) == Some(node),
-            Self::Registry(node) => first == "serve" && arguments.iter().any(|a| a.contains("distribution")) && node_of(pid) == Some(node),
+            Self::Registry(node) => first == "serve" && arguments.iter().any(|a| a == "/run/drover/registry.yml") && node_of(pid) == Some(node),
         }
     }
 

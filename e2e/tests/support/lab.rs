@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-fn program() -> PathBuf {
+pub fn program() -> PathBuf {
     env::var_os("LAB").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("e2e/lab"), PathBuf::from)
 }
 
