@@ -21,15 +21,15 @@ use crate::{
         registry_event::{MigrationRef, RegistryEvent, VERSION},
     },
     metrics::Metrics,
-    ports::{Clock, Failure, LocalRegistry, PortResult, bus::Announcer},
+    ports::{Clock, Failure, LocalRegistry, PortError, PortResult, bus::Announcer},
 };
 
 /// So many pushes wait at most; more are dropped.
 pub const ROOM: usize = 256;
 /// So many images are remembered as told.
 const REMEMBERED: usize = 4096;
-/// How long the bus is tried for one image: as long as its migration may wait for it.
-const TRIED_FOR: Duration = Duration::from_mins(2);
+/// How long the bus is tried for one image: its broker may be away for minutes, and others than its migration may want to know.
+const TRIED_FOR: Duration = Duration::from_mins(10);
 /// Pause between tries.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -99,34 +99,52 @@ impl Announcing {
     /// Whether it was announced.
     async fn announce_one(&self, push: &Pushed) -> bool {
         let until = tokio::time::Instant::now() + TRIED_FOR;
+        let mut event = None;
         loop {
-            match self.try_one(push).await {
-                Ok(true) => {
-                    self.metrics.registry_event("announced");
-                    return true;
-                }
-                Ok(false) => {
-                    self.metrics.registry_event("not_held");
-                    tracing::debug!(event = push.id, container = push.tag, digest = %push.digest, "no checkpoint that a migration to this node waits for");
-                    return false;
-                }
-                Err(error) if error.kind == Failure::Transient && tokio::time::Instant::now() < until => {
-                    tracing::debug!(%error, bus = self.bus.name(), "the bus is tried again");
-                    tokio::time::sleep(PAUSE).await;
-                }
-                Err(error) => {
-                    self.metrics.registry_event("given_up");
-                    tracing::warn!(%error, bus = self.bus.name(), container = push.tag, "the bus was not told of an image; its migration does without");
-                    return false;
-                }
+            // It is looked for once: what was there is told though its migration has ended before the bus was back.
+            if event.is_none() {
+                event = match self.look(push).await {
+                    Ok(Some(event)) => Some(event),
+                    Ok(None) => {
+                        self.metrics.registry_event("not_held");
+                        tracing::debug!(event = push.id, container = push.tag, digest = %push.digest, "no checkpoint that a migration to this node waits for");
+                        return false;
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "the registry is asked again");
+                        None
+                    }
+                };
             }
+            if let Some(event) = &event {
+                match self.bus.announce(event).await {
+                    Ok(()) => {
+                        let (migration, container, digest) = (&event.migration.name, &event.container, &event.digest);
+                        tracing::debug!(migration, container, digest, bus = self.bus.name(), "announced");
+                        self.metrics.registry_event("announced");
+                        return true;
+                    }
+                    Err(error) if error.kind == Failure::NotFound => return self.give_up(push, &error),
+                    Err(error) if tokio::time::Instant::now() >= until => return self.give_up(push, &error),
+                    Err(error) => tracing::debug!(%error, bus = self.bus.name(), "the bus is tried again"),
+                }
+            } else if tokio::time::Instant::now() >= until {
+                return self.give_up(push, &PortError::transient("the registry does not answer"));
+            }
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
-    /// Whether it was announced; false where there is nothing to announce.
-    async fn try_one(&self, push: &Pushed) -> PortResult<bool> {
-        let Some((migration, bytes)) = self.expected(push).await? else { return Ok(false) };
-        let event = RegistryEvent {
+    fn give_up(&self, push: &Pushed, error: &PortError) -> bool {
+        self.metrics.registry_event("given_up");
+        tracing::warn!(%error, bus = self.bus.name(), container = push.tag, "the bus was not told of an image; its migration does without");
+        false
+    }
+
+    /// The event about an image; none where there is nothing to tell.
+    async fn look(&self, push: &Pushed) -> PortResult<Option<RegistryEvent>> {
+        let expected = self.expected(push).await?;
+        Ok(expected.map(|(migration, bytes)| RegistryEvent {
             version: VERSION,
             time: self.clock.now(),
             migration,
@@ -134,10 +152,7 @@ impl Announcing {
             container: push.tag.clone(),
             digest: push.digest.to_string(),
             bytes,
-        };
-        self.bus.announce(&event).await?;
-        tracing::debug!(migration = event.migration.name, container = event.container, digest = event.digest, bus = self.bus.name(), "announced");
-        Ok(true)
+        }))
     }
 
     /// The Migration that waits for the image here, and the archive's bytes, where the registry holds the image under its tag.

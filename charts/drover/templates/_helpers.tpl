@@ -62,7 +62,7 @@ http:
 - --kafka-migrations-topic={{ $kafka.topics.migrations }}
 - --kafka-least-replicas={{ $kafka.leastReplicas }}
 {{- range $key, $value := $kafka.options }}
-- {{ printf "--kafka-option=%s=%s" $key $value | quote }}
+- {{ printf "--kafka-option=%s=%v" $key $value | quote }}
 {{- end }}
 {{- end }}
 {{- end }}

@@ -58,7 +58,10 @@ impl Announcer for KafkaAnnouncer {
         let value = serde_json::to_vec(event).map_err(|error| PortError::permanent(format!("the event cannot be written: {error}")))?;
         let record = FutureRecord::to(&self.topic).key(&event.migration.uid).payload(&value);
         match self.producer.send(record, Duration::from_secs(1)).await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.link.connected(true);
+                Ok(())
+            }
             Err((error, _)) => Err(self.failure(&error)),
         }
     }

@@ -23,7 +23,7 @@ impl KafkaAudit {
     /// # Errors
     /// Where the settings cannot be used; not where no broker answers.
     pub fn start(bus: &Bus) -> PortResult<Self> {
-        let producer = bus.settings.producer("drover-manager-audit", KEPT, Link::new(bus.metrics.clone()))?;
+        let producer = bus.settings.producer("drover-manager-audit", KEPT, Link::beside())?;
         Ok(Self { producer, topic: bus.settings.topics.migrations.clone() })
     }
 }

@@ -17,7 +17,8 @@ use crate::{metrics::Metrics, ports::bus::BusState};
 #[derive(Clone)]
 pub(super) struct Link {
     state: Arc<Mutex<Seen>>,
-    metrics: Metrics,
+    /// None: another client of this process reports.
+    metrics: Option<Metrics>,
 }
 
 #[derive(Default)]
@@ -28,9 +29,15 @@ struct Seen {
 }
 
 impl Link {
+    /// One whose state is the bus's.
     pub(super) fn new(metrics: Metrics) -> Self {
+        Self { metrics: Some(metrics), ..Self::beside() }
+    }
+
+    /// One of a client beside that.
+    pub(super) fn beside() -> Self {
         let trouble = "no broker has answered yet".to_owned();
-        Self { state: Arc::new(Mutex::new(Seen { trouble, ..Seen::default() })), metrics }
+        Self { state: Arc::new(Mutex::new(Seen { trouble, ..Seen::default() })), metrics: None }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Seen> {
@@ -69,7 +76,8 @@ impl Link {
         }
     }
 
-    fn connected(&self, connected: bool) {
+    /// What the statistics say each second, or a message that has just come or gone.
+    pub(super) fn connected(&self, connected: bool) {
         let mut seen = self.lock();
         if seen.connected != connected {
             seen.connected = connected;
@@ -81,7 +89,9 @@ impl Link {
             }
         }
         drop(seen);
-        self.metrics.bus_connected(connected);
+        if let Some(metrics) = &self.metrics {
+            metrics.bus_connected(connected);
+        }
     }
 }
 
@@ -95,8 +105,8 @@ impl ClientContext for Link {
         self.connected(statistics.brokers.values().any(|broker| broker.state == "UP"));
         let partitions = statistics.topics.values().flat_map(|topic| topic.partitions.values());
         let lags: Vec<i64> = partitions.map(|partition| partition.consumer_lag_stored).filter(|lag| *lag >= 0).collect();
-        if !lags.is_empty() {
-            self.metrics.bus_lag(lags.iter().sum());
+        if let Some(metrics) = self.metrics.as_ref().filter(|_| !lags.is_empty()) {
+            metrics.bus_lag(lags.iter().sum());
         }
     }
 

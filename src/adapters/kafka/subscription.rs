@@ -62,7 +62,7 @@ impl KafkaSubscription {
             bus.settings.with_options(config).create_with_context(link.clone()).map_err(|error| super::unusable(&error))?;
         let names = &bus.settings.topics;
         consumer.subscribe(&[&names.registry]).map_err(|error| super::unusable(&error))?;
-        let dead_letters = bus.settings.producer("drover-manager-dead-letters", TRY, Link::new(bus.metrics.clone()))?;
+        let dead_letters = bus.settings.producer("drover-manager-dead-letters", TRY, Link::beside())?;
         let all = vec![names.registry.clone(), names.dead_letters.clone(), names.migrations.clone()];
         let topics = tokio::spawn(watch_topics(dead_letters.clone(), link.clone(), all, bus.settings.least_replicas));
         Ok(Self {
@@ -123,10 +123,13 @@ impl Subscription for KafkaSubscription {
     async fn receive(&self) -> PortResult<Delivery> {
         loop {
             match self.consumer.recv().await {
-                Ok(record) => match parse(record.payload().unwrap_or_default()) {
-                    Ok(event) => return Ok(Delivery { event, position: Position { partition: record.partition(), offset: record.offset() } }),
-                    Err(why) => self.put_aside(&record, &why).await,
-                },
+                Ok(record) => {
+                    self.link.connected(true);
+                    match parse(record.payload().unwrap_or_default()) {
+                        Ok(event) => return Ok(Delivery { event, position: Position { partition: record.partition(), offset: record.offset() } }),
+                        Err(why) => self.put_aside(&record, &why).await,
+                    }
+                }
                 Err(KafkaError::MessageConsumptionFatal(code)) => {
                     return Err(PortError::new(Failure::Permanent, format!("Kafka has shut this subscriber out: {code}")));
                 }
