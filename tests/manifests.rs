@@ -127,7 +127,7 @@ fn every_way_of_the_chart_renders() {
             "--set",
             KAFKA,
             "--set",
-            "kafka.strimzi.create=true,kafka.strimzi.cluster=c,kafka.strimzi.namespace=kafka,webhook.certificates.mode=secret",
+            "kafka.strimzi.create=true,kafka.strimzi.cluster=c,kafka.strimzi.namespace=kafka,webhook.certificates.mode=certManager",
         ],
         &["--set", "kafka.enabled=true,kafka.bootstrapServers=a:1,kafka.authentication=none"],
         &["--kube-version", "1.31"],
