@@ -31,5 +31,6 @@ pub mod registry_event;
 pub mod replacement;
 pub mod request;
 pub mod resolution;
+pub mod room;
 pub mod tasks;
 pub mod verdict;

@@ -2,7 +2,7 @@
 
 mod fan_out;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -17,7 +17,7 @@ use crate::{
         keys,
         migration::{self, Effect, Observed},
         owner,
-        preflight::{self, Facts},
+        preflight::{self, Facts, NodeView},
         replacement,
     },
     ports::{Clock, Cluster, Failure, PortError, PortResult},
@@ -119,6 +119,9 @@ async fn observe(
             let nodes = cluster.nodes().await?;
             observed.destination_ready = Some(nodes.iter().any(|n| n.name == node && n.ready));
             let source = status.source.as_ref().map(|s| s.node_name.as_str()).unwrap_or_default();
+            if status.phase == Phase::Preparing {
+                observed.free_bytes = free_bytes(&nodes);
+            }
             let gated = |name: &str| nodes.iter().any(|n| n.name == name && n.is_gated());
             (observed.source_gated, observed.destination_gated) = (gated(source), gated(node));
         }
@@ -126,7 +129,9 @@ async fn observe(
     if status.phase == Phase::Preflight {
         observed.fresh_repository = fresh_repository();
         if let Some(pod) = &observed.source {
-            observed.blockers = preflight::examine(migration, pod, &facts(pod, cluster, now).await?);
+            let facts = facts(pod, cluster, now).await?;
+            observed.free_bytes = free_bytes(&facts.nodes);
+            observed.blockers = preflight::examine(migration, pod, &facts);
             observed.blockers.extend(disruption::blocker(pod, &observed.budgets));
         }
     }
@@ -147,6 +152,10 @@ async fn attestation(
 ) -> PortResult<Option<crate::api::Attestation>> {
     let found = cluster.attestation(namespace, &attestation_name(name, role)).await?;
     Ok(found.filter(|a| Some(&a.spec.migration_uid) == migration.metadata.uid.as_ref()))
+}
+
+fn free_bytes(nodes: &[NodeView]) -> BTreeMap<String, u64> {
+    nodes.iter().filter_map(|node| Some((node.name.clone(), node.profile.as_ref()?.free_bytes))).collect()
 }
 
 async fn facts(pod: &Pod, cluster: &dyn Cluster, now: Timestamp) -> PortResult<Facts> {

@@ -108,6 +108,8 @@ pub struct Metrics {
     registry_events: Family<ResultLabels, Counter>,
     bus_connected: Gauge,
     bus_lag: Gauge,
+    pushed_bytes: Counter,
+    push_seconds: Histogram,
 }
 
 fn seconds() -> Histogram {
@@ -131,6 +133,9 @@ impl Default for Metrics {
         registry.register("certificate_expiry_timestamp_seconds", "When a certificate ends, in seconds since 1970", certificates.clone());
         let (notifications, registry_events) = (Family::default(), Family::default());
         let (bus_connected, bus_lag) = (Gauge::default(), Gauge::default());
+        let (pushed_bytes, push_seconds) = (Counter::default(), seconds());
+        registry.register_with_unit("pushed", "Checkpoints and volumes that were pushed to other nodes", Unit::Bytes, pushed_bytes.clone());
+        registry.register_with_unit("push", "How long a push took, with what was sent again", Unit::Seconds, push_seconds.clone());
         registry.register("registry_notifications", "What the node's registry has told its agent", notifications.clone());
         registry.register("registry_events", "Word of images on the readiness bus", registry_events.clone());
         registry.register("bus_connected", "Whether the readiness bus is connected: 1 or 0", bus_connected.clone());
@@ -147,6 +152,8 @@ impl Default for Metrics {
             registry_events,
             bus_connected,
             bus_lag,
+            pushed_bytes,
+            push_seconds,
         }
     }
 }
@@ -200,6 +207,12 @@ impl Metrics {
         self.bus_lag.set(records);
     }
 
+    /// Counts a push that another node's registry has taken.
+    pub fn pushed(&self, bytes: u64, took: std::time::Duration) {
+        self.pushed_bytes.inc_by(bytes);
+        self.push_seconds.observe(took.as_secs_f64());
+    }
+
     /// All of it in OpenMetrics text.
     ///
     /// # Errors
@@ -231,6 +244,7 @@ mod tests {
         metrics.registry_event("recorded");
         metrics.bus_connected(true);
         metrics.bus_lag(3);
+        metrics.pushed(7, std::time::Duration::from_millis(250));
         let text = metrics.text().expect("text");
         for line in [
             r#"drover_admission_decisions_total{webhook="pods",decision="denied"} 1"#,
@@ -243,6 +257,8 @@ mod tests {
             r#"drover_registry_events_total{result="recorded"} 1"#,
             "drover_bus_connected 1",
             "drover_bus_lag_records 3",
+            "drover_pushed_bytes_total 7",
+            "drover_push_seconds_sum 0.25",
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");
         }

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use drover::{
-    adapters::kafka::{Bus, KafkaAnnouncer, KafkaSettings, KafkaSubscription, Topics},
+    adapters::kafka::{Bus, KafkaAnnouncer, KafkaSettings, KafkaSubscription, Sasl, Topics},
     api::{Migration, MigrationSpec, Phase, migration::condition},
     domain::registry_event::{RegistryEvent, parse},
     metrics::Metrics,
@@ -163,10 +163,15 @@ fn who_has_no_right_writes_nothing() {
     assert_eq!(records(REGISTRY, Some("intruder")).len(), before);
 }
 
+/// Where the lab keeps Kafka's certificates and passwords.
+fn pki() -> PathBuf {
+    let kubeconfig = PathBuf::from(lab::lab(&["kubeconfig"]).trim());
+    kubeconfig.parent().unwrap().with_file_name("kafka-pki")
+}
+
 /// A user of the real broker, on topics that the managers do not read.
 fn bus_of(user: &str) -> Bus {
-    let kubeconfig = PathBuf::from(lab::lab(&["kubeconfig"]).trim());
-    let pki = kubeconfig.parent().unwrap().with_file_name("kafka-pki");
+    let pki = pki();
     let settings = KafkaSettings {
         brokers: "10.88.0.1:9093".into(),
         topics: Topics { registry: "drover.contract.v1".into(), dead_letters: DEAD_LETTERS.into(), migrations: MIGRATIONS.into() },
@@ -177,6 +182,29 @@ fn bus_of(user: &str) -> Bus {
         least_replicas: 1,
     };
     Bus::new(settings, Metrics::default())
+}
+
+#[test]
+fn an_agent_with_a_password_is_let_in() {
+    assert_installed();
+    with_namespace("scram", |_| async move {
+        use drover::ports::bus::Announcer as _;
+        let event = parse(include_bytes!("../../tests/golden/registry-event.json")).unwrap();
+        let settings = |password_file: PathBuf| KafkaSettings {
+            brokers: "10.88.0.1:9094".into(),
+            topics: Topics { registry: REGISTRY.into(), dead_letters: DEAD_LETTERS.into(), migrations: MIGRATIONS.into() },
+            ca: Some(pki().join("cluster-ca.crt")),
+            client_certs: None,
+            sasl: Some(Sasl { mechanism: "SCRAM-SHA-512".into(), username: "drover-agent-scram".into(), password_file }),
+            options: vec![],
+            least_replicas: 1,
+        };
+        let announcer = |file: PathBuf| KafkaAnnouncer::start(&Bus::new(settings(file), Metrics::default()), "n2").unwrap();
+        // Of no migration: the manager passes over it.
+        announcer(pki().join("scram.password")).announce(&event).await.expect("the broker takes it");
+        let refused = announcer(pki().join("cluster.id")).announce(&event).await.expect_err("a wrong password");
+        assert!(refused.message.to_lowercase().contains("authentication failed"), "{refused}");
+    });
 }
 
 #[test]

@@ -47,6 +47,7 @@ mod preflight;
 mod private_image;
 mod redis;
 mod refusals;
+mod registry_doors;
 mod rollbacks;
 mod same_name;
 mod samples;

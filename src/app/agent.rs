@@ -144,8 +144,13 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let (identified, identity) = watch::channel(Arc::new(Identity::absent()));
     let sides = Arc::new(Sides {
         node: settings.node.clone(),
-        source: SourceAgent::new(source_parts(&settings, &node, AgentPusher::new(identity.clone()))),
-        destination: DestinationAgent::new(destination_parts(&settings, &node, AgentPusher::new(identity.clone()), Verified::new(pushed.0.clone()))),
+        source: SourceAgent::new(source_parts(&settings, &node, AgentPusher::new(identity.clone(), metrics.clone()))),
+        destination: DestinationAgent::new(destination_parts(
+            &settings,
+            &node,
+            AgentPusher::new(identity.clone(), metrics.clone()),
+            Verified::new(pushed.0.clone()),
+        )),
     });
     tasks.spawn("budgets", supervised(controller::watch_over(Arc::clone(&sides), tasks.token())));
     tasks.spawn("migrations", supervised(controller::run(client.clone(), sides, tasks.token())));

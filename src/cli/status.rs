@@ -133,6 +133,9 @@ fn table(migration: &Migration) -> String {
     if bytes > 0 {
         let _ = writeln!(text, "  {:<18} {bytes:>8} bytes in {} checkpoint(s)", "transferred", status.containers.len());
     }
+    if let Some(confirmed) = status.conditions.iter().find(|c| c.type_ == condition::REGISTRY_CONFIRMED) {
+        let _ = writeln!(text, "  {:<18} {:>8}", "confirmed by", confirmed.reason);
+    }
     let held = status.conditions.iter().any(|c| c.type_ == condition::HELD && c.status == "True");
     let outcome = status.outcome.map_or(if held { "HELD" } else { status.phase.as_str() }, Outcome::as_str);
     let _ = writeln!(text, "{outcome}{}{}", if status.message.is_empty() { "" } else { ": " }, status.message);
@@ -147,6 +150,7 @@ mod tests {
     fn the_table_names_both_nodes_the_times_and_the_outcome() {
         let status: MigrationStatus = serde_json::from_value(serde_json::json!({
             "phase": "Done", "outcome": "Migrated", "frozenMillis": 1234, "message": "all is well",
+            "conditions": [{"type": "RegistryConfirmed", "status": "True", "reason": "Kafka", "message": "", "lastTransitionTime": "2026-11-23T06:20:00Z"}],
             "source": {"name": "p", "uid": "u", "nodeName": "n1"}, "destination": {"nodeName": "n2"}, "replacement": {"name": "p-1"},
             "phases": [{"phase": "Freezing", "startedAt": "2026-11-23T06:20:00.000000Z", "millis": 42}]
         }))
@@ -154,7 +158,7 @@ mod tests {
         let mut migration = Migration::new("m", crate::api::MigrationSpec::default());
         migration.status = Some(status);
         let text = table(&migration);
-        for part in ["p on n1 -> p-1 on n2", "Freezing", "42 ms", "1234 ms", "Migrated: all is well"] {
+        for part in ["p on n1 -> p-1 on n2", "Freezing", "42 ms", "1234 ms", "confirmed by          Kafka", "Migrated: all is well"] {
             assert!(text.contains(part), "{part} in {text}");
         }
     }

@@ -24,6 +24,7 @@ use crate::{
         image::{self, Layer},
         keys,
     },
+    metrics::Metrics,
     ports::{Failure, Mending, PortError, PortResult, PushTarget, Pusher, front},
 };
 
@@ -42,13 +43,31 @@ pub struct AgentPusher {
     identity: watch::Receiver<Arc<front::Identity>>,
     first_pause: Duration,
     certificate: Duration,
+    metrics: Metrics,
 }
 
 impl AgentPusher {
     /// A pusher that shows this certificate and trusts this CA.
     #[must_use]
-    pub fn new(identity: watch::Receiver<Arc<front::Identity>>) -> Self {
-        Self { identity, first_pause: Duration::from_millis(200), certificate: CERTIFICATE }
+    pub fn new(identity: watch::Receiver<Arc<front::Identity>>, metrics: Metrics) -> Self {
+        Self { identity, first_pause: Duration::from_millis(200), certificate: CERTIFICATE, metrics }
+    }
+
+    /// Sends again what failed in a way that may pass, and counts what arrived.
+    async fn measured<F>(&self, what: &str, target: &PushTarget, send: impl FnMut() -> F) -> PortResult<PushedImage>
+    where
+        F: Future<Output = PortResult<PushedImage>>,
+    {
+        let begun = std::time::Instant::now();
+        let policy = ExponentialBuilder::default().with_min_delay(self.first_pause).with_max_times(ATTEMPTS - 1);
+        let pushed = send
+            .retry(policy)
+            .when(|error| error.kind == Failure::Transient)
+            .notify(|error, pause| tracing::warn!(%error, ?pause, what, "the push failed; all of it is sent again"))
+            .await
+            .map_err(|error| error.context(&format!("push of {what} to node {}", target.node)))?;
+        self.metrics.pushed(pushed.bytes, begun.elapsed());
+        Ok(pushed)
     }
 
     /// The same with another pause before the second attempt; each further one doubles it.
@@ -110,13 +129,7 @@ impl AgentPusher {
     async fn push_volumes_layer(&self, layer: std::io::Result<Layer>, content: &VolumesTar<'_>, target: &PushTarget) -> PortResult<PushedImage> {
         let layer = layer.map_err(|error| unreadable(&error))?;
         let registry = self.registry_of(target).await?;
-        let policy = ExponentialBuilder::default().with_min_delay(self.first_pause).with_max_times(ATTEMPTS - 1);
-        (|| push_volumes_once(&registry, content, &layer, &target.repository))
-            .retry(policy)
-            .when(|error| error.kind == Failure::Transient)
-            .notify(|error, pause| tracing::warn!(%error, ?pause, "the push failed; all volumes are sent again"))
-            .await
-            .map_err(|error| error.context(&format!("push of the pod's volumes to node {}", target.node)))
+        self.measured("the pod's volumes", target, || push_volumes_once(&registry, content, &layer, &target.repository)).await
     }
 }
 
@@ -159,13 +172,8 @@ impl Pusher for AgentPusher {
             .await
             .map_err(|error| PortError::transient(format!("the checkpoint archive was not looked through: {error}")))??;
         let registry = self.registry_of(target).await?;
-        let policy = ExponentialBuilder::default().with_min_delay(self.first_pause).with_max_times(ATTEMPTS - 1);
-        (|| self.push_once(&registry, &archive, container, &target.repository))
-            .retry(policy)
-            .when(|error| error.kind == Failure::Transient)
-            .notify(|error, pause| tracing::warn!(%error, ?pause, container, "the push failed; the whole layer is sent again"))
-            .await
-            .map_err(|error| error.context(&format!("push of container {container} to node {}", target.node)))
+        let what = format!("container {container}");
+        self.measured(&what, target, || self.push_once(&registry, &archive, container, &target.repository)).await
     }
 
     async fn push_volumes(&self, volumes: &[(String, PathBuf)], target: &PushTarget) -> PortResult<PushedImage> {

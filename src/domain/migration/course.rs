@@ -25,7 +25,7 @@ use crate::{
         preflight::Blocker,
         registry_event::is_voted,
         replacement::{build, init_images},
-        verdict,
+        room, verdict,
     },
 };
 
@@ -164,6 +164,8 @@ impl Course<'_> {
                 blockers.extend(inspected.blockers.iter().cloned().map(Blocker::from));
                 status.warnings = inspected.warnings.iter().cloned().map(|warning| Blocker::from(warning).to_string()).collect();
                 self.estimate(&mut status, inspected);
+                let destination = self.migration.spec.destination.node_name.as_deref().unwrap_or_default();
+                blockers.extend(self.missing_room(&status, destination));
             }
         }
         if !blockers.is_empty() {
@@ -228,6 +230,12 @@ impl Course<'_> {
         status.warnings.extend(estimate::warning(freeze, self.migration.spec.freeze_budget_seconds).map(|warning| warning.to_string()));
     }
 
+    fn missing_room(&self, status: &MigrationStatus, destination: &str) -> Vec<Blocker> {
+        let bytes = self.observed.source_status().inspected.as_ref().and_then(|inspected| inspected.bytes).unwrap_or(0);
+        let source = status.source.as_ref().map_or("", |source| source.node_name.as_str());
+        room::missing(bytes, &self.observed.free_bytes, source, destination)
+    }
+
     pub(super) fn preparing(&self, mut status: MigrationStatus) -> Step {
         let (Some(source), Some(mut destination)) = (status.source.clone(), status.destination.clone()) else { return Step::wait() };
         let (pod, waiting) = self.observed.waiting(&status);
@@ -266,6 +274,10 @@ impl Course<'_> {
             Some(prepared) if observed::sandbox_ready(&pod) => {
                 if let Some(step) = self.initialize(&status, &pod) {
                     return step;
+                }
+                // With `auto` the node was not known to the preflight; and what was free then may be full now.
+                if let Some(blocker) = self.missing_room(&status, node).first() {
+                    return self.roll_back(status, &blocker.to_string());
                 }
                 if let Some(step) = self.take_disruption(&status) {
                     return step;

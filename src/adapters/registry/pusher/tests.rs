@@ -26,7 +26,7 @@ fn scene(certified: &str, client: impl Fn(&Ca) -> Leaf) -> Scene {
     let address = listener.local_addr().unwrap().to_string();
     let server = from_tcp_rustls(listener, RustlsConfig::from_config(ca.server(&ca.leaf(&node_server_name(certified))))).unwrap();
     tokio::spawn(server.serve(fake.router().into_make_service()));
-    let pusher = AgentPusher::new(client(&ca).identity(&ca)).with_pause(Duration::ZERO);
+    let pusher = AgentPusher::new(client(&ca).identity(&ca), Metrics::default()).with_pause(Duration::ZERO);
     let target = PushTarget { address, node: "n2".to_owned(), repository: REPOSITORY.to_owned() };
     Scene { folder, fake, pusher, target }
 }

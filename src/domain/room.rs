@@ -1,0 +1,46 @@
+//! Whether the disks of both nodes have room for what a move copies, before anything is frozen.
+//!
+//! A disk that fills up in the middle costs the freeze: the move is rolled back, and whatever else lives on that disk is in trouble by then.
+
+use std::collections::BTreeMap;
+
+use super::preflight::Blocker;
+
+/// How often the bytes that are carried lie on the source's disk at once: CRIU's images and the kubelet's archive of them.
+const AT_SOURCE: u64 = 2;
+/// And on the destination's: in the registry, in containerd's content store, and unpacked for the restore.
+const AT_DESTINATION: u64 = 3;
+
+/// The nodes that have too little room for a pod that carries so many bytes. `free`: node → free bytes where its checkpoints lie; a node that is not in it is not
+/// judged, nor is a destination that has no name yet.
+#[must_use]
+pub fn missing(bytes: u64, free: &BTreeMap<String, u64>, source: &str, destination: &str) -> Vec<Blocker> {
+    let of = |node: &str, copies: u64| {
+        let (free, needed) = (*free.get(node)?, bytes.saturating_mul(copies));
+        (free < needed).then(|| {
+            let message = format!("has {} MiB free for checkpoints, and the move needs about {} MiB there", free >> 20, needed >> 20);
+            Blocker::new(format!("node {node}"), message, "free space under /var/lib there, or move the pod when it holds less")
+        })
+    };
+    [of(source, AT_SOURCE), of(destination, AT_DESTINATION)].into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_disks_are_judged_where_they_are_known() {
+        let free = BTreeMap::from([("n1".to_owned(), 2 << 30), ("n2".to_owned(), 2 << 30)]);
+        assert_eq!(missing(600 << 20, &free, "n1", "n2"), []);
+        let told: Vec<_> = missing(1 << 30, &free, "n1", "n2").iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                "node n2: has 2048 MiB free for checkpoints, and the move needs about 3072 MiB there (free space under /var/lib there, or move the pod when it holds less)"
+            ]
+        );
+        assert_eq!(missing(u64::MAX, &free, "n1", "n2").len(), 2);
+        assert_eq!(missing(u64::MAX, &free, "n3", ""), []);
+    }
+}
