@@ -233,6 +233,12 @@ mod slow {
     }
 
     #[test]
+    fn kafka_that_goes_after_the_release_stops_nothing() {
+        assert_installed();
+        with_namespace("kafka-released", |namespace| async move { moves_without(&namespace, Phase::Restoring).await });
+    }
+
+    #[test]
     fn kafka_that_goes_before_the_release_stops_nothing() {
         assert_installed();
         with_namespace("kafka-release", |namespace| async move { moves_without(&namespace, Phase::Transferring).await });

@@ -11,7 +11,7 @@ use kube::ResourceExt as _;
 
 pub use claims::{ClaimView, of_pod as claims_of};
 pub use node::{NodeView, PROFILE_LIFETIME, capable_nodes, destination_blockers, node_blockers};
-pub use spec::{base_image, blockers};
+pub use spec::{base_image, blockers, warnings};
 
 use super::{containers, keys, owner};
 use crate::api::{Migration, attestation::Finding};

@@ -22,7 +22,7 @@ use crate::{
         comparison::differences,
         disruption::{Disruption, disruption},
         estimate, keys, owner,
-        preflight::Blocker,
+        preflight::{self, Blocker},
         registry_event::is_voted,
         replacement::{build, init_images},
         room, verdict,
@@ -163,6 +163,8 @@ impl Course<'_> {
             Inspection::Done(inspected) => {
                 blockers.extend(inspected.blockers.iter().cloned().map(Blocker::from));
                 status.warnings = inspected.warnings.iter().cloned().map(|warning| Blocker::from(warning).to_string()).collect();
+                let of_spec = self.observed.source.as_ref().map(preflight::warnings).unwrap_or_default();
+                status.warnings.extend(of_spec.iter().map(ToString::to_string));
                 self.estimate(&mut status, inspected);
                 let destination = self.migration.spec.destination.node_name.as_deref().unwrap_or_default();
                 blockers.extend(self.missing_room(&status, destination));

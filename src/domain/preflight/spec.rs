@@ -145,6 +145,18 @@ fn container_blockers(pod: &Pod, container: &Container) -> Vec<Blocker> {
     .collect()
 }
 
+/// What is different for the pod after a move, as its spec has it.
+#[must_use]
+pub fn warnings(pod: &Pod) -> Vec<Blocker> {
+    let spec = pod.spec.as_ref();
+    let stopping = spec.into_iter().flat_map(containers::running).filter(|c| c.lifecycle.as_ref().is_some_and(|l| l.pre_stop.is_some()));
+    let hook = |container: &Container| {
+        let field = format!("{}.lifecycle.preStop", containers::field(pod, &container.name));
+        Blocker::new(field, "does not run where the pod leaves: its process goes on elsewhere", "")
+    };
+    stopping.map(hook).collect()
+}
+
 fn volume_blocker(volume: &Volume) -> Option<Blocker> {
     let mounted_anew = volume.config_map.is_some()
         || volume.secret.is_some()

@@ -168,3 +168,14 @@ fn the_base_image_of_a_moved_pod_is_the_one_of_its_first_node() {
     let checkpoint = format!("{}/drover/00@sha256:{}", keys::PULL_ADDRESS, "c".repeat(64));
     assert_eq!(base_image(&pod(&annotated(&checkpoint)), "c"), None);
 }
+
+#[test]
+fn a_hook_that_will_not_run_is_warned_of() {
+    assert_eq!(warnings(&pod(&json!({}))), []);
+    let hooked = json!({"spec": {"containers": [{"name": "c", "image": "i", "lifecycle": {"preStop": {"exec": {"command": ["bye"]}}}}]}});
+    assert_eq!(
+        Blocker::join(&warnings(&pod(&hooked))),
+        "spec.containers[c].lifecycle.preStop: does not run where the pod leaves: its process goes on elsewhere"
+    );
+    assert_eq!(blockers(&pod(&hooked)), []);
+}
