@@ -12,9 +12,7 @@ use drover::{
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
-#[path = "../../tests/contract/bus.rs"]
-mod contract;
-
+use crate::contract;
 use crate::support::{
     Namespace,
     agents::{Part, ready},
@@ -174,11 +172,16 @@ fn bus_of(user: &str) -> Bus {
     let pki = pki();
     let settings = KafkaSettings {
         brokers: "10.88.0.1:9093".into(),
-        topics: Topics { registry: "drover.contract.v1".into(), dead_letters: DEAD_LETTERS.into(), migrations: MIGRATIONS.into() },
+        topics: Topics {
+            group: "drover-contract".into(),
+            registry: "drover.contract.v1".into(),
+            dead_letters: DEAD_LETTERS.into(),
+            migrations: MIGRATIONS.into(),
+        },
         ca: Some(pki.join("cluster-ca.crt")),
         client_certs: Some(pki.join(format!("users/{user}"))),
         sasl: None,
-        options: vec![("group.id".into(), "drover-contract".into()), ("group.instance.id".into(), "drover-contract".into())],
+        options: vec![],
         least_replicas: 1,
     };
     Bus::new(settings, Metrics::default())
@@ -192,7 +195,12 @@ fn an_agent_with_a_password_is_let_in() {
         let event = parse(include_bytes!("../../tests/golden/registry-event.json")).unwrap();
         let settings = |password_file: PathBuf| KafkaSettings {
             brokers: "10.88.0.1:9094".into(),
-            topics: Topics { registry: REGISTRY.into(), dead_letters: DEAD_LETTERS.into(), migrations: MIGRATIONS.into() },
+            topics: Topics {
+                group: "drover-contract".into(),
+                registry: REGISTRY.into(),
+                dead_letters: DEAD_LETTERS.into(),
+                migrations: MIGRATIONS.into(),
+            },
             ca: Some(pki().join("cluster-ca.crt")),
             client_certs: None,
             sasl: Some(Sasl { mechanism: "SCRAM-SHA-512".into(), username: "drover-agent-scram".into(), password_file }),
@@ -225,6 +233,24 @@ fn the_real_broker_is_a_bus() {
 /// The broker, the leader and the certificates at further moments.
 mod slow {
     use super::*;
+
+    #[test]
+    fn who_is_shut_out_hears_of_it() {
+        assert_installed();
+        with_namespace("fenced", |_| async move {
+            let subscribe = || KafkaSubscription::start(&bus_of("drover-manager")).unwrap();
+            let first = subscribe();
+            // Until it is a member of the group.
+            assert!(tokio::time::timeout(Duration::from_secs(5), first.receive()).await.is_err());
+            let second = subscribe();
+            let (shut_out, _) = tokio::join!(
+                tokio::time::timeout(Duration::from_mins(1), first.receive()),
+                tokio::time::timeout(Duration::from_secs(20), second.receive()),
+            );
+            let error = shut_out.expect("within a minute").expect_err("it was shut out");
+            assert!(error.message.contains("shut this subscriber out"), "{error}");
+        });
+    }
 
     #[test]
     fn kafka_that_goes_before_the_freeze_stops_nothing() {

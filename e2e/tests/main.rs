@@ -19,6 +19,8 @@
     missing_docs
 )]
 
+#[path = "../../tests/contract/bus.rs"]
+mod contract;
 mod support;
 
 mod claims;

@@ -1,9 +1,18 @@
 //! What a node's registry tells its agent, and what others cannot tell it. Whichever bus is used.
 
-use drover::api::{Outcome, migration::condition};
-use kube::ResourceExt as _;
+use std::sync::Arc;
 
+use drover::{
+    adapters::direct::{DirectAnnouncer, DirectSubscription},
+    api::{Attestation, AttestationSpec, Outcome, Role, attestation::attestation_name, migration::condition},
+    domain::registry_event::{MigrationRef, RegistryEvent, parse},
+    ports::bus::Subscription,
+};
+use kube::{ResourceExt as _, api::PostParams};
+
+use crate::contract;
 use crate::support::{
+    agents,
     kafka::counted_by_agent,
     lab,
     migrations::{assert_outcome, status},
@@ -24,6 +33,28 @@ fn a_migration_says_that_its_images_were_confirmed() {
         assert_eq!((&known.container, &known.digest, known.bytes), (&voted.name, &voted.digest, voted.bytes));
         let confirmed = status.conditions.iter().find(|it| it.type_ == condition::REGISTRY_CONFIRMED).expect("the condition");
         assert_eq!((confirmed.status.as_str(), confirmed.reason.as_str()), ("True", known.bus.as_str()), "{confirmed:?}");
+    });
+}
+
+/// Kafka's own turn is in kafka.rs.
+#[test]
+fn the_real_api_server_is_a_bus() {
+    with_namespace("bus", |namespace| async move {
+        let golden = parse(include_bytes!("../../tests/golden/registry-event.json")).unwrap();
+        let of = MigrationRef { namespace: namespace.name.clone(), ..golden.migration.clone() };
+        let spec = AttestationSpec {
+            migration: of.name.clone(),
+            migration_uid: of.uid.clone(),
+            node_name: golden.node.clone(),
+            pod_uid: "0f1c22aa-0000-4000-8000-000000000000".into(),
+            role: Role::Destination,
+        };
+        let attestation = Attestation::new(&attestation_name(&of.name, Role::Destination), spec);
+        namespace.attestations().create(&PostParams::default(), &attestation).await.unwrap();
+        let event = |digit: &str| RegistryEvent { migration: of.clone(), digest: format!("sha256:{}", digit.repeat(64)), ..golden.clone() };
+        let announcer = DirectAnnouncer::new(agents::client("n2").await);
+        let subscribe = || Arc::new(DirectSubscription::start(namespace.client.clone())) as Arc<dyn Subscription>;
+        contract::holds(contract::Bus { announcer: &announcer, subscribe: &subscribe }, ["a", "b", "c"].map(event)).await;
     });
 }
 

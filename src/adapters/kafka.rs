@@ -64,9 +64,11 @@ pub struct Sasl {
     pub password_file: PathBuf,
 }
 
-/// Names of the topics.
+/// Names of the topics, and of the managers' consumer group.
 #[derive(Debug, Clone)]
 pub struct Topics {
+    /// Consumer group of the managers, and its one member: a name that stays the same lets the next leader take over without waiting for a session to end.
+    pub group: String,
     /// Word of images.
     pub registry: String,
     /// What could not be read as such.
@@ -119,7 +121,13 @@ impl KafkaSettings {
     /// A producer that loses and doubles nothing that it has taken, for as long as `millis`.
     fn producer(&self, id: &str, millis: u32, link: Link) -> PortResult<FutureProducer<Link>> {
         let mut config = self.client(id)?;
-        config.set("enable.idempotence", "true").set("acks", "all").set("linger.ms", "0").set("message.timeout.ms", millis.to_string());
+        config
+            .set("enable.idempotence", "true")
+            .set("acks", "all")
+            .set("linger.ms", "0")
+            .set("message.timeout.ms", millis.to_string())
+            // Of the gigabyte that is the default, nobody has that much to tell
+            .set("queue.buffering.max.kbytes", "16384");
         self.with_options(config).create_with_context(link).map_err(|error| unusable(&error))
     }
 }

@@ -49,6 +49,9 @@ use crate::{
 /// Name of the Lease that the leader holds.
 const LEASE: &str = "drover-manager";
 
+/// How long a leader that the readiness bus has shut out waits: twice as long as a lease that nobody renews.
+const SHUT_OUT: Duration = Duration::from_secs(30);
+
 /// What the manager is told.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -219,9 +222,20 @@ fn move_pods(settings: &Settings, clients: &ApiClients, metrics: &Metrics, contr
         moving.await;
         Ok(())
     });
-    let bus = bus::subscription(settings.kafka.clone(), clients.watching.clone(), metrics)?;
-    let parts = registry_events::Parts { bus, migrations: cluster, inbox, looks, metrics: metrics.clone() };
-    let stop = controllers.token();
-    controllers.spawn("registry events", async move { Ok(registry_events::run(parts, stop).await?) });
+    let (kafka, client, metrics, stop) = (settings.kafka.clone(), clients.watching.clone(), metrics.clone(), controllers.token());
+    controllers.spawn("registry events", async move {
+        loop {
+            let bus = bus::subscription(kafka.clone(), client.clone(), &metrics)?;
+            let (migrations, inbox, looks) = (cluster.clone(), Arc::clone(&inbox), looks.clone());
+            let parts = registry_events::Parts { bus, migrations, inbox, looks, metrics: metrics.clone() };
+            let Err(error) = registry_events::run(parts, stop.clone()).await else { return Ok(()) };
+            // Another one has taken the subscription over. Whoever leads no more hears of it before the pause is over, and is stopped; the leader needs no hints,
+            // and takes it back.
+            tracing::error!(%error, "the readiness bus is subscribed to again in half a minute; does another cluster use the same topic and group?");
+            if stop.run_until_cancelled(tokio::time::sleep(SHUT_OUT)).await.is_none() {
+                return Ok(());
+            }
+        }
+    });
     Ok(())
 }

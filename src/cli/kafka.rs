@@ -31,6 +31,9 @@ pub struct KafkaArgs {
     /// So many replicas each topic must have
     #[arg(long = "kafka-least-replicas", default_value_t = 2)]
     least_replicas: usize,
+    /// Consumer group of the managers
+    #[arg(long = "kafka-group", default_value = "drover-manager")]
+    group: String,
     /// Topic of the word of images
     #[arg(long = "kafka-registry-topic", default_value = "drover.registry.v1")]
     registry_topic: String,
@@ -54,7 +57,12 @@ impl KafkaArgs {
         let sasl = self.username.zip(self.password_file);
         Some(KafkaSettings {
             brokers: self.brokers.filter(|brokers| !brokers.is_empty())?,
-            topics: Topics { registry: self.registry_topic, dead_letters: self.dead_letter_topic, migrations: self.migrations_topic },
+            topics: Topics {
+                group: self.group,
+                registry: self.registry_topic,
+                dead_letters: self.dead_letter_topic,
+                migrations: self.migrations_topic,
+            },
             ca: self.ca,
             client_certs: self.client_certs,
             sasl: sasl.map(|(username, password_file)| Sasl { mechanism: self.sasl_mechanism, username, password_file }),

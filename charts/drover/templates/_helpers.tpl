@@ -57,6 +57,7 @@ http:
 - --kafka-username={{ .user.username | default .user.userSecret }}
 - --kafka-password-file=/etc/drover/kafka/user/password
 {{- end }}
+- --kafka-group={{ $kafka.group }}
 - --kafka-registry-topic={{ $kafka.topics.registry }}
 - --kafka-dead-letter-topic={{ $kafka.topics.deadLetters }}
 - --kafka-migrations-topic={{ $kafka.topics.migrations }}

@@ -23,8 +23,6 @@ use crate::{
     },
 };
 
-/// Consumer group, and its one member: a name that stays the same lets the next leader take the partitions over without waiting for a session to end.
-const GROUP: &str = "drover-manager";
 /// How long the dead-letter topic may take; after so many tries the record is passed over, since one bad record must not stop the others.
 const TRY: u32 = 5_000;
 const TRIES: u32 = 3;
@@ -49,10 +47,13 @@ impl KafkaSubscription {
     /// Where the settings cannot be used; not where no broker answers.
     pub fn start(bus: &Bus) -> PortResult<Self> {
         let link = Link::new(bus.metrics.clone());
-        let mut config = bus.settings.client(GROUP)?;
+        let names = &bus.settings.topics;
+        let mut config = bus.settings.client(&names.group)?;
         config
-            .set("group.id", GROUP)
-            .set("group.instance.id", GROUP)
+            .set("group.id", &names.group)
+            .set("group.instance.id", &names.group)
+            // What is fetched ahead lies in this process's memory
+            .set("queued.max.messages.kbytes", "4096")
             .set("auto.offset.reset", "earliest")
             // What is settled is committed soon and in the background: a commit that waits would block its thread for as long as the brokers are away.
             .set("enable.auto.commit", "true")
@@ -60,7 +61,6 @@ impl KafkaSubscription {
             .set("enable.auto.offset.store", "false");
         let consumer: StreamConsumer<Link> =
             bus.settings.with_options(config).create_with_context(link.clone()).map_err(|error| super::unusable(&error))?;
-        let names = &bus.settings.topics;
         consumer.subscribe(&[&names.registry]).map_err(|error| super::unusable(&error))?;
         let dead_letters = bus.settings.producer("drover-manager-dead-letters", TRY, Link::beside())?;
         let all = vec![names.registry.clone(), names.dead_letters.clone(), names.migrations.clone()];

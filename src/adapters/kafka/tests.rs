@@ -23,6 +23,7 @@ fn settings(brokers: &str) -> KafkaSettings {
     KafkaSettings {
         brokers: brokers.to_owned(),
         topics: Topics {
+            group: "drover-manager".into(),
             registry: "drover.registry.v1".into(),
             dead_letters: "drover.registry.v1.dlq".into(),
             migrations: "drover.migrations.v1".into(),
@@ -111,6 +112,15 @@ async fn what_is_missing_is_said() {
     let announcer = KafkaAnnouncer::start(&away, "n2").expect("an announcer");
     assert!(!announcer.state().connected && announcer.announce(&event("a")).await.is_err());
     assert!(announcer.state().message.contains("127.0.0.1:1"), "{:?}", announcer.state());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_goes_soon_though_no_broker_answers() {
+    let bus = Bus::new(settings("127.0.0.1:1"), Metrics::default());
+    let leader = subscribe(&bus);
+    assert!(tokio::time::timeout(std::time::Duration::from_secs(1), leader.receive()).await.is_err(), "nothing comes");
+    let gone = tokio::task::spawn_blocking(move || drop(leader));
+    tokio::time::timeout(std::time::Duration::from_secs(5), gone).await.expect("within seconds").expect("without a panic");
 }
 
 /// The first remark on the topics.
