@@ -96,49 +96,58 @@ pub async fn announce(parts: Arc<Announcing>, mut pushed: mpsc::Receiver<Pushed>
 }
 
 impl Announcing {
-    /// Whether it was announced.
+    /// Whether it was announced. What was there is told though its migration has ended before the bus was back.
     async fn announce_one(&self, push: &Pushed) -> bool {
         let until = tokio::time::Instant::now() + TRIED_FOR;
-        let mut event = None;
+        match self.looked_for(push, until).await {
+            Some(event) => self.delivered(&event, until).await,
+            None => false,
+        }
+    }
+
+    /// The event, once the registry has answered.
+    async fn looked_for(&self, push: &Pushed, until: tokio::time::Instant) -> Option<RegistryEvent> {
         loop {
-            // It is looked for once: what was there is told though its migration has ended before the bus was back.
-            if event.is_none() {
-                event = match self.look(push).await {
-                    Ok(Some(event)) => Some(event),
-                    Ok(None) => {
-                        self.metrics.registry_event("not_held");
-                        tracing::debug!(event = push.id, container = push.tag, digest = %push.digest, "no checkpoint that a migration to this node waits for");
-                        return false;
-                    }
-                    Err(error) => {
-                        tracing::debug!(%error, "the registry is asked again");
-                        None
-                    }
-                };
-            }
-            if let Some(event) = &event {
-                match self.bus.announce(event).await {
-                    Ok(()) => {
-                        let (migration, container, digest) = (&event.migration.name, &event.container, &event.digest);
-                        tracing::debug!(migration, container, digest, bus = self.bus.name(), "announced");
-                        self.metrics.registry_event("announced");
-                        return true;
-                    }
-                    Err(error) if error.kind == Failure::NotFound => return self.give_up(push, &error),
-                    Err(error) if tokio::time::Instant::now() >= until => return self.give_up(push, &error),
-                    Err(error) => tracing::debug!(%error, bus = self.bus.name(), "the bus is tried again"),
+            match self.look(push).await {
+                Ok(Some(event)) => return Some(event),
+                Ok(None) => {
+                    self.metrics.registry_event("not_held");
+                    tracing::debug!(event = push.id, container = push.tag, digest = %push.digest, "no checkpoint that a migration to this node waits for");
+                    return None;
                 }
-            } else if tokio::time::Instant::now() >= until {
-                return self.give_up(push, &PortError::transient("the registry does not answer"));
+                Err(error) if tokio::time::Instant::now() >= until => {
+                    self.give_up(&push.tag, &error);
+                    return None;
+                }
+                Err(error) => tracing::debug!(%error, "the registry is asked again"),
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
 
-    fn give_up(&self, push: &Pushed, error: &PortError) -> bool {
+    /// Whether the bus has taken it.
+    async fn delivered(&self, event: &RegistryEvent, until: tokio::time::Instant) -> bool {
+        loop {
+            match self.bus.announce(event).await {
+                Ok(()) => {
+                    let (migration, container, digest) = (&event.migration.name, &event.container, &event.digest);
+                    tracing::debug!(migration, container, digest, bus = self.bus.name(), "announced");
+                    self.metrics.registry_event("announced");
+                    return true;
+                }
+                Err(error) if error.kind == Failure::NotFound || tokio::time::Instant::now() >= until => {
+                    self.give_up(&event.container, &error);
+                    return false;
+                }
+                Err(error) => tracing::debug!(%error, bus = self.bus.name(), "the bus is tried again"),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    fn give_up(&self, container: &str, error: &PortError) {
         self.metrics.registry_event("given_up");
-        tracing::warn!(%error, bus = self.bus.name(), container = push.tag, "the bus was not told of an image; its migration does without");
-        false
+        tracing::warn!(%error, bus = self.bus.name(), container, "the bus was not told of an image; its migration does without");
     }
 
     /// The event about an image; none where there is nothing to tell.
