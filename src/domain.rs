@@ -27,6 +27,7 @@ pub mod owner;
 pub mod policy;
 pub mod preflight;
 pub mod processes;
+pub mod quantity;
 pub mod registry_event;
 pub mod replacement;
 pub mod request;

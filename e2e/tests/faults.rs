@@ -8,4 +8,5 @@ mod control_plane;
 mod daemons;
 mod network;
 mod power;
+mod taints;
 mod users;

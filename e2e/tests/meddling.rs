@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::admissionregistration::v1::{MutatingAdmissionPolicy, MutatingAdmissionPolicyBinding};
+use k8s_openapi::api::{
+    admissionregistration::v1::{MutatingAdmissionPolicy, MutatingAdmissionPolicyBinding},
+    core::v1::LimitRange,
+};
 use kube::{Api, api::PostParams};
 use serde_json::{Value, json};
 
@@ -38,6 +41,19 @@ async fn until_pods_get_another_container(namespace: &Namespace) {
     panic!("not within half a minute: the policy changes pods");
 }
 
+/// The same of a LimitRange.
+async fn until_pods_are_limited(namespace: &Namespace) {
+    let rehearsal = PostParams { dry_run: true, ..PostParams::default() };
+    for _ in 0..150 {
+        let made = namespace.pods().create(&rehearsal, &counter("probe", "n1", 4, 50)).await.unwrap();
+        if made.spec.unwrap().containers[0].resources.as_ref().is_some_and(|resources| resources.limits.is_some()) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    panic!("not within half a minute: the LimitRange limits pods");
+}
+
 async fn counting(namespace: &Namespace) -> Follower {
     namespace.run(&counter("c", "n1", 4, 50)).await;
     let follower = namespace.follow("c", "c").await;
@@ -66,6 +82,20 @@ fn a_quota_for_one_pod_keeps_the_copy_out_before_anything_is_frozen() {
         namespace.kubectl(&["create", "quota", "one", "--hard=pods=1"]).unwrap();
         namespace.kubectl(&["wait", "quota/one", "--for=jsonpath={.status.used.pods}=1", "--timeout=20s"]).unwrap();
         is_given_up(&namespace, &source, &["exceeded quota: one"]).await;
+    });
+}
+
+/// A LimitRange gives the copy a limit that its source never had: the memory that comes back at once may not fit.
+#[test]
+fn a_memory_limit_that_others_set_is_named_before_anything_is_frozen() {
+    with_namespace("limits", |namespace| async move {
+        let source = counting(&namespace).await;
+        let range = json!({"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "tight"},
+            "spec": {"limits": [{"type": "Container", "default": {"memory": "6Mi"}, "defaultRequest": {"memory": "6Mi"}}]}});
+        let ranges: Api<LimitRange> = Api::namespaced(namespace.client.clone(), &namespace.name);
+        ranges.create(&PostParams::default(), &serde_json::from_value(range).unwrap()).await.unwrap();
+        until_pods_are_limited(&namespace).await;
+        is_given_up(&namespace, &source, &["has changed the waiting pod", "spec.containers[c].resources.limits.memory: was changed"]).await;
     });
 }
 

@@ -1,10 +1,13 @@
 //! Whether the API server has made a pod as it was asked for: admission plugins and other people's webhooks may add a sidecar, a mount or a user ID, and a
 //! checkpoint is restored only where all of that is as it was (MEASURED.md 8).
 
-use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::{
+    api::core::v1::{Container, PodSpec},
+    apimachinery::pkg::api::resource::Quantity,
+};
 use serde::Serialize;
 
-use super::containers;
+use super::{containers, quantity::bytes};
 
 /// What of a pod that was made is not as it was asked for, as far as a restore depends on it: a line for each field.
 #[must_use]
@@ -37,9 +40,21 @@ fn in_container<'a>(asked: &'a Container, made: &'a Container) -> impl Iterator<
         ("securityContext", differs(asked.security_context.as_ref(), made.security_context.as_ref())),
         ("volumeMounts", differs(asked.volume_mounts.as_ref(), made.volume_mounts.as_ref())),
         ("volumeDevices", differs(asked.volume_devices.as_ref(), made.volume_devices.as_ref())),
+        ("resources.limits.memory", is_tighter(memory_limit(asked), memory_limit(made))),
     ]
     .into_iter()
     .filter_map(|(field, differs)| differs.then_some(field))
+}
+
+fn memory_limit(container: &Container) -> Option<&Quantity> {
+    container.resources.as_ref()?.limits.as_ref()?.get("memory")
+}
+
+/// Whether less memory is allowed than was asked for (a LimitRange's default, a VerticalPodAutoscaler): the restore brings all of the memory back, and would be
+/// killed in its midst. One that cannot be read is as good as none.
+fn is_tighter(asked: Option<&Quantity>, made: Option<&Quantity>) -> bool {
+    let bytes = |limit: Option<&Quantity>| limit.and_then(bytes).unwrap_or(u64::MAX);
+    bytes(made) < bytes(asked)
 }
 
 /// An empty object or list is as good as none: the API server fills in `{}` where nothing was asked for.
@@ -77,6 +92,20 @@ mod tests {
         assert_eq!(found(|spec| spec["securityContext"] = json!({})), [""; 0]);
         assert_eq!(found(|spec| spec["tolerations"] = json!([{"operator": "Exists"}])), [""; 0]);
         assert_eq!(found(|spec| spec["containers"][0]["resources"] = json!({"limits": {"cpu": "1"}})), [""; 0]);
+    }
+
+    #[test]
+    fn a_memory_limit_may_be_raised_and_not_lowered() {
+        let limited = |memory: &str| {
+            let limits = json!({"limits": {"memory": memory}});
+            move |spec: &mut Value| spec["containers"][0]["resources"] = limits
+        };
+        let between = |asked: &str, made: &str| differences(&spec(limited(asked)), &spec(limited(made)));
+        let lowered = ["spec.containers[db].resources.limits.memory: was changed"];
+        assert_eq!(found(limited("64Mi")), lowered, "there was none");
+        assert_eq!(between("1Gi", "512Mi"), lowered);
+        assert_eq!(between("1Gi", "1024Mi"), [""; 0]);
+        assert_eq!(between("64Mi", "1G"), [""; 0]);
     }
 
     #[test]
