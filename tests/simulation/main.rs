@@ -2,6 +2,7 @@
 //! steps and faults that replays exactly. See `docs/simulation.md`.
 //!
 //! - `DROVER_SIM_SEEDS` (how many), `DROVER_SIM_START` (the first): `make simulate` runs many.
+//! - `DROVER_SIM_KIND=SameName` (or `NewName`, `Gateless`) leaves the seeds of the other kinds out.
 //! - `DROVER_SIM_SEED=n cargo test --test simulation -- --nocapture one_seed` tells the story of one.
 #![allow(missing_docs, clippy::struct_excessive_bools, clippy::ref_option)]
 
@@ -10,6 +11,7 @@ mod api;
 mod cluster;
 mod environment;
 mod faults;
+mod kind;
 mod kubelet;
 mod mutation;
 mod node;
@@ -30,6 +32,7 @@ use std::{
 use drover::api::{Attestation, Migration};
 use kube::CustomResourceExt as _;
 
+use kind::Kind;
 use mutation::Mutation;
 use run::{Report, run};
 
@@ -40,13 +43,16 @@ fn number(name: &str) -> Option<u64> {
 /// Runs seeds on every core until one fails, all have run, or the time is over; in the order of the seeds.
 fn run_seeds(first: u64, count: u64, limit: Duration, mutation: Mutation, to_the_end: bool) -> (Vec<Report>, Option<Report>) {
     let (next, failed_at) = (AtomicU64::new(first), AtomicU64::new(u64::MAX));
-    let began = Instant::now();
+    let (began, only) = (Instant::now(), std::env::var("DROVER_SIM_KIND").ok());
     let work = || {
         let mut reports = vec![];
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= first + count || seed > failed_at.load(Ordering::Relaxed) || began.elapsed() > limit {
                 return reports;
+            }
+            if only.as_ref().is_some_and(|only| *only != format!("{:?}", Kind::of(seed))) {
+                continue;
             }
             let mut report = run(seed, mutation);
             if report.broken.is_some() {
@@ -77,6 +83,12 @@ fn nothing_breaks() {
     let (reports, failed) = run_seeds(first, count, limit, Mutation::None, true);
     let mut ends: BTreeMap<&str, u64> = BTreeMap::new();
     reports.iter().flat_map(|report| report.ends.values()).for_each(|end| *ends.entry(end).or_default() += 1);
+    for kind in Kind::ALL {
+        let mut ends: BTreeMap<&str, u64> = BTreeMap::new();
+        let of_kind = reports.iter().filter(|report| report.kind == kind);
+        of_kind.clone().flat_map(|report| report.ends.values()).for_each(|end| *ends.entry(end).or_default() += 1);
+        println!("{kind:?}: {} schedules; migrations ended: {ends:?}", of_kind.count());
+    }
     let calls: u64 = reports.iter().map(|report| report.calls).sum();
     let seconds = began.elapsed().as_secs_f64();
     println!("{} schedules from seed {first}, {calls} port calls, {seconds:.1} s; migrations ended: {ends:?}", reports.len());
