@@ -337,10 +337,11 @@ fn fallback_of(migration_uid: &str) -> String {
 }
 
 fn roll_back(world: &mut World, status: &MigrationStatus) {
-    let Some(replacement) = status.replacement.as_ref().filter(|r| !r.uid.is_empty()) else { return };
     if status.resolved.is_some() {
         lose_what_ran_since(world, status);
-    } else if world.truth.ran.contains(&replacement.uid) {
+    }
+    let Some(replacement) = status.replacement.as_ref().filter(|r| !r.uid.is_empty()) else { return };
+    if status.resolved.is_none() && world.truth.ran.contains(&replacement.uid) {
         world.breaks("I4: Rollback is written though the replacement has executed");
     }
     world.truth.forbidden.insert(replacement.uid.clone());

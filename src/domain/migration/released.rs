@@ -171,7 +171,8 @@ impl Course<'_> {
             None => MIGRATED.clone_into(&mut status.message),
         }
         if !collected {
-            status.message.push_str("; the source node's agent does not answer and collects its archives when it is back");
+            let left = self.uncollected(&status);
+            status.message.push_str(&left);
         }
         status.clear_condition(condition::FROZEN, outcome.as_str(), self.now);
         status.clear_condition(condition::HELD, outcome.as_str(), self.now);
