@@ -244,9 +244,7 @@ impl Course<'_> {
     }
 
     pub(super) fn done(&self, status: &MigrationStatus) -> Step {
-        if status.verdict == Some(Verdict::Rollback)
-            && let Some(effect) = self.remove_late()
-        {
+        if let Some(effect) = self.remove_late(status) {
             return Step::perform(vec![effect]);
         }
         // A migration that was refused after it had locked its pod.
@@ -263,9 +261,12 @@ impl Course<'_> {
 }
 
 impl Course<'_> {
-    /// A waiting pod of a migration that has not moved its pod: made by a manager that was stopped between its decision and the deed, while another one
-    /// has ended the migration. Nobody else would remove it.
-    fn remove_late(&self) -> Option<Effect> {
+    /// A waiting pod that a manager has made which was stopped between its decision and the deed, while another one has ended the migration. Nobody else
+    /// would remove it. Once the pod is moved, its replacement is the workload, and only a placeholder, which has a name of its own, is too late.
+    fn remove_late(&self, status: &MigrationStatus) -> Option<Effect> {
+        if status.verdict != Some(Verdict::Rollback) {
+            return self.remove_placeholder(false);
+        }
         let late = |pod: &&Pod| self.observed.is_our_replacement(pod, self.migration) && pod.metadata.deletion_timestamp.is_none();
         let replacement = self.observed.replacement.as_ref().filter(late).and_then(|pod| pod.metadata.uid.clone());
         replacement.map(|uid| Effect::DeleteReplacement { uid, force: false }).or_else(|| self.remove_placeholder(false))
