@@ -134,9 +134,7 @@ impl Course<'_> {
     pub(super) fn finish_commit(&self, mut status: MigrationStatus) -> Step {
         let Some(source) = status.source.clone() else { return Step::wait() };
         let destination = self.observed.destination_status();
-        if destination.confirmed.is_none() {
-            return self.unconfirmed(status);
-        }
+        let Some(confirmed) = &destination.confirmed else { return self.unconfirmed(status) };
         if let Some(step) = self.hand_over(&status) {
             return step;
         }
@@ -156,7 +154,8 @@ impl Course<'_> {
             return self.waits_for(status, node, &text, "The copy goes on meanwhile.");
         }
         let collected = !status.is_source_first() || self.observed.source_status().cleaned.is_some();
-        if !collected && status.time_in(Phase::Finishing, self.now) <= CLEAN_PATIENCE {
+        // From the confirmation on: before that its agent must not collect them, however long that has taken.
+        if !collected && self.since(confirmed.at.0) <= CLEAN_PATIENCE {
             return Step::told(status, "the copy is confirmed; waiting for the source node's agent to collect its archives");
         }
         if self.observed.pull_credentials_left {

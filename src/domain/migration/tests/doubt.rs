@@ -168,6 +168,22 @@ fn what_a_silent_source_node_will_keep_is_named_before_the_end() {
 }
 
 #[test]
+fn a_source_node_has_its_time_to_collect_from_the_confirmation_on() {
+    let mut walk = Walk::new();
+    walk.migration.spec.keep_name = true;
+    walk.walk_to(Phase::Finishing);
+    walk.now = 100;
+    walk.attest(Role::Destination, |s| {
+        s.confirmed = Some(At { at: at(99) });
+        s.cleaned = Some(At { at: at(99) });
+    });
+    assert_eq!(walk.settle(), Phase::Finishing, "its agent has just heard of it");
+    walk.now = 150;
+    assert_eq!(walk.settle(), Phase::Done);
+    assert_eq!(walk.status().outcome, Some(Outcome::Migrated));
+}
+
+#[test]
 fn an_annotation_that_is_no_decision_is_named_in_the_hold() {
     let mut walk = in_doubt();
     died(&mut walk);
