@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::{
     api::name_of,
+    mutation::Mutation,
     node::Container,
     runtime::{base_image, end},
     start::Start,
@@ -135,8 +136,9 @@ fn refresh(world: &mut World, at: usize) {
 fn sync_pod(world: &mut World, at: usize, uid: &str) -> Vec<Start> {
     let Some(known) = world.nodes[at].kubelet.pods.get(uid) else { return vec![] };
     if known.pod.metadata.deletion_timestamp.is_some() {
+        let again = if world.plan.mutation == Mutation::KubeletStartsWhatIsDeleted { start_again(world, at, uid) } else { vec![] };
         end_pod(world, at, uid);
-        return vec![];
+        return again;
     }
     if known.sandbox_at > Instant::now() {
         return vec![];
@@ -145,6 +147,20 @@ fn sync_pod(world: &mut World, at: usize, uid: &str) -> Vec<Start> {
     let Some(known) = world.nodes[at].kubelet.pods.get(uid) else { return vec![] };
     let wanted: Vec<(String, String)> =
         known.pod.spec.iter().flat_map(|spec| &spec.containers).map(|c| (c.name.clone(), c.image.clone().unwrap_or_default())).collect();
+    wanted.into_iter().filter_map(|(name, image)| start_of(world, at, uid, &name, image)).collect()
+}
+
+/// What a kubelet must not do: an ended container of a pod whose deletion it shows is started once more.
+fn start_again(world: &mut World, at: usize, uid: &str) -> Vec<Start> {
+    let Some(known) = world.nodes[at].kubelet.pods.get(uid) else { return vec![] };
+    let wanted: Vec<(String, String)> = known
+        .pod
+        .spec
+        .iter()
+        .flat_map(|spec| &spec.containers)
+        .filter(|c| known.containers.get(&c.name).is_none_or(|container| container.restarts == 0))
+        .map(|c| (c.name.clone(), c.image.clone().unwrap_or_default()))
+        .collect();
     wanted.into_iter().filter_map(|(name, image)| start_of(world, at, uid, &name, image)).collect()
 }
 
