@@ -155,7 +155,7 @@ impl Plan {
             slow_push: slow_push.then(|| Duration::from_secs(seconds(1..40).into())),
             dump_is_refused,
             restore_is_refused,
-            fallback_is_refused: seed % 4 == 0,
+            fallback_is_refused: seed.is_multiple_of(4),
             log_is_noisy: false,
             base_is_missing,
             in_doubt: InDoubt::HoldFrozen,

@@ -239,6 +239,9 @@ impl World {
     /// A line of the story.
     pub fn tell(&mut self, line: impl std::fmt::Display) {
         let at = self.elapsed();
+        // Messages name archives, and where the disks lie differs from run to run.
+        let root = self.nodes[0].disk.parent().map(|root| root.display().to_string()).unwrap_or_default();
+        let line = line.to_string().replace(&root, "");
         self.story.push(format!("{:>8.3} s  {line}", at.as_secs_f64()));
     }
 
