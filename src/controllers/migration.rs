@@ -140,7 +140,7 @@ fn concerned(migrations: &Store<Migration>, pod: &Pod) -> Vec<ObjectRef<Migratio
 }
 
 /// Whether a change of the pod is a reason to look at the migration: it is active, and its source, replacement or placeholder has this name; or it has
-/// ended without a move, and the pod was made for it all the same.
+/// ended, and a pod was made all the same that is not the moved one.
 #[must_use]
 pub fn concerns(migration: &Migration, pod: &Pod) -> bool {
     if migration.namespace() != pod.namespace() {
@@ -148,7 +148,10 @@ pub fn concerns(migration: &Migration, pod: &Pod) -> bool {
     }
     if migration.is_done() {
         let mark = pod.annotations().get(keys::REPLACES);
-        return migration.verdict() == Some(Verdict::Rollback) && mark.is_some() && mark == migration.metadata.uid.as_ref();
+        let placeholder =
+            migration.status.as_ref().and_then(|s| s.placeholder.as_ref()).is_some_and(|placeholder| placeholder.name == pod.name_any());
+        let waits = migration.verdict() == Some(Verdict::Rollback) || placeholder;
+        return waits && mark.is_some() && mark == migration.metadata.uid.as_ref();
     }
     let (name, status) = (pod.name_any(), migration.status.as_ref());
     let source = status.and_then(|s| s.source.as_ref()).is_some_and(|s| s.name == name);
@@ -185,6 +188,11 @@ mod tests {
         assert!(!super::concerns(&migration("Rollback"), &pod("p-5f1c22", "other")));
         assert!(!super::concerns(&migration("Rollback"), &pod("p", "other")));
         assert!(!super::concerns(&migration("Commit"), &pod("p-5f1c22", "one")), "it is the workload by now");
+        let mut same_name = migration("Commit");
+        same_name.status.as_mut().unwrap().placeholder =
+            Some(crate::api::migration::ReplacementStatus { name: "p-5f1c22".into(), ..Default::default() });
+        assert!(super::concerns(&same_name, &pod("p-5f1c22", "one")), "a placeholder never is");
+        assert!(!super::concerns(&same_name, &pod("p", "one")));
     }
 
     #[test]

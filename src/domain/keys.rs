@@ -67,6 +67,12 @@ pub const REPOSITORY_PREFIX: &str = "drover/";
 /// Tag of the artifact with what is carried beside the containers (emptyDir volumes, /dev/shm). No container has such a name: theirs are DNS labels.
 pub const VOLUMES_TAG: &str = "_volumes";
 
+/// File name of an archive that is kept for a person; `tag` is its container, or [`VOLUMES_TAG`].
+#[must_use]
+pub fn kept_archive(migration_uid: &str, tag: &str) -> String {
+    format!("kept-{migration_uid}-{tag}.tar")
+}
+
 /// The annotation value that asks for a migration, under either key; the full key wins.
 #[must_use]
 pub fn requested_destination(annotations: &BTreeMap<String, String>) -> Option<&str> {

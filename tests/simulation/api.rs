@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use drover::{
-    api::{Attestation, AttestationStatus, Migration, MigrationStatus},
+    api::{Attestation, AttestationStatus, Migration, MigrationStatus, Verdict},
     domain::admission::{self, Change, Decision, Requester, World as Seen},
     ports::{Failure, PortError, PortResult},
 };
@@ -262,8 +262,24 @@ impl Api {
         }
     }
 
-    /// Garbage collection: attestations of migrations that are gone.
+    /// Whether the push door of a node lets another one's agent in: `agent::controller::may_push`.
+    pub fn may_push(&self, to: &str, from: &str, repository: &str) -> bool {
+        let expects = |status: &MigrationStatus| {
+            let destination = status.destination.as_ref().filter(|d| d.repository == repository);
+            let from_source = destination.is_some() && status.source.as_ref().is_some_and(|s| s.node_name == from);
+            match (status.verdict, &status.fallback) {
+                (None, _) => from_source && destination.is_some_and(|d| d.node_name == to),
+                (Some(Verdict::Rollback), Some(_)) => from_source && to == from,
+                _ => false,
+            }
+        };
+        self.migrations.values().filter(|m| !m.is_done()).filter_map(|m| m.status.as_ref()).any(expects)
+    }
+
+    /// Garbage collection: attestations and templates of migrations that are gone.
     pub fn collect_garbage(&mut self) {
+        let there: Vec<&String> = self.migrations.values().filter_map(|m| m.metadata.uid.as_ref()).collect();
+        self.templates.retain(|uid, _| there.contains(&uid));
         let gone = |a: &Attestation| !self.migrations.values().any(|m| m.metadata.uid.as_ref() == Some(&a.spec.migration_uid));
         let names: Vec<String> = self.attestations.iter().filter(|(_, a)| gone(a)).map(|(name, _)| name.clone()).collect();
         for name in names {

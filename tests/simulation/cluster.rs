@@ -129,7 +129,7 @@ impl Handle {
             .call(Door::Api, |world| {
                 let now = world.now();
                 world.api.create_pod(pod, now)?;
-                world.tell(format_args!("the {} makes the waiting replacement {}", self.process, name_of(&pod.metadata)));
+                world.tell(format_args!("the {} makes the waiting pod {}", self.process, name_of(&pod.metadata)));
                 Ok(())
             })
             .await;

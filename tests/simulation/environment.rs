@@ -141,6 +141,7 @@ pub fn create_migration(world: &mut World, name: &str, pod: &str) {
         deadline_seconds: world.plan.deadline_seconds,
         freeze_budget_seconds: world.plan.freeze_budget_seconds,
         in_doubt: world.plan.in_doubt,
+        keep_name: world.plan.keep_name,
         ..MigrationSpec::default()
     };
     let now = world.now();
@@ -161,7 +162,7 @@ pub fn begin(world: &mut World) {
     }
     let uid = world.api.pods.get(POD).and_then(|pod| pod.metadata.uid.clone()).unwrap_or_default();
     for name in names {
-        let memory = truth::begins_anew(world);
+        let memory = truth::begins_anew(world, &uid, &name);
         let id = world.nodes[0].fresh_id();
         let container = Container {
             id: id.clone(),

@@ -10,6 +10,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::time::Instant;
 
 use crate::{
+    kind::{Kind, pod_of, went_first},
     mutation::Mutation,
     node::Content,
     runtime::end,
@@ -24,6 +25,11 @@ pub const FAULTS_END: Duration = Duration::from_secs(150);
 pub struct Plan {
     pub seed: u64,
     pub mutation: Mutation,
+    pub kind: Kind,
+    /// `spec.keepName`.
+    pub keep_name: bool,
+    /// Which nodes have the gate.
+    pub gated: [bool; 2],
     /// Containers of the pod.
     pub containers: usize,
     /// The Migration names its destination; otherwise the scheduler chooses.
@@ -36,6 +42,8 @@ pub struct Plan {
     pub slow_push: Option<Duration>,
     pub dump_is_refused: bool,
     pub restore_is_refused: bool,
+    /// Also on the node that the pod came from.
+    pub fallback_is_refused: bool,
     /// CRIU's log of a restore has an error that does not end it.
     pub log_is_noisy: bool,
     pub base_is_missing: bool,
@@ -129,9 +137,14 @@ impl Plan {
         let (dump_is_refused, restore_is_refused, base_is_missing, goes_back) = (one_in(20), one_in(6), one_in(40), one_in(3));
         let (slow_dump, slow_push, skewed) = (one_in(8), one_in(8), one_in(3));
         let mut seconds = |range| chance.random_range(range);
+        let kind = Kind::of(seed);
+        let (keep_name, gated) = kind.draw(seed);
         let mut plan = Self {
             seed,
             mutation,
+            kind,
+            keep_name,
+            gated,
             containers: if two { 2 } else { 1 },
             names_node,
             deadline_seconds: seconds(30..400),
@@ -142,6 +155,7 @@ impl Plan {
             slow_push: slow_push.then(|| Duration::from_secs(seconds(1..40).into())),
             dump_is_refused,
             restore_is_refused,
+            fallback_is_refused: seed.is_multiple_of(4),
             log_is_noisy: false,
             base_is_missing,
             in_doubt: InDoubt::HoldFrozen,
@@ -158,31 +172,19 @@ impl Plan {
         plan.person = [None, Some("source"), Some("destination")][chance.random_range(0..3)];
         plan.person_sees_nodes = chance.random_range(0..3) == 0;
         // Faults that come together find more than the same number spread out.
-        let focus = PHASES[chance.random_range(0..PHASES.len())];
+        let phases = kind.phases();
+        let focus = phases[chance.random_range(0..phases.len())];
         for _ in 0..chance.random_range(0..8) {
-            plan.faults.push(Fault { when: moment(&mut chance, focus), what: fault(&mut chance) });
+            plan.faults.push(Fault { when: moment(&mut chance, phases, focus), what: fault(&mut chance) });
         }
         plan
     }
 }
 
-/// Where faults strike; the release and what comes before it more often.
-const PHASES: [Phase; 9] = [
-    Phase::Preparing,
-    Phase::Freezing,
-    Phase::Checkpointing,
-    Phase::Transferring,
-    Phase::AwaitingReadiness,
-    Phase::AwaitingReadiness,
-    Phase::Restoring,
-    Phase::Restoring,
-    Phase::Finishing,
-];
-
-fn moment(chance: &mut StdRng, focus: Phase) -> When {
+fn moment(chance: &mut StdRng, phases: &[Phase], focus: Phase) -> When {
     match chance.random_range(0..10) {
         0 => When::Call(chance.random_range(0..500)),
-        1..4 => When::Phase(PHASES[chance.random_range(0..PHASES.len())], chance.random_range(0..45)),
+        1..4 => When::Phase(phases[chance.random_range(0..phases.len())], chance.random_range(0..45)),
         _ => When::Phase(focus, chance.random_range(0..45)),
     }
 }
@@ -320,6 +322,8 @@ fn power_loss(world: &mut World, node: usize, time: Duration) {
     }
     world.nodes[node].is_up = false;
     world.nodes[node].boots += 1;
+    world.nodes[node].making.clear();
+    world.nodes[node].sandboxes.clear();
     let mut containers = std::mem::take(&mut world.nodes[node].containers);
     for container in containers.values_mut() {
         container.is_starting = false;
@@ -333,18 +337,11 @@ fn power_loss(world: &mut World, node: usize, time: Duration) {
     world.kill(Process::Kubelet(node), time + Duration::from_secs(1));
 }
 
-/// The workload's pod that is the source of m1, or the one that replaces it.
-fn pod_of(world: &World, source: bool) -> Option<(String, String)> {
-    let status = world.api.migrations.get("m1").and_then(|m| m.status.clone()).unwrap_or_default();
-    let name = if source { POD.to_owned() } else { status.replacement?.name };
-    let pod = world.api.pods.get(&name)?;
-    Some((name, pod.metadata.uid.clone()?))
-}
-
 fn user_deletes(world: &mut World, source: bool, force: bool) {
     let Some((name, uid)) = pod_of(world, source) else { return };
     world.tell(format_args!("a user deletes pod {name}"));
-    world.truth.given_up |= source;
+    // Past the point of no return the source is deleted anyway, and lives in its archives.
+    world.truth.given_up |= source && went_first(world, &uid).is_none();
     world.truth.user_deleted = true;
     let now = world.now();
     world.api.delete_pod(&name, &uid, force, now);

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::{
     api::name_of,
+    mutation::Mutation,
     node::Container,
     runtime::{base_image, end},
     start::Start,
@@ -59,11 +60,6 @@ impl KubeletState {
 
     pub fn uid_of(&self, name: &str) -> Option<String> {
         self.pods.iter().find(|(_, known)| known.pod.metadata.name.as_deref() == Some(name)).map(|(uid, _)| uid.clone())
-    }
-
-    /// Whether a pod's sandbox is up.
-    pub fn has_sandbox(&self, uid: &str) -> bool {
-        self.pods.get(uid).is_some_and(|known| known.sandbox_at <= Instant::now())
     }
 
     /// `GET /pods`: with the agent's own pod, once it has read them.
@@ -140,14 +136,31 @@ fn refresh(world: &mut World, at: usize) {
 fn sync_pod(world: &mut World, at: usize, uid: &str) -> Vec<Start> {
     let Some(known) = world.nodes[at].kubelet.pods.get(uid) else { return vec![] };
     if known.pod.metadata.deletion_timestamp.is_some() {
+        let again = if world.plan.mutation == Mutation::KubeletStartsWhatIsDeleted { start_again(world, at, uid) } else { vec![] };
         end_pod(world, at, uid);
-        return vec![];
+        return again;
     }
     if known.sandbox_at > Instant::now() {
         return vec![];
     }
+    world.nodes[at].sandboxes.insert(uid.to_owned());
+    let Some(known) = world.nodes[at].kubelet.pods.get(uid) else { return vec![] };
     let wanted: Vec<(String, String)> =
         known.pod.spec.iter().flat_map(|spec| &spec.containers).map(|c| (c.name.clone(), c.image.clone().unwrap_or_default())).collect();
+    wanted.into_iter().filter_map(|(name, image)| start_of(world, at, uid, &name, image)).collect()
+}
+
+/// What a kubelet must not do: an ended container of a pod whose deletion it shows is started once more.
+fn start_again(world: &mut World, at: usize, uid: &str) -> Vec<Start> {
+    let Some(known) = world.nodes[at].kubelet.pods.get(uid) else { return vec![] };
+    let wanted: Vec<(String, String)> = known
+        .pod
+        .spec
+        .iter()
+        .flat_map(|spec| &spec.containers)
+        .filter(|c| known.containers.get(&c.name).is_none_or(|container| container.restarts == 0))
+        .map(|c| (c.name.clone(), c.image.clone().unwrap_or_default()))
+        .collect();
     wanted.into_iter().filter_map(|(name, image)| start_of(world, at, uid, &name, image)).collect()
 }
 
@@ -168,7 +181,9 @@ fn start_of(world: &mut World, at: usize, uid: &str, name: &str, image: String) 
         last_error: known.last_error,
     };
     world.nodes[at].kubelet.pods.get_mut(uid)?.containers.insert(name.to_owned(), next);
-    Some(Start { at, boot, pod_uid: uid.to_owned(), container: name.to_owned(), image })
+    world.nodes[at].making.push(uid.to_owned());
+    let kubelet = world.life(Process::Kubelet(at)).generation;
+    Some(Start { at, boot, kubelet, pod_uid: uid.to_owned(), container: name.to_owned(), image })
 }
 
 /// SIGTERM, the grace period, SIGKILL; then the records go, and the object.
@@ -179,7 +194,8 @@ fn end_pod(world: &mut World, at: usize, uid: &str) {
     let grace = Duration::from_secs(5);
     let name = name_of(&known.pod.metadata);
     let ids: Vec<String> = world.nodes[at].of_pod(uid).map(|c| c.id.clone()).collect();
-    let mut is_over = true;
+    // A kubelet takes one step at a time for each pod: it ends it once it is done with what it makes.
+    let mut is_over = !world.nodes[at].is_making(uid);
     for id in ids {
         let Some(mut container) = world.nodes[at].containers.get(&id).cloned() else { continue };
         if container.is_starting {
@@ -197,6 +213,7 @@ fn end_pod(world: &mut World, at: usize, uid: &str) {
     if is_over && world.closed(Process::Kubelet(at), Door::Api).is_none() {
         world.nodes[at].containers.retain(|_, c| c.pod_uid != uid);
         world.nodes[at].kubelet.pods.remove(uid);
+        world.nodes[at].sandboxes.remove(uid);
         world.tell(format_args!("the kubelet of {} has ended pod {name}", NODES[at]));
         let now = world.now();
         world.api.delete_pod(&name, uid, true, now);
@@ -215,6 +232,9 @@ fn end_orphans(world: &mut World, at: usize) {
         return;
     }
     let known = |world: &World, c: &Container| world.nodes[at].kubelet.pods.contains_key(&c.pod_uid);
+    let node = &mut world.nodes[at];
+    let (making, containers, pods) = (&node.making, &node.containers, &node.kubelet.pods);
+    node.sandboxes.retain(|uid| pods.contains_key(uid) || making.contains(uid) || containers.values().any(|c| c.pod_uid == *uid));
     let orphans: Vec<Container> = world.nodes[at].containers.values().filter(|c| !known(world, c) && !c.is_starting).cloned().collect();
     for mut orphan in orphans {
         let since = *world.nodes[at].kubelet.orphans.entry(orphan.id.clone()).or_insert_with(Instant::now);

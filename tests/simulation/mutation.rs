@@ -11,6 +11,8 @@ pub enum Mutation {
     NoCompareAndSwap,
     /// An agent's journals are gone when it dies.
     JournalsAreNotDurable,
+    /// A kubelet that shows a pod's deletion still starts an ended container of it again, once.
+    KubeletStartsWhatIsDeleted,
     /// Fences and claims are gone after a power failure.
     MarkersAreNotDurable,
 }

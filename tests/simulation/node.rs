@@ -1,6 +1,10 @@
 //! A node: what survives a power failure (disk, registry, the runtime's records), and what does not (tasks).
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+};
 
 use drover::{
     api::node_profile::{GateStatus, LaneStatus, NodeProfileStatus},
@@ -74,6 +78,12 @@ pub struct Node {
     pub is_cut: bool,
     pub runtime_up: bool,
     pub registry_up: bool,
+    /// Its runtime asks the gate.
+    pub gated: bool,
+    /// UIDs of the pods whose sandbox is up: it outlives the kubelet, and the pod's object.
+    pub sandboxes: BTreeSet<String>,
+    /// UIDs of the pods that a container is being made for: the runtime may not know it yet.
+    pub making: Vec<String>,
     pub kubelet: KubeletState,
     pub containers: BTreeMap<String, Container>,
     /// Image reference → content, in the runtime's store.
@@ -87,11 +97,11 @@ pub struct Node {
 }
 
 impl Node {
-    pub fn new(name: &'static str, disk: PathBuf) -> Self {
+    pub fn new(name: &'static str, disk: PathBuf, gated: bool) -> Self {
         let profile = NodeProfileStatus {
             lanes: vec![LaneStatus { name: "image".into(), available: true, message: String::new() }],
             free_bytes: 1 << 30,
-            gate: GateStatus { installed: true, message: String::new() },
+            gate: GateStatus { installed: gated, message: String::new() },
             architecture: "amd64".into(),
             ..NodeProfileStatus::default()
         };
@@ -103,6 +113,9 @@ impl Node {
             is_cut: false,
             runtime_up: true,
             registry_up: true,
+            gated,
+            sandboxes: BTreeSet::new(),
+            making: vec![],
             kubelet: KubeletState::default(),
             containers: BTreeMap::new(),
             store: BTreeMap::new(),
@@ -145,6 +158,11 @@ impl Node {
     pub fn fresh_id(&mut self) -> String {
         self.made += 1;
         format!("{}-c{:04}", self.name, self.made)
+    }
+
+    /// Whether anything may still be started for a pod.
+    pub fn is_making(&self, pod_uid: &str) -> bool {
+        self.making.iter().any(|uid| uid == pod_uid)
     }
 
     /// Containers of a pod, ended ones too.

@@ -12,7 +12,8 @@ use kube::ResourceExt as _;
 
 use crate::{
     environment,
-    faults::Plan,
+    faults::{Fault, Plan, What},
+    kind::Kind,
     mutation::Mutation,
     node::Content,
     process,
@@ -32,7 +33,8 @@ pub struct Report {
     pub broken: Option<String>,
     /// What was done, line by line.
     pub story: Vec<String>,
-    /// Migration → how it ended: an outcome or `Held`.
+    pub kind: Kind,
+    /// Migration → how it ended: an outcome, `Fallback`, or `Held` and why.
     pub ends: BTreeMap<String, String>,
     /// Port calls.
     pub calls: u64,
@@ -71,9 +73,15 @@ pub fn run(seed: u64, mutation: Mutation) -> Report {
             report.plan = told;
             report
         }
-        Err(error) => {
-            Report { seed, broken: Some(format!("the simulation cannot run: {error}")), story: vec![], ends: BTreeMap::new(), calls: 0, plan: told }
-        }
+        Err(error) => Report {
+            seed,
+            broken: Some(format!("the simulation cannot run: {error}")),
+            story: vec![],
+            kind: Kind::of(seed),
+            ends: BTreeMap::new(),
+            calls: 0,
+            plan: told,
+        },
     }
 }
 
@@ -104,14 +112,16 @@ async fn play(plan: Plan, disks: &std::path::Path) -> Report {
 
 fn report(world: &World) -> Report {
     let end = |m: &Migration| match m.status.as_ref().and_then(|s| s.outcome) {
+        Some(Outcome::RolledBack) if m.status.as_ref().is_some_and(|s| s.fallback.is_some()) => "Fallback".to_owned(),
         Some(outcome) => outcome.as_str().to_owned(),
-        None if is_held(m) => "Held".to_owned(),
+        None if is_held(m) => format!("Held, {}", held_for(m)),
         None => format!("in phase {}", m.phase()),
     };
     Report {
         seed: world.plan.seed,
         broken: world.broken.clone(),
         story: world.story.clone(),
+        kind: world.plan.kind,
         ends: world.api.migrations.iter().map(|(name, m)| (name.clone(), end(m))).collect(),
         calls: world.calls,
         plan: String::new(),
@@ -127,6 +137,12 @@ fn has_ended(world: &World, migration: &Migration) -> bool {
 pub fn is_held(migration: &Migration) -> bool {
     let conditions = migration.status.iter().flat_map(|status| &status.conditions);
     conditions.into_iter().any(|c| c.type_ == condition::HELD && c.status == "True" && !c.message.is_empty())
+}
+
+/// The reason of a hold.
+fn held_for(migration: &Migration) -> &str {
+    let conditions = migration.status.iter().flat_map(|status| &status.conditions);
+    conditions.into_iter().find(|c| c.type_ == condition::HELD).map_or("", |c| c.reason.as_str())
 }
 
 /// I6 and what must be left: nothing, where everything has ended.
@@ -152,8 +168,10 @@ fn leftovers(world: &mut World) {
         };
         found.extend(files(node.journals()).map(|file| format!("journal {file} on {}", node.name)));
         found.extend(files(node.gate_root()).map(|file| format!("markers of pod {file} on {}", node.name)));
-        // What is kept for a person is named in the status.
-        let named = |file: &str| world.truth.told.iter().any(|message| message.contains(file));
+        // What is kept for a person is named in the status; where a user has deleted the Migration of a source that went first, in its agent's log.
+        let is_there = |file: &str| world.api.migrations.values().filter_map(|m| m.metadata.uid.as_ref()).any(|uid| file.contains(uid));
+        let logged = |file: &str| world.plan.kind != Kind::NewName && file.starts_with("kept-") && !is_there(file);
+        let named = |file: &str| logged(file) || world.truth.told.iter().any(|message| message.contains(file));
         found.extend(files(node.checkpoints()).filter(|file| !named(file)).map(|file| format!("archive {file} on {}", node.name)));
         for container in node.containers.values().filter(|c| c.state == TaskState::Paused && c.ended.is_none()) {
             found.push(format!("{} ({}) is frozen on {}", container.name, container.id, node.name));
@@ -172,6 +190,10 @@ fn leftovers(world: &mut World) {
             }
         }
     }
+    // One that a manager makes too late goes with its Migration, which owns it.
+    let late = |fault: &Fault| matches!(fault.what, What::Stopped(Process::Manager(_), _) | What::Slow(Process::Manager(_), _));
+    let templates = world.api.templates.keys().filter(|_| !world.plan.faults.iter().any(late));
+    found.extend(templates.map(|uid| format!("the template of {uid}")));
     found.extend(world.api.pull_credentials.iter().map(|uid| format!("pull credentials of {uid}")));
     let active = |pod: &Pod| lock_of(pod).is_some_and(|lock| world.api.migrations.values().any(|m| m.metadata.uid.as_ref() == Some(lock)));
     found.extend(world.api.pods.iter().filter(|(_, pod)| active(pod)).map(|(name, _)| format!("a lock on pod {name}")));

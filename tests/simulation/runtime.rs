@@ -91,10 +91,10 @@ impl Runtime for Handle {
     }
 
     async fn kill(&self, id: &str) -> PortResult<()> {
-        self.on_task(id, |world, container, at| {
+        self.on_task(id, |world, container, _| {
             if container.is_alive() {
                 world.tell(format_args!("the {} kills {} ({})", self.process, container.name, container.id));
-                truth::drover_kills(world, at, container);
+                truth::drover_kills(world, container);
                 end(world, container);
             }
             Ok(())
@@ -176,7 +176,7 @@ fn dump(world: &mut World, at: usize, namespace: &str, pod: &str, container: &st
     let number = world.faults.archives;
     let path = world.nodes[at].checkpoints().join(format!("checkpoint-{pod}_{namespace}-{container}-2026-11-25T14:00:{number:02}Z.tar"));
     write_archive(&path, memory).map_err(|e| PortError::transient(e.to_string()))?;
-    world.truth.archived(path.clone(), memory);
+    world.truth.archived(path.clone(), memory, &uid);
     world.tell(format_args!("CRIU dumps {container} ({id}) at step {}", memory.steps));
     Ok(path)
 }
@@ -191,12 +191,7 @@ impl Pusher for Handle {
         self.sleep(took).await;
         let image = PushedImage { container: container.to_owned(), digest: digest_of(memory, container), bytes: 7 };
         self.call(Door::Push(to, from), |world| {
-            let granted =
-                world.api.migrations.values().filter(|m| !m.is_done() && m.verdict().is_none()).filter_map(|m| m.status.as_ref()).any(|s| {
-                    let here = s.destination.as_ref().is_some_and(|d| d.node_name == NODES[to] && d.repository == target.repository);
-                    here && s.source.as_ref().is_some_and(|s| s.node_name == NODES[from])
-                });
-            if !granted {
+            if !world.api.may_push(NODES[to], NODES[from], &target.repository) {
                 return Err(PortError::permanent("the push door refuses: no such migration"));
             }
             let repository = world.nodes[to].registry.entry(target.repository.clone()).or_default();
@@ -225,7 +220,7 @@ impl Inside for Handle {
 
     async fn has_sandbox(&self, pod_uid: &str) -> PortResult<bool> {
         let at = self.at();
-        self.call(Door::Runtime(at), |world| Ok(world.nodes[at].kubelet.has_sandbox(pod_uid))).await
+        self.call(Door::Runtime(at), |world| Ok(world.nodes[at].sandboxes.contains(pod_uid))).await
     }
 
     async fn volumes(&self, _pod_uid: &str) -> PortResult<Vec<(String, PathBuf)>> {

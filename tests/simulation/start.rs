@@ -13,7 +13,7 @@ use crate::{
     mutation::Mutation,
     node::{Container, Content, Memory, Node},
     truth,
-    world::{Sim, World},
+    world::{Process, Sim, World},
 };
 
 /// CRIU's line at the point of no return.
@@ -24,6 +24,8 @@ pub struct Start {
     pub at: usize,
     /// The boot that it belongs to.
     pub boot: u32,
+    /// The life of the kubelet that makes it: until the runtime has it, it ends with that.
+    pub kubelet: u32,
     pub pod_uid: String,
     pub container: String,
     pub image: String,
@@ -32,20 +34,30 @@ pub struct Start {
 impl Start {
     /// Brings the container up, as far as gate and CRIU let it.
     pub async fn run(self, sim: Sim) {
-        let Some((id, content)) = self.make(&sim).await else { return };
-        if let Err(refusal) = self.step(&sim, |world| self.pass_gate(world, &id)).await.unwrap_or(Ok(())) {
-            self.fail(&sim, &id, &refusal).await;
+        self.bring_up(&sim).await;
+        sim.aside(|world| {
+            let node = &mut world.nodes[self.at];
+            if let Some(place) = node.making.iter().position(|uid| *uid == self.pod_uid).filter(|_| node.boots == self.boot) {
+                node.making.remove(place);
+            }
+        });
+    }
+
+    async fn bring_up(&self, sim: &Sim) {
+        let Some((id, content)) = self.make(sim).await else { return };
+        if let Err(refusal) = self.step(sim, |world| self.pass_gate(world, &id)).await.unwrap_or(Ok(())) {
+            self.fail(sim, &id, &refusal).await;
             return;
         }
         match content {
             Content::Base => {
-                self.step(&sim, |world| {
-                    let memory = truth::begins_anew(world);
+                self.step(sim, |world| {
+                    let memory = truth::begins_anew(world, &self.pod_uid, &self.container);
                     self.executes(world, &id, memory, true);
                 })
                 .await;
             }
-            Content::Checkpoint(memory) => self.restore(&sim, &id, memory).await,
+            Content::Checkpoint(memory) => self.restore(sim, &id, memory).await,
         }
     }
 
@@ -70,6 +82,9 @@ impl Start {
         });
         let content = found.await??;
         self.step(sim, |world| {
+            if world.life(Process::Kubelet(self.at)).generation != self.kubelet {
+                return None;
+            }
             let node = &mut world.nodes[self.at];
             let id = node.fresh_id();
             let restored = matches!(content, Content::Checkpoint(_));
@@ -94,14 +109,15 @@ impl Start {
                 let bundle = node.bundle(&id);
                 let _ = fs::create_dir_all(&bundle).and_then(|()| fs::write(bundle.join("restore.log"), "(00.000) begin\n"));
             }
-            (id, content)
+            Some((id, content))
         })
         .await
+        .flatten()
     }
 
     /// The OCI hook, with the state that runc gives it.
     fn pass_gate(&self, world: &mut World, id: &str) -> Result<(), String> {
-        if world.plan.mutation == Mutation::NoGate {
+        if world.plan.mutation == Mutation::NoGate || !world.nodes[self.at].gated {
             return Ok(());
         }
         let node = &world.nodes[self.at];
@@ -133,7 +149,10 @@ impl Start {
 
     /// CRIU: the processes run before its log says so, and the log says so before the runtime does.
     async fn restore(&self, sim: &Sim, id: &str, memory: Memory) {
-        let refused = sim.lock().plan.restore_is_refused;
+        let refused = {
+            let plan = &sim.lock().plan;
+            plan.restore_is_refused && (self.at == 1 || plan.fallback_is_refused)
+        };
         if refused {
             self.log(sim, id, "Error (criu/mount.c:1): mnt: No mapping for 7\nError (criu/cr-restore.c:2): Restoring FAILED.\n").await;
             self.fail(sim, id, "OCI runtime restore failed: criu failed: type RESTORE errno 0").await;

@@ -15,6 +15,7 @@ use drover::{
 };
 
 use crate::{
+    kind::went_first,
     node::{Container, Content, Memory, read_archive},
     world::World,
 };
@@ -36,6 +37,16 @@ pub struct Truth {
     committed: BTreeMap<String, Duration>,
     /// Archives on the nodes' disks. The agents remove them without asking anybody.
     archives: Vec<(PathBuf, Memory)>,
+    /// UID of a pod → what was dumped of it, the last for each program.
+    dumped: BTreeMap<String, BTreeMap<u64, u64>>,
+    /// UID of a pod and a container → the program that was executed there last.
+    programs: BTreeMap<(String, String), u64>,
+    /// Lineages whose pod has started anew since their checkpoint: going on from that is a decision (R8).
+    outrun: BTreeSet<u64>,
+    /// Containers that a kubelet without a gate has restored once more. Nothing prevents that, but none of them is a copy.
+    rewound: BTreeSet<String>,
+    /// UIDs of migrations whose fallback is confirmed.
+    fallen_back: BTreeSet<String>,
     /// Everything that a status has told: also of migrations that are gone.
     pub told: Vec<String>,
     /// A user has deleted the source: it need not survive any more.
@@ -45,16 +56,34 @@ pub struct Truth {
 }
 
 /// A program starts from nothing.
-pub fn begins_anew(world: &mut World) -> Memory {
-    let lineage = world.truth.executed.len() as u64 + 1;
-    world.truth.executed.insert(lineage, 0);
+pub fn begins_anew(world: &mut World, pod_uid: &str, container: &str) -> Memory {
+    let truth = &mut world.truth;
+    let lineage = truth.executed.len() as u64 + 1;
+    truth.executed.insert(lineage, 0);
+    let before = truth.programs.insert((pod_uid.to_owned(), container.to_owned()), lineage);
+    truth.outrun.extend(before.filter(|before| truth.in_transit.contains(before)));
     Memory { lineage, steps: 0 }
 }
 
 /// A container executes for the first time.
 pub fn started(world: &mut World, at: usize, id: &str) {
-    let Some(container) = world.nodes[at].containers.get(id) else { return };
+    let Some(container) = world.nodes[at].containers.get(id).cloned() else { return };
     world.truth.ran.insert(container.pod_uid.clone());
+    if container.restored_from.is_none() {
+        return;
+    }
+    let lineage = container.memory.lineage;
+    if world.truth.outrun.contains(&lineage) {
+        world.breaks(format!(
+            "R8: {} ({id}) goes on from a checkpoint though its pod has started anew since, and nobody has decided so",
+            container.name
+        ));
+    }
+    let before = world.truth.programs.insert((container.pod_uid.clone(), container.name.clone()), lineage);
+    if before == Some(lineage) && !world.nodes[at].gated {
+        world.truth.executed.insert(lineage, container.memory.steps);
+        world.truth.rewound.insert(id.to_owned());
+    }
 }
 
 impl Truth {
@@ -64,7 +93,8 @@ impl Truth {
     }
 
     /// A kubelet has written an archive.
-    pub fn archived(&mut self, path: PathBuf, memory: Memory) {
+    pub fn archived(&mut self, path: PathBuf, memory: Memory, pod_uid: &str) {
+        self.dumped.entry(pod_uid.to_owned()).or_default().insert(memory.lineage, memory.steps);
         self.archives.push((path, memory));
     }
 }
@@ -158,9 +188,18 @@ pub fn drover_collects(world: &mut World, deed: impl FnOnce(&mut World)) {
     }
 }
 
+/// R13, R14: whether a container of a source that goes first may end: its archive has all that it has executed. Without a gate it may have executed more,
+/// which is lost; that nothing goes on from the archive then is checked where something does.
+fn may_go_first(world: &World, container: &Container) -> bool {
+    went_first(world, &container.pod_uid).is_some_and(|status| {
+        let without_gate = status.source.as_ref().is_some_and(|source| source.without_gate);
+        without_gate || world.truth.archives.iter().any(|(_, memory)| *memory == container.memory)
+    })
+}
+
 /// I2, R17: an agent ends a source.
-pub fn drover_kills(world: &mut World, _at: usize, container: &Container) {
-    if !world.truth.confirmed.contains(&container.pod_uid) {
+pub fn drover_kills(world: &mut World, container: &Container) {
+    if !world.truth.confirmed.contains(&container.pod_uid) && !may_go_first(world, container) {
         world.breaks(format!("I2: the agent kills {} ({}) though its copy is not confirmed", container.name, container.id));
     }
 }
@@ -176,7 +215,7 @@ pub fn drover_deletes(world: &mut World, uid: &str) {
     if world.api.migrations.values().any(given_up) {
         return;
     }
-    let lives = world.nodes.iter().flat_map(|node| node.of_pod(uid)).any(Container::is_alive);
+    let lives = world.nodes.iter().flat_map(|node| node.of_pod(uid)).any(|c| c.is_alive() && !may_go_first(world, c));
     if lives && !world.truth.confirmed.contains(uid) {
         world.breaks("I2: the manager deletes a pod whose program lives and has no confirmed copy");
     }
@@ -192,6 +231,9 @@ pub fn kubelet_kills(world: &mut World, _at: usize, container: &Container) {
 /// R2: a frozen source goes on.
 pub fn thawed(world: &mut World, container: &Container) {
     world.truth.goes_on(container.memory.lineage);
+    if went_first(world, &container.pod_uid).is_some() {
+        world.breaks("R13: the source is thawed past the point of no return");
+    }
     let has_voted = |a: &&Attestation| a.spec.pod_uid == container.pod_uid && a.status.as_ref().is_some_and(|s| s.vote.is_some());
     let voted: Vec<&str> = world.api.attestations.values().filter(has_voted).map(|a| a.spec.migration_uid.as_str()).collect();
     let bound = |m: &&Migration| {
@@ -206,28 +248,41 @@ pub fn thawed(world: &mut World, container: &Container) {
 /// I5, R17: the destination confirms.
 pub fn attested(world: &mut World, before: &AttestationStatus, after: &Attestation) {
     let status = after.status.clone().unwrap_or_default();
-    if after.spec.role != Role::Destination || status.confirmed.is_none() || before.confirmed.is_some() {
+    if after.spec.role == Role::Source || status.confirmed.is_none() || before.confirmed.is_some() {
         return;
     }
+    let is_fallback = after.spec.role == Role::Fallback;
     let migration = world.api.migrations.values().find(|m| m.metadata.uid.as_ref() == Some(&after.spec.migration_uid)).and_then(|m| m.status.clone());
     let migration = migration.unwrap_or_default();
-    world.truth.confirmed.extend(migration.source.as_ref().map(|source| source.uid.clone()));
-    if migration.resolved.is_some() {
+    let source = migration.source.as_ref().map(|source| source.uid.clone()).unwrap_or_default();
+    if is_fallback {
+        world.truth.fallen_back.insert(after.spec.migration_uid.clone());
+    } else {
+        world.truth.confirmed.insert(source.clone());
+    }
+    if migration.resolved.is_some() && !is_fallback {
         // It was decided that the replacement goes on, with or without the memory.
         let frozen = world.nodes.iter().flat_map(|node| node.containers.values()).filter(|c| world.truth.confirmed.contains(&c.pod_uid));
         let given_up: Vec<u64> = frozen.map(|c| c.memory.lineage).collect();
         world.truth.in_transit.retain(|lineage| !given_up.contains(lineage));
         return;
     }
-    let committed = world.truth.committed.get(&after.spec.migration_uid).copied();
+    let key = if is_fallback { fallback_of(&after.spec.migration_uid) } else { after.spec.migration_uid.clone() };
+    let committed = world.truth.committed.get(&key).copied();
     for named in status.restored.iter().flat_map(|restored| &restored.containers) {
         let found = world.nodes.iter().find_map(|node| node.containers.get(&named.container_id));
         let ran = found.is_some_and(|c| c.restored_from.is_some() && committed.is_some_and(|at| c.ended.is_none_or(|ended| ended >= at)));
         let lineage = found.map(|c| c.memory.lineage);
-        if ran {
+        let dumped = world.truth.dumped.get(&source).is_some_and(|dumped| lineage.is_some_and(|lineage| dumped.contains_key(&lineage)));
+        if world.truth.rewound.contains(&named.container_id) {
+            world.breaks(format!("I8: {} is confirmed though its program was restored twice", named.container_id));
+        } else if ran && dumped {
             world.truth.in_transit.retain(|kept| Some(*kept) != lineage);
         } else {
-            world.breaks(format!("R17: {} is confirmed though it did not run after the Commit", named.container_id));
+            world.breaks(format!(
+                "R17: {} is confirmed though it did not go on from the checkpoint, or did not run after what must stand first",
+                named.container_id
+            ));
         }
     }
 }
@@ -253,7 +308,17 @@ pub fn status_written(world: &mut World, migration: &Migration, before: &Migrati
             None => {}
         }
     }
+    let restored = |status: &MigrationStatus| status.fallback.as_ref().is_some_and(|fallback| !fallback.containers.is_empty());
+    let own = migration.metadata.uid.clone().unwrap_or_default();
+    if restored(&status) && !restored(before) {
+        let now = world.elapsed();
+        world.truth.committed.insert(fallback_of(&own), now);
+    }
     let source = status.source.as_ref().map(|s| s.uid.clone()).unwrap_or_default();
+    if before.outcome.is_none() && status.outcome == Some(Outcome::RolledBack) && status.fallback.is_some() && !world.truth.fallen_back.contains(&own)
+    {
+        world.breaks("I5: RolledBack is written though no fallback was confirmed");
+    }
     if before.outcome.is_none() && status.outcome == Some(Outcome::Migrated) && !world.truth.confirmed.contains(&source) {
         world.breaks("I5: Migrated is written though no copy was confirmed");
     }
@@ -266,11 +331,17 @@ pub fn status_written(world: &mut World, migration: &Migration, before: &Migrati
     debug_assert!(status.phase != Phase::Done || status.outcome.is_some() || migration.spec.check_only, "an end has an outcome");
 }
 
+/// Under which key it is kept when a fallback was written down as restored.
+fn fallback_of(migration_uid: &str) -> String {
+    format!("{migration_uid}/fallback")
+}
+
 fn roll_back(world: &mut World, status: &MigrationStatus) {
-    let Some(replacement) = status.replacement.as_ref().filter(|r| !r.uid.is_empty()) else { return };
     if status.resolved.is_some() {
         lose_what_ran_since(world, status);
-    } else if world.truth.ran.contains(&replacement.uid) {
+    }
+    let Some(replacement) = status.replacement.as_ref().filter(|r| !r.uid.is_empty()) else { return };
+    if status.resolved.is_none() && world.truth.ran.contains(&replacement.uid) {
         world.breaks("I4: Rollback is written though the replacement has executed");
     }
     world.truth.forbidden.insert(replacement.uid.clone());
@@ -281,4 +352,9 @@ fn lose_what_ran_since(world: &mut World, status: &MigrationStatus) {
     let source = status.source.as_ref().map(|s| s.uid.clone()).unwrap_or_default();
     let frozen: Vec<Memory> = world.nodes.iter().flat_map(|node| node.of_pod(&source)).map(|c| c.memory).collect();
     world.truth.executed.extend(frozen.into_iter().map(|memory| (memory.lineage, memory.steps)));
+    if status.is_source_first() {
+        let dumped = world.truth.dumped.get(&source).cloned().unwrap_or_default();
+        world.truth.outrun.retain(|lineage| !dumped.contains_key(lineage));
+        world.truth.executed.extend(dumped);
+    }
 }

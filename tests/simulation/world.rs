@@ -150,7 +150,7 @@ impl Sim {
     pub fn new(plan: Plan, disks: &std::path::Path) -> Self {
         let chance = StdRng::seed_from_u64(plan.seed);
         let folder = |name: &str| PathBuf::from(disks).join(name);
-        let nodes = [Node::new(NODES[0], folder(NODES[0])), Node::new(NODES[1], folder(NODES[1]))];
+        let nodes = [0, 1].map(|at| Node::new(NODES[at], folder(NODES[at]), plan.gated[at]));
         let faults = Faults::of(&plan);
         let mut lives = BTreeMap::new();
         for process in Process::ALL {
@@ -239,6 +239,9 @@ impl World {
     /// A line of the story.
     pub fn tell(&mut self, line: impl std::fmt::Display) {
         let at = self.elapsed();
+        // Messages name archives, and where the disks lie differs from run to run.
+        let root = self.nodes[0].disk.parent().map(|root| root.display().to_string()).unwrap_or_default();
+        let line = line.to_string().replace(&root, "");
         self.story.push(format!("{:>8.3} s  {line}", at.as_secs_f64()));
     }
 
@@ -293,10 +296,10 @@ impl World {
             Door::Runtime(n) => (self.nodes[n].is_up && self.nodes[n].runtime_up, "containerd does not answer"),
             Door::Kubelet(n) => (self.nodes[n].is_up && self.lives.get(&Process::Kubelet(n)).is_some_and(|l| l.alive), "the kubelet does not answer"),
             Door::Registry(n) => (self.nodes[n].is_up && self.nodes[n].registry_up, "the registry does not answer"),
-            Door::Push(to, _) => (
+            Door::Push(to, from) => (
                 self.nodes[to].is_up
                     && self.nodes[to].registry_up
-                    && !self.faults.nodes_are_apart
+                    && (to == from || !self.faults.nodes_are_apart)
                     && self.lives.get(&Process::Agent(to)).is_some_and(|l| l.alive),
                 "the push door does not answer",
             ),

@@ -216,7 +216,7 @@ impl SourceAgent {
     pub(super) fn keep_archives(&self, journal: &Journal) -> PortResult<Vec<String>> {
         let mut kept = vec![];
         let mut keep = |name: &str, from: Option<&PathBuf>| -> PortResult<()> {
-            let to = self.parts.checkpoint_folder.join(format!("kept-{}-{name}.tar", journal.migration_uid));
+            let to = self.parts.checkpoint_folder.join(keys::kept_archive(&journal.migration_uid, name));
             if let Some(from) = from {
                 fs::rename(from, &to).map_err(|e| disk("keep an archive", &e))?;
             }

@@ -211,6 +211,21 @@ impl Course<'_> {
         format!("drover resolve {} -n {} {how}", self.migration.name_any(), self.migration.namespace().unwrap_or_default())
     }
 
+    /// What a source's agent that does not answer will do with its archives when it is back, in words that follow a message.
+    pub(super) fn uncollected(&self, status: &MigrationStatus) -> String {
+        if status.resolved.is_none() {
+            return "; the source node's agent does not answer and collects its archives when it is back".to_owned();
+        }
+        // R15: they alone have the memory, and once this is done nobody is told any more what has become of them.
+        let uid = self.migration.uid().unwrap_or_default();
+        let named: Vec<String> = status.containers.iter().map(|c| keys::kept_archive(&uid, &c.name)).collect();
+        format!(
+            "{}; that node's agent does not answer, and gives them the names {} there when it is back (remove them when they are not needed)",
+            self.archives(),
+            named.join(", ")
+        )
+    }
+
     /// The archives that the source's agent has kept, in words that follow a message.
     pub(super) fn kept(&self) -> String {
         let Some(kept) = &self.observed.source_status().kept else { return String::new() };

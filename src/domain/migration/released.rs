@@ -134,9 +134,7 @@ impl Course<'_> {
     pub(super) fn finish_commit(&self, mut status: MigrationStatus) -> Step {
         let Some(source) = status.source.clone() else { return Step::wait() };
         let destination = self.observed.destination_status();
-        if destination.confirmed.is_none() {
-            return self.unconfirmed(status);
-        }
+        let Some(confirmed) = &destination.confirmed else { return self.unconfirmed(status) };
         if let Some(step) = self.hand_over(&status) {
             return step;
         }
@@ -156,7 +154,8 @@ impl Course<'_> {
             return self.waits_for(status, node, &text, "The copy goes on meanwhile.");
         }
         let collected = !status.is_source_first() || self.observed.source_status().cleaned.is_some();
-        if !collected && status.time_in(Phase::Finishing, self.now) <= CLEAN_PATIENCE {
+        // From the confirmation on: before that its agent must not collect them, however long that has taken.
+        if !collected && self.since(confirmed.at.0) <= CLEAN_PATIENCE {
             return Step::told(status, "the copy is confirmed; waiting for the source node's agent to collect its archives");
         }
         if self.observed.pull_credentials_left {
@@ -171,7 +170,8 @@ impl Course<'_> {
             None => MIGRATED.clone_into(&mut status.message),
         }
         if !collected {
-            status.message.push_str("; the source node's agent does not answer and collects its archives when it is back");
+            let left = self.uncollected(&status);
+            status.message.push_str(&left);
         }
         status.clear_condition(condition::FROZEN, outcome.as_str(), self.now);
         status.clear_condition(condition::HELD, outcome.as_str(), self.now);
@@ -243,9 +243,7 @@ impl Course<'_> {
     }
 
     pub(super) fn done(&self, status: &MigrationStatus) -> Step {
-        if status.verdict == Some(Verdict::Rollback)
-            && let Some(effect) = self.remove_late()
-        {
+        if let Some(effect) = self.remove_late(status) {
             return Step::perform(vec![effect]);
         }
         // A migration that was refused after it had locked its pod.
@@ -262,9 +260,12 @@ impl Course<'_> {
 }
 
 impl Course<'_> {
-    /// A waiting pod of a migration that has not moved its pod: made by a manager that was stopped between its decision and the deed, while another one
-    /// has ended the migration. Nobody else would remove it.
-    fn remove_late(&self) -> Option<Effect> {
+    /// A waiting pod that a manager has made which was stopped between its decision and the deed, while another one has ended the migration. Nobody else
+    /// would remove it. Once the pod is moved, its replacement is the workload, and only a placeholder, which has a name of its own, is too late.
+    fn remove_late(&self, status: &MigrationStatus) -> Option<Effect> {
+        if status.verdict != Some(Verdict::Rollback) {
+            return self.remove_placeholder(false);
+        }
         let late = |pod: &&Pod| self.observed.is_our_replacement(pod, self.migration) && pod.metadata.deletion_timestamp.is_none();
         let replacement = self.observed.replacement.as_ref().filter(late).and_then(|pod| pod.metadata.uid.clone());
         replacement.map(|uid| Effect::DeleteReplacement { uid, force: false }).or_else(|| self.remove_placeholder(false))

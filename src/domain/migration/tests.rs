@@ -263,6 +263,20 @@ fn a_replacement_that_a_stopped_manager_makes_after_the_end_is_removed() {
 }
 
 #[test]
+fn a_placeholder_that_a_stopped_manager_makes_after_the_move_is_removed_and_the_pod_is_not() {
+    let mut walk = Walk::new();
+    walk.migration.spec.keep_name = true;
+    walk.walk_to(Phase::Finishing);
+    walk.attest(Role::Destination, |s| (s.confirmed, s.cleaned) = (Some(At { at: at(9) }), Some(At { at: at(9) })));
+    walk.attest(Role::Source, |s| s.cleaned = Some(At { at: at(9) }));
+    assert_eq!(walk.settle(), Phase::Done);
+    walk.obey(&Effect::CreateReplacement);
+    assert!(walk.observed.placeholder.is_some());
+    walk.settle();
+    assert!(walk.observed.placeholder.is_none() && walk.observed.replacement.is_some());
+}
+
+#[test]
 fn the_reason_of_an_abort_is_told() {
     let mut walk = Walk::new();
     walk.walk_to(Phase::Checkpointing);

@@ -147,6 +147,43 @@ fn a_copy_that_ends_before_its_confirmation_goes_on_cold_only_by_a_decision() {
 }
 
 #[test]
+fn what_a_silent_source_node_will_keep_is_named_before_the_end() {
+    let mut walk = Walk::new();
+    walk.migration.spec.keep_name = true;
+    walk.walk_to(Phase::Finishing);
+    walk.attest(Role::Destination, |s| s.failure = Some(Remark { at: at(9), message: "a restored container has ended".into() }));
+    decide(&mut walk, "destination");
+    walk.settle();
+    walk.attest(Role::Destination, |s| {
+        s.confirmed = Some(At { at: at(12) });
+        s.cleaned = Some(At { at: at(12) });
+    });
+    assert_eq!(walk.settle(), Phase::Finishing, "its agent may still say where they are");
+    walk.now = 600;
+    assert_eq!(walk.settle(), Phase::Done);
+    assert_eq!(walk.status().outcome, Some(Outcome::ColdStarted));
+    for named in ["on node n1: /checkpoints/c.tar", &keys::kept_archive(UID, "c")] {
+        assert!(walk.status().message.contains(named), "{}", walk.status().message);
+    }
+}
+
+#[test]
+fn a_source_node_has_its_time_to_collect_from_the_confirmation_on() {
+    let mut walk = Walk::new();
+    walk.migration.spec.keep_name = true;
+    walk.walk_to(Phase::Finishing);
+    walk.now = 100;
+    walk.attest(Role::Destination, |s| {
+        s.confirmed = Some(At { at: at(99) });
+        s.cleaned = Some(At { at: at(99) });
+    });
+    assert_eq!(walk.settle(), Phase::Finishing, "its agent has just heard of it");
+    walk.now = 150;
+    assert_eq!(walk.settle(), Phase::Done);
+    assert_eq!(walk.status().outcome, Some(Outcome::Migrated));
+}
+
+#[test]
 fn an_annotation_that_is_no_decision_is_named_in_the_hold() {
     let mut walk = in_doubt();
     died(&mut walk);
