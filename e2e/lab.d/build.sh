@@ -30,7 +30,7 @@ for module in api apiextensions-apiserver apimachinery apiserver cli-runtime cli
 done
 declare -A VALUES=(
   [kube]="$KUBE_STAGING ${KUBE_MODULES[*]}" [coredns]=$KUBE_STAGING [helm]=$KUBE_STAGING
-  [noderoot]="$NODE_PACKAGES $CRIU_MINIMUM $RUNC_MINIMUM"
+  [noderoot]="$NODE_PACKAGES $CRIU_MINIMUM $RUNC_MINIMUM" [kafka]=$(cat "$PARTS/kafka/pom.xml")
 )
 
 built() { # NAME: the folder of that thing, there or not
@@ -115,7 +115,7 @@ build_redis() { # OUT
 build_kafka() { # OUT WORK
   sed "s/KAFKA_VERSION/$KAFKA/" "$PARTS/kafka/pom.xml" >"$2/pom.xml"
   (cd "$2" && mvn -B -q dependency:copy-dependencies -DincludeScope=runtime "-DoutputDirectory=$1/jars")
-  javac -Xlint:-options -cp "$1/jars/*" -d "$1/jars/lab" "$PARTS/kafka/KafkaLab.java"
+  javac -encoding UTF-8 -Xlint:-options -cp "$1/jars/*" -d "$1/jars/lab" "$PARTS/kafka/KafkaLab.java"
 }
 
 build_static() { gcc -static -O2 -Wall -Wextra -Werror -o "$1/$2" "$E2E/images/$2.c"; } # OUT NAME

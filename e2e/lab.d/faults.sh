@@ -52,7 +52,7 @@ start_named_part() { # PART
   fi
 }
 daemon_is_dead() { ! daemon_alive "$1" "$2"; }
-no_such_part() { die "'$1' is not a part. Parts: ${CONTROL_PLANE[*]} and NODE-DAEMON, as n1-kubelet"; }
+no_such_part() { die "'$1' is not a part. Parts: ${CONTROL_PLANE[*]} kafka and NODE-DAEMON, as n1-kubelet"; }
 
 power_off() { # NODE
   want_node "${1:-}"

@@ -108,10 +108,10 @@ install() { # [--with kafka] [HELM ARGUMENTS]
   if [ "${1:-}" = --with ]; then
     [ "${2:-}" = kafka ] || die "usage: e2e/lab install --with kafka [HELM ARGUMENTS]"
     shift 2
-    "$LAB" kafka-secrets "$NAMESPACE"
     values=(--values "$ROOT/e2e/values-kafka.yaml")
   fi
   "$LAB" status >/dev/null 2>&1 || die "the lab does not run; start it: e2e/lab up"
+  [ ${#values[@]} = 0 ] || "$LAB" kafka-secrets "$NAMESPACE"
   programs
   drover=$(image drover drover "$DROVER" "$GATE")
   registry=$(image registry distribution "$("$LAB" cached registry)")

@@ -1,4 +1,4 @@
-# Kafka: one broker (KRaft) in the control plane's network namespace, only where it is asked for. What it is made of: ../shared/KAFKA-REGISTRY.md.
+# Kafka: one broker (KRaft) in the control plane's network namespace, only where it is asked for.
 # Certificates as Strimzi makes them: a cluster CA signs the broker, a clients CA the users.
 # shellcheck shell=bash
 
@@ -113,6 +113,7 @@ kafka_program() { # CLASS ARGUMENTS…: in the control plane's network
 # Sets COMMAND, and writes what the broker reads.
 part_kafka() {
   local jars
+  [ -e "$KAFKA_PKI/cluster.id" ] || die "the lab was never brought up with Kafka; run: e2e/lab up --with kafka"
   jars=$(cached kafka)
   cat "$KAFKA_PKI/broker.pem" "$KAFKA_PKI/cluster-ca.crt" >"$KAFKA_PKI/broker-keystore.pem"
   kafka_properties >"$RUN/kafka.properties"
@@ -171,6 +172,7 @@ kafka_offsets() {
 # The Secrets as Strimzi hands them out, copied to Drover's namespace.
 kafka_secrets() { # NAMESPACE
   local user
+  kafka_want
   secret() { "${KUBECTL[@]}" -n "$NAMESPACE_OF_SECRETS" create secret generic "$@" --dry-run=client -o yaml | "${KUBECTL[@]}" apply -f - >/dev/null; }
   local NAMESPACE_OF_SECRETS=$1
   "${KUBECTL[@]}" create namespace "$1" --dry-run=client -o yaml | "${KUBECTL[@]}" apply -f - >/dev/null

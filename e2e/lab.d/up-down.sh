@@ -50,7 +50,8 @@ up() { # [--with kafka]
   control_plane_finish
   control_plane_wait
   for node in "${NODE_NAMES[@]}"; do node_wait "$node"; done
-  [ -z "$kafka" ] || kafka_up
+  # What was asked for once stays until down
+  [ -z "$kafka" ] && [ ! -d "$KAFKA_DATA" ] || kafka_up
   say "up in $((SECONDS - begin)) s. export KUBECONFIG=$PKI/admin.kubeconfig"
 }
 

@@ -1,4 +1,7 @@
+import java.io.FileDescriptor;
 import java.io.FileInputStream;
+import java.io.FileOutputStream;
+import java.io.PrintStream;
 import java.nio.ByteBuffer;
 import java.nio.charset.CharacterCodingException;
 import java.nio.charset.CodingErrorAction;
@@ -53,8 +56,7 @@ public class KafkaLab {
   /** The topics and the rights of the users, as docs/events.md lists them. */
   static void setup(Properties client) throws Exception {
     try (Admin admin = Admin.create(client)) {
-      for (NewTopic topic : List.of(new NewTopic(REGISTRY, 3, (short) 1), new NewTopic(DEAD, 1, (short) 1), new NewTopic(MIGRATIONS, 3, (short) 1),
-          new NewTopic(CONTRACT, 3, (short) 1))) {
+      for (NewTopic topic : List.of(topic(REGISTRY, 3, 1), topic(DEAD, 1, 30), topic(MIGRATIONS, 3, 30), topic(CONTRACT, 3, 1))) {
         try {
           admin.createTopics(List.of(topic)).all().get();
         } catch (ExecutionException error) {
@@ -74,6 +76,11 @@ public class KafkaLab {
       allow(acls, "drover-manager", ResourceType.GROUP, CONTRACT_GROUP, AclOperation.READ);
       admin.createAcls(acls).all().get();
     }
+  }
+
+  /** Kept as long as the chart's KafkaTopics are. */
+  static NewTopic topic(String name, int partitions, int days) {
+    return new NewTopic(name, partitions, (short) 1).configs(Map.of("cleanup.policy", "delete", "retention.ms", String.valueOf(days * 86_400_000L)));
   }
 
   static void allow(List<AclBinding> acls, String user, ResourceType kind, String name, AclOperation... operations) {
@@ -98,15 +105,18 @@ public class KafkaLab {
         consumer.poll(Duration.ofMillis(200)).forEach(all::add);
       }
       all.sort((a, b) -> Long.compare(a.timestamp(), b.timestamp()));
-      for (ConsumerRecord<byte[], byte[]> record : all) System.out.println(text(record.key()) + "\t" + text(record.value()));
+      PrintStream out = new PrintStream(new FileOutputStream(FileDescriptor.out), false, StandardCharsets.UTF_8); // whatever the locale
+      for (ConsumerRecord<byte[], byte[]> record : all) out.print(text(record.key()) + "\t" + text(record.value()) + "\n");
+      out.flush();
     }
   }
 
-  /** One line, whatever it is: what is no UTF-8, and what would end the line, in hex. */
+  /** One line, whatever it is: as it is where it is one already, so that JSON stays JSON; else escaped; what is no UTF-8 in hex. */
   static String text(byte[] bytes) {
     if (bytes == null) return "";
     try {
       String text = StandardCharsets.UTF_8.newDecoder().onMalformedInput(CodingErrorAction.REPORT).decode(ByteBuffer.wrap(bytes)).toString();
+      if (text.chars().noneMatch(it -> it == '\n' || it == '\r' || it == '\t')) return text;
       return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t");
     } catch (CharacterCodingException error) {
       StringBuilder hex = new StringBuilder("\\x");

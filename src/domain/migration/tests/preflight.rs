@@ -110,14 +110,14 @@ fn a_disk_without_room_refuses_the_move_or_ends_it_before_the_freeze() {
     let mut walk = asked();
     walk.migration.spec.destination.node_name = Some("n2".into());
     walk.observed.free_bytes = [("n1".to_owned(), 1 << 30), ("n2".to_owned(), 1 << 30)].into();
-    walk.attest(Role::Source, |s| s.inspected = Some(carrying(400 << 20)));
+    walk.attest(Role::Source, |s| s.inspected = Some(carrying(300 << 20)));
     assert_eq!(walk.settle(), Phase::Done);
     assert!(walk.status().message.contains("node n2: has 1024 MiB free for checkpoints"), "{}", walk.status().message);
     assert_untouched(&walk);
 
     // The disk has filled up since.
     let mut walk = asked();
-    walk.attest(Role::Source, |s| s.inspected = Some(carrying(400 << 20)));
+    walk.attest(Role::Source, |s| s.inspected = Some(carrying(300 << 20)));
     assert_eq!(walk.settle(), Phase::Preparing);
     walk.observed.free_bytes = [("n2".to_owned(), 1 << 30)].into();
     walk.prepare();
