@@ -85,14 +85,13 @@ fn all_containers_of_a_pod_are_frozen_together_and_restored() {
     });
 }
 
-#[test]
-fn a_counter_hops_ten_times_and_loses_no_line() {
-    with_namespace("hops", |namespace| async move {
+fn hops(namespace_name: &str, times: usize) {
+    with_namespace(namespace_name, |namespace| async move {
         namespace.run(&counter("hopper", "n1", 0, 50)).await;
         let mut name = "hopper".to_owned();
         let mut before = namespace.follow(&name, "c").await;
         before.beyond(3).await;
-        for hop in 0..10 {
+        for hop in 0..times {
             let migration = namespace.migrate(&name, ["n2", "n1"][hop % 2]).await;
             assert_outcome(&migration, Outcome::Migrated);
             name = replacement(&migration);
@@ -103,10 +102,22 @@ fn a_counter_hops_ten_times_and_loses_no_line() {
             before = after;
         }
         let last = namespace.pods().get(&name).await.unwrap();
-        assert_eq!(keys::hops(&last), 10);
+        assert_eq!(keys::hops(&last) as usize, times);
         assert!(name.len() == "hopper-123456".len(), "names do not grow: {name}");
         let all = lines(&namespace.logs(&name, "c").await);
         assert_eq!(all[0].number, 1);
         assert_contiguous(&all);
     });
+}
+
+#[test]
+fn a_counter_hops_there_and_back_and_there_again_and_loses_no_line() {
+    hops("hops", 3);
+}
+
+mod slow {
+    #[test]
+    fn a_counter_hops_ten_times_and_loses_no_line() {
+        super::hops("hops-ten", 10);
+    }
 }

@@ -12,6 +12,7 @@ pub mod pods;
 pub mod webhook;
 
 use std::{
+    io::Write as _,
     panic::AssertUnwindSafe,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
@@ -52,6 +53,7 @@ pub fn with_namespace<F: Future<Output = ()>>(name: &str, test: impl FnOnce(Name
     let _one_at_a_time = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let begun = Instant::now();
     runtime.block_on(async {
         let namespace = Namespace::create(name).await;
         let ended = AssertUnwindSafe(tokio::time::timeout(LIMIT, test(namespace.clone()))).catch_unwind().await;
@@ -64,6 +66,8 @@ pub fn with_namespace<F: Future<Output = ()>>(name: &str, test: impl FnOnce(Name
             explain::print(&namespace);
         }
         namespace.delete().await;
+        // Past the test runner's capture: where the time goes is of interest when all is well.
+        let _ = write!(std::io::stderr(), "{:.0} s ", begun.elapsed().as_secs_f64());
         if let Some(failure) = failure {
             std::panic::resume_unwind(failure);
         }
