@@ -11,6 +11,7 @@
 mod announcer;
 mod audit;
 mod link;
+mod producer;
 mod subscription;
 mod topics;
 
@@ -30,6 +31,7 @@ use crate::{
     ports::{PortError, PortResult},
 };
 use link::Link;
+use producer::Producer;
 
 /// Name of the bus.
 pub const NAME: &str = "Kafka";
@@ -118,7 +120,6 @@ impl KafkaSettings {
         config
     }
 
-    /// A producer that loses and doubles nothing that it has taken, for as long as `millis`.
     fn producer(&self, id: &str, millis: u32, link: Link) -> PortResult<FutureProducer<Link>> {
         let mut config = self.client(id)?;
         config
@@ -138,10 +139,10 @@ fn unusable(error: &rdkafka::error::KafkaError) -> PortError {
 }
 
 /// Looks at the topics as soon as the brokers answer, and again where something is missing; says it in the link's state. Runs until dropped.
-async fn watch_topics(producer: FutureProducer<Link>, link: Link, topics: Vec<String>, least_replicas: usize) {
+async fn watch_topics(producer: Producer, link: Link, topics: Vec<String>, least_replicas: usize) {
     let topics = Arc::new(topics);
     loop {
-        let (producer, names) = (producer.clone(), Arc::clone(&topics));
+        let (producer, names) = (producer.now(), Arc::clone(&topics));
         // Blocks for as long as the brokers do not answer.
         let looked = tokio::task::spawn_blocking(move || topics::examine(producer.client(), &names, least_replicas)).await;
         let (remark, pause) = match looked {

@@ -229,9 +229,9 @@ fn move_pods(settings: &Settings, clients: &ApiClients, metrics: &Metrics, contr
             let (migrations, inbox, looks) = (cluster.clone(), Arc::clone(&inbox), looks.clone());
             let parts = registry_events::Parts { bus, migrations, inbox, looks, metrics: metrics.clone() };
             let Err(error) = registry_events::run(parts, stop.clone()).await else { return Ok(()) };
-            // Another one has taken the subscription over. Whoever leads no more hears of it before the pause is over, and is stopped; the leader needs no hints,
-            // and takes it back.
-            tracing::error!(%error, "the readiness bus is subscribed to again in half a minute; does another cluster use the same topic and group?");
+            // Its certificates were renewed; or another one has taken the subscription over. Whoever leads no more hears of it before the pause is over, and is
+            // stopped; the leader needs no hints, and takes it back.
+            tracing::warn!(%error, "the readiness bus is subscribed to again in half a minute");
             if stop.run_until_cancelled(tokio::time::sleep(SHUT_OUT)).await.is_none() {
                 return Ok(());
             }

@@ -22,7 +22,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::{Attestation, Migration, Verdict},
-    domain::{ids::hex, keys, migration_event::entered, registry_event::Judgement},
+    domain::{
+        ids::hex,
+        keys,
+        migration_event::{entered, may_be_untold},
+        registry_event::Judgement,
+    },
     engine,
     metrics::Metrics,
     ports::{
@@ -60,7 +65,8 @@ impl Context {
     /// Tells them of every phase of a migration that this leader sees first.
     fn tell_once(&self, migration: &Migration) {
         let uid = migration.uid().unwrap_or_default();
-        if self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(uid) {
+        if self.audit.is_some() && may_be_untold(migration, self.clock.now()) && self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(uid)
+        {
             self.tell(None, migration);
         }
     }

@@ -1,9 +1,12 @@
 //! One message for each phase of a Migration, for audit and for other systems: CloudEvents 1.0 in structured mode
 //! (<https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md>, `formats/json-format.md`).
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::migration::age;
 use crate::api::{Migration, Outcome, Phase, Verdict};
 
 /// `type` of every message.
@@ -72,6 +75,16 @@ pub struct Place {
     pub node_name: String,
 }
 
+/// How long after a Migration's end its messages may still have been in the hands of a manager that died: none keeps one as long.
+const MAYBE_UNTOLD: Duration = Duration::from_hours(1);
+
+/// Whether a manager that begins to lead tells of a Migration again: of one that ended long ago everybody has heard.
+#[must_use]
+pub fn may_be_untold(migration: &Migration, now: Timestamp) -> bool {
+    let last = migration.status.as_ref().and_then(|status| status.phases.last());
+    !migration.is_done() || last.is_some_and(|last| age(last.started_at.0, now) < MAYBE_UNTOLD)
+}
+
 /// The messages of the phases that a Migration has entered since it was `before`; of all of them where nothing is known of it.
 #[must_use]
 pub fn entered(before: Option<&Migration>, after: &Migration) -> Vec<MigrationEvent> {
@@ -125,6 +138,14 @@ mod tests {
             }
         }))
         .expect("a migration")
+    }
+
+    #[test]
+    fn of_what_ended_long_ago_nobody_is_told_again() {
+        let (running, ended) = (migration(&["Restoring"]), migration(&["Restoring", "Done"]));
+        let at = |time: &str| time.parse().expect("a time");
+        let (soon, late) = (at("2026-11-28T07:30:00Z"), at("2026-11-28T09:30:00Z"));
+        assert!(may_be_untold(&running, late) && may_be_untold(&ended, soon) && !may_be_untold(&ended, late));
     }
 
     #[test]

@@ -68,7 +68,7 @@ pub trait Subscription: Send + Sync {
     /// The next event. What cannot be read as one never comes: the bus puts it aside with the reason.
     ///
     /// # Errors
-    /// Only where there will be no further event: the subscriber was fenced.
+    /// Where there will be no further event from this subscription: it was fenced, or its certificates were renewed. Another one may be made.
     async fn receive(&self) -> PortResult<Delivery>;
     /// The event needs no second delivery; what was received before it and is not settled may be lost to a later subscriber, so settle in order.
     fn settle(&self, delivery: &Delivery);

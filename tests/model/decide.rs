@@ -65,6 +65,10 @@ impl Drover {
         if self.off(Rule::Confirmation) && mig.status().verdict == Some(Verdict::Commit) {
             destination_says = destination_says.map(as_if_confirmed);
         }
+        // What has passed since the phase began may all have passed since the confirmation.
+        if mig.status().phases.last().is_some_and(|timing| timing.started_at.0 == objects::at(Age::Old)) {
+            destination_says = destination_says.map(confirmed_long_ago);
+        }
         if self.off(Rule::RollbackNeedsProof) && mig.status().revocation.is_some() {
             destination_says = destination_says.map(|id| as_if_proved(id, self.n));
         }
@@ -164,6 +168,16 @@ pub fn aged(id: Id, clock: Clock) -> Option<Id> {
         let moment = moment.filter(|moment| moment.0 != old)?;
         moment.0 = old;
         Some(STATUSES.put(status))
+    })
+}
+
+/// What the destination says, when its confirmation is long ago.
+fn confirmed_long_ago(said: Id) -> Id {
+    static AGED: Memo<Id, Id> = Memo::new();
+    *AGED.ask(said, |said| {
+        let mut words = WORDS.get(*said).clone();
+        words.confirmed.iter_mut().for_each(|moment| moment.at.0 = objects::at(Age::Old));
+        WORDS.put(words)
     })
 }
 

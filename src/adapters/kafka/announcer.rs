@@ -3,12 +3,9 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rdkafka::{
-    error::KafkaError,
-    producer::{FutureProducer, FutureRecord},
-};
+use rdkafka::{error::KafkaError, producer::FutureRecord};
 
-use super::{Bus, NAME, link::Link, watch_topics};
+use super::{Bus, NAME, link::Link, producer::Producer, watch_topics};
 use crate::{
     domain::registry_event::RegistryEvent,
     ports::{
@@ -22,7 +19,7 @@ const TRY: u32 = 5_000;
 
 /// Tells of images by Kafka. The producer is made once: its first message takes half a second and more, later ones a few milliseconds.
 pub struct KafkaAnnouncer {
-    producer: FutureProducer<Link>,
+    producer: Producer,
     link: Link,
     topic: String,
     topics: tokio::task::JoinHandle<()>,
@@ -35,7 +32,7 @@ impl KafkaAnnouncer {
     /// Where the settings cannot be used; not where no broker answers.
     pub fn start(bus: &Bus, node: &str) -> PortResult<Self> {
         let link = Link::new(bus.metrics.clone());
-        let producer = bus.settings.producer(&format!("drover-agent-{node}"), TRY, link.clone())?;
+        let producer = Producer::start(&bus.settings, &format!("drover-agent-{node}"), TRY, link.clone())?;
         let topic = bus.settings.topics.registry.clone();
         let topics = tokio::spawn(watch_topics(producer.clone(), link.clone(), vec![topic.clone()], bus.settings.least_replicas));
         Ok(Self { producer, link, topic, topics })
@@ -57,7 +54,7 @@ impl Announcer for KafkaAnnouncer {
     async fn announce(&self, event: &RegistryEvent) -> PortResult<()> {
         let value = serde_json::to_vec(event).map_err(|error| PortError::permanent(format!("the event cannot be written: {error}")))?;
         let record = FutureRecord::to(&self.topic).key(&event.migration.uid).payload(&value);
-        match self.producer.send(record, Duration::from_secs(1)).await {
+        match self.producer.now().send(record, Duration::from_secs(1)).await {
             Ok(_) => {
                 self.link.connected(true);
                 Ok(())

@@ -1,8 +1,8 @@
 //! A message for each phase of a Migration.
 
-use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::producer::FutureRecord;
 
-use super::{Bus, link::Link};
+use super::{Bus, link::Link, producer::Producer};
 use crate::{
     domain::migration_event::MigrationEvent,
     ports::{PortResult, bus::Audit},
@@ -13,7 +13,7 @@ const KEPT: u32 = 600_000;
 
 /// Tells other systems by Kafka.
 pub struct KafkaAudit {
-    producer: FutureProducer<Link>,
+    producer: Producer,
     topic: String,
 }
 
@@ -23,7 +23,7 @@ impl KafkaAudit {
     /// # Errors
     /// Where the settings cannot be used; not where no broker answers.
     pub fn start(bus: &Bus) -> PortResult<Self> {
-        let producer = bus.settings.producer("drover-manager-audit", KEPT, Link::beside())?;
+        let producer = Producer::start(&bus.settings, "drover-manager-audit", KEPT, Link::beside())?;
         Ok(Self { producer, topic: bus.settings.topics.migrations.clone() })
     }
 }
@@ -32,7 +32,7 @@ impl Audit for KafkaAudit {
     fn tell(&self, event: &MigrationEvent) {
         let Ok(value) = serde_json::to_vec(event) else { return };
         let id = event.id.clone();
-        match self.producer.send_result(FutureRecord::to(&self.topic).key(&event.data.migration_uid).payload(&value)) {
+        match self.producer.now().send_result(FutureRecord::to(&self.topic).key(&event.data.migration_uid).payload(&value)) {
             Ok(delivery) => {
                 tokio::spawn(async move {
                     if let Ok(Err((error, _))) = delivery.await {

@@ -9,13 +9,21 @@ use rdkafka::{
     consumer::{Consumer as _, StreamConsumer},
     error::KafkaError,
     message::BorrowedMessage,
-    producer::{FutureProducer, FutureRecord},
+    producer::FutureRecord,
 };
 use serde_json::json;
 
-use super::{Bus, NAME, link::Link, watch_topics};
+use super::{
+    Bus, KafkaSettings, NAME,
+    link::Link,
+    producer::{Producer, fingerprint},
+    watch_topics,
+};
 use crate::{
-    domain::registry_event::{LONGEST, Unreadable, parse},
+    domain::{
+        ids::Digest,
+        registry_event::{LONGEST, Unreadable, parse},
+    },
     metrics::Metrics,
     ports::{
         Failure, PortError, PortResult,
@@ -26,13 +34,18 @@ use crate::{
 /// How long the dead-letter topic may take; after so many tries the record is passed over, since one bad record must not stop the others.
 const TRY: u32 = 5_000;
 const TRIES: u32 = 3;
+/// How often its files are looked at while nothing comes.
+const FILES: Duration = Duration::from_mins(1);
 /// Pause after an error that librdkafka mends by itself and tells again and again.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Hears of images by Kafka.
 pub struct KafkaSubscription {
     consumer: StreamConsumer<Link>,
-    dead_letters: FutureProducer<Link>,
+    dead_letters: Producer,
+    settings: KafkaSettings,
+    /// What stood in the files when it was made.
+    files: Digest,
     dead_letter_topic: String,
     topic: String,
     link: Link,
@@ -47,6 +60,7 @@ impl KafkaSubscription {
     /// Where the settings cannot be used; not where no broker answers.
     pub fn start(bus: &Bus) -> PortResult<Self> {
         let link = Link::new(bus.metrics.clone());
+        let files = fingerprint(&bus.settings);
         let names = &bus.settings.topics;
         let mut config = bus.settings.client(&names.group)?;
         config
@@ -62,10 +76,12 @@ impl KafkaSubscription {
         let consumer: StreamConsumer<Link> =
             bus.settings.with_options(config).create_with_context(link.clone()).map_err(|error| super::unusable(&error))?;
         consumer.subscribe(&[&names.registry]).map_err(|error| super::unusable(&error))?;
-        let dead_letters = bus.settings.producer("drover-manager-dead-letters", TRY, Link::beside())?;
+        let dead_letters = Producer::start(&bus.settings, "drover-manager-dead-letters", TRY, Link::beside())?;
         let all = vec![names.registry.clone(), names.dead_letters.clone(), names.migrations.clone()];
         let topics = tokio::spawn(watch_topics(dead_letters.clone(), link.clone(), all, bus.settings.least_replicas));
         Ok(Self {
+            files,
+            settings: bus.settings.clone(),
             consumer,
             dead_letters,
             dead_letter_topic: names.dead_letters.clone(),
@@ -89,7 +105,7 @@ impl KafkaSubscription {
         .to_string();
         let key = record.key().unwrap_or_default();
         for tries_left in (0..TRIES).rev() {
-            match self.dead_letters.send(FutureRecord::to(&self.dead_letter_topic).key(key).payload(&letter), Duration::from_secs(1)).await {
+            match self.dead_letters.now().send(FutureRecord::to(&self.dead_letter_topic).key(key).payload(&letter), Duration::from_secs(1)).await {
                 Ok(_) => break,
                 Err((error, _)) if tries_left == 0 => {
                     tracing::error!(%error, topic = self.dead_letter_topic, "the dead letters take nothing; the record is passed over");
@@ -122,7 +138,13 @@ impl Subscription for KafkaSubscription {
 
     async fn receive(&self) -> PortResult<Delivery> {
         loop {
-            match self.consumer.recv().await {
+            let Ok(received) = tokio::time::timeout(FILES, self.consumer.recv()).await else {
+                if fingerprint(&self.settings) != self.files {
+                    return Err(PortError::transient("Kafka's certificates or password were renewed"));
+                }
+                continue;
+            };
+            match received {
                 Ok(record) => {
                     self.link.connected(true);
                     match parse(record.payload().unwrap_or_default()) {
@@ -131,7 +153,10 @@ impl Subscription for KafkaSubscription {
                     }
                 }
                 Err(KafkaError::MessageConsumptionFatal(code)) => {
-                    return Err(PortError::new(Failure::Permanent, format!("Kafka has shut this subscriber out: {code}")));
+                    return Err(PortError::new(
+                        Failure::Permanent,
+                        format!("Kafka has shut this subscriber out ({code}); does another cluster use the same topic and group?"),
+                    ));
                 }
                 Err(error) => {
                     tracing::debug!(%error, "Kafka is tried again");

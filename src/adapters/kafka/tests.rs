@@ -67,7 +67,7 @@ async fn kafka_is_a_bus() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_event_goes_to_the_dead_letters_and_stops_nothing() {
     let (brokers, bus, metrics) = brokers();
-    let raw = bus.settings.producer("somebody", 5_000, Link::new(metrics.clone())).expect("a producer");
+    let raw = bus.settings.producer("somebody", 5_000, Link::beside()).expect("a producer");
     for bad in [b"{".as_slice(), br#"{"version":2}"#, b"\xff\xfe", b""] {
         raw.send(FutureRecord::to("drover.registry.v1").key("k").payload(bad), std::time::Duration::from_secs(1)).await.expect("it is taken");
     }
@@ -133,6 +133,24 @@ async fn said(announcer: &KafkaAnnouncer) -> String {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
     panic!("nothing is said: {:?}", announcer.state())
+}
+
+#[test]
+fn a_renewed_password_makes_a_new_client_and_one_that_cannot_be_read_keeps_the_old_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let password_file = folder.path().join("password");
+    std::fs::write(&password_file, "one").expect("written");
+    let sasl = Sasl { mechanism: "SCRAM-SHA-512".into(), username: "u".into(), password_file: password_file.clone() };
+    let settings = KafkaSettings { sasl: Some(sasl), ..settings("127.0.0.1:1") };
+    let producer = Producer::start(&settings, "p", 1_000, Link::beside()).expect("a producer");
+    let client = || producer.now().client().native_ptr() as usize;
+    let (first, before) = (client(), producer::fingerprint(&settings));
+    assert_eq!(client(), first);
+    std::fs::remove_file(&password_file).expect("removed");
+    assert_eq!(client(), first, "kubelet swaps the files: for a moment there is none");
+    std::fs::write(&password_file, "two").expect("written");
+    assert_ne!(client(), first);
+    assert_ne!(producer::fingerprint(&settings), before);
 }
 
 #[test]
