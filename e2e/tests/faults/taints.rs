@@ -3,7 +3,7 @@
 use drover::api::{Outcome, Phase};
 
 use crate::support::{
-    agents::ready,
+    agents::Part,
     eventually, lab,
     leftovers::AFTER_SWEEP,
     migrations::{assert_outcome, status, to},
@@ -16,51 +16,56 @@ fn taint(node: &'static str) -> impl Drop {
     lab::lab(&["kubectl", "taint", "node", node, "e2e=gone:NoExecute"]);
     lab::Restore(move || {
         drop(lab::try_lab(&["kubectl", "taint", "node", node, "e2e-"]));
-        ready();
+        // All managers are on the other node by now, and later tests power nodes off.
+        Part::Managers.replace_pods();
     })
 }
 
-#[test]
-fn a_taint_of_the_source_node_in_doubt_takes_nothing() {
-    with_namespace("taint-doubt", |namespace| async move {
-        let mut moving = Moving::begin(&namespace, 16, to("c", "n2")).await;
-        moving.hold(Moment::Taken).await;
-        let _tainted = taint("n1");
-        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
-        let source = namespace.pods().get("c").await.unwrap();
-        assert!(source.metadata.deletion_timestamp.is_none(), "the taint manager is refused while nobody knows which copy lives");
-        moving.go_on();
-        moving.migrates().await;
-    });
-}
+mod slow {
+    use super::*;
 
-#[test]
-fn a_taint_of_the_source_node_before_the_vote_ends_the_pod_and_nothing_takes_its_place() {
-    with_namespace("taint-early", |namespace| async move {
-        let mut moving = Moving::begin(&namespace, 16, to("c", "n2")).await;
-        moving.hold(Moment::BeforeVote).await;
-        let _tainted = taint("n1");
-        namespace.until_phase(&moving.name(), Phase::Finishing).await;
-        moving.go_on();
-        moving.migration = namespace.until_done(&moving.name()).await;
-        assert_outcome(&moving.migration, Outcome::RolledBack);
-        assert!(status(&moving.migration).message.contains("the source pod"), "{}", status(&moving.migration).message);
-        eventually(AFTER_SWEEP, || {
-            let (running, left) = (namespace.running(), namespace.on_nodes(&moving.migration, &[]));
-            (!running.is_empty() || !left.is_empty()).then(|| format!("nothing runs and nothing is left; there are {running:?}\n{left}"))
+    #[test]
+    fn a_taint_of_the_source_node_in_doubt_takes_nothing() {
+        with_namespace("taint-doubt", |namespace| async move {
+            let mut moving = Moving::begin(&namespace, 16, to("c", "n2")).await;
+            moving.hold(Moment::Taken).await;
+            let _tainted = taint("n1");
+            tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+            let source = namespace.pods().get("c").await.unwrap();
+            assert!(source.metadata.deletion_timestamp.is_none(), "the taint manager is refused while nobody knows which copy lives");
+            moving.go_on();
+            moving.migrates().await;
         });
-    });
-}
+    }
 
-#[test]
-fn a_taint_of_the_destination_before_the_vote_rolls_back() {
-    with_namespace("taint-destination", |namespace| async move {
-        let mut moving = Moving::begin(&namespace, 16, to("c", "n2")).await;
-        moving.hold(Moment::BeforeVote).await;
-        let tainted = taint("n2");
-        namespace.until_phase(&moving.name(), Phase::Finishing).await;
-        moving.go_on();
-        moving.rolls_back("the waiting replacement", AFTER_SWEEP).await;
-        drop(tainted);
-    });
+    #[test]
+    fn a_taint_of_the_source_node_before_the_vote_ends_the_pod_and_nothing_takes_its_place() {
+        with_namespace("taint-early", |namespace| async move {
+            let mut moving = Moving::begin(&namespace, 16, to("c", "n2")).await;
+            moving.hold(Moment::BeforeVote).await;
+            let _tainted = taint("n1");
+            namespace.until_phase(&moving.name(), Phase::Finishing).await;
+            moving.go_on();
+            moving.migration = namespace.until_done(&moving.name()).await;
+            assert_outcome(&moving.migration, Outcome::RolledBack);
+            assert!(status(&moving.migration).message.contains("the source pod"), "{}", status(&moving.migration).message);
+            eventually(AFTER_SWEEP, || {
+                let (running, left) = (namespace.running(), namespace.on_nodes(&moving.migration, &[]));
+                (!running.is_empty() || !left.is_empty()).then(|| format!("nothing runs and nothing is left; there are {running:?}\n{left}"))
+            });
+        });
+    }
+
+    #[test]
+    fn a_taint_of_the_destination_before_the_vote_rolls_back() {
+        with_namespace("taint-destination", |namespace| async move {
+            let mut moving = Moving::begin(&namespace, 16, to("c", "n2")).await;
+            moving.hold(Moment::BeforeVote).await;
+            let tainted = taint("n2");
+            namespace.until_phase(&moving.name(), Phase::Finishing).await;
+            moving.go_on();
+            moving.rolls_back("the waiting replacement", AFTER_SWEEP).await;
+            drop(tainted);
+        });
+    }
 }
