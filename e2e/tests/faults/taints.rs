@@ -3,7 +3,8 @@
 use drover::api::{Outcome, Phase};
 
 use crate::support::{
-    agents::Part,
+    SYSTEM,
+    agents::ready,
     eventually, lab,
     leftovers::AFTER_SWEEP,
     migrations::{assert_outcome, status, to},
@@ -16,8 +17,13 @@ fn taint(node: &'static str) -> impl Drop {
     lab::lab(&["kubectl", "taint", "node", node, "e2e=gone:NoExecute"]);
     lab::Restore(move || {
         drop(lab::try_lab(&["kubectl", "taint", "node", node, "e2e-"]));
-        // All managers are on the other node by now, and later tests power nodes off.
-        Part::Managers.replace_pods();
+        // All managers are on the other node by now, and later tests power nodes off: one that is made anew keeps away from those that are there.
+        let managers = ["kubectl", "-n", SYSTEM, "get", "pods", "-l", "app.kubernetes.io/component=manager", "-o", "name"];
+        let managers = lab::try_lab(&managers).unwrap_or_default();
+        if let Some(one) = managers.lines().next() {
+            drop(lab::try_lab(&["kubectl", "-n", SYSTEM, "delete", one]));
+        }
+        ready();
     })
 }
 
