@@ -5,10 +5,10 @@ pub mod check;
 pub mod crds;
 pub mod evacuate;
 pub mod kafka;
-mod manager;
+pub mod manager;
 pub mod node;
 pub mod registry_config;
-mod resolve;
+pub mod resolve;
 pub mod status;
 
 use std::{io::Write as _, process::ExitCode};

@@ -273,8 +273,8 @@ pub trait Cluster: Send + Sync {
     /// Does what one effect says; `pod` is the one to make, rehearse or keep, where the effect is about one.
     async fn perform(&self, migration: &Migration, effect: &Effect, pod: Option<&Pod>) -> PortResult<()>;
     /// What the readiness bus has told of a migration and its status may not note yet; nothing where there is no bus.
-    fn told(&self, _migration_uid: &str) -> Vec<Told> {
-        vec![]
+    fn told(&self, _migration_uid: &str) -> Option<Told> {
+        None
     }
     /// Tells people, as an Event of the Migration.
     async fn tell(&self, migration: &Migration, warning: bool, reason: &str, message: &str) -> PortResult<()>;

@@ -280,7 +280,7 @@ impl Cluster for KubeCluster {
         }
     }
 
-    fn told(&self, migration_uid: &str) -> Vec<Told> {
+    fn told(&self, migration_uid: &str) -> Option<Told> {
         self.inbox.of(migration_uid)
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::atomic::{AtomicBool, AtomicI64, Ordering},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use async_trait::async_trait;
@@ -92,7 +92,6 @@ impl Announcer for DirectAnnouncer {
 pub struct DirectSubscription {
     watched: Mutex<Watched>,
     connected: AtomicBool,
-    delivered: AtomicI64,
 }
 
 struct Watched {
@@ -108,7 +107,7 @@ impl DirectSubscription {
     pub fn start(client: Client) -> Self {
         let changes = watcher(Api::<Attestation>::all(client), watcher::Config::default()).default_backoff().boxed();
         let watched = Watched { changes, told: HashMap::new(), ready: VecDeque::new() };
-        Self { watched: Mutex::new(watched), connected: AtomicBool::default(), delivered: AtomicI64::default() }
+        Self { watched: Mutex::new(watched), connected: AtomicBool::default() }
     }
 }
 
@@ -150,8 +149,7 @@ impl Subscription for DirectSubscription {
         let mut watched = self.watched.lock().await;
         loop {
             if let Some(event) = watched.ready.pop_front() {
-                let offset = self.delivered.fetch_add(1, Ordering::Relaxed);
-                return Ok(Delivery { event, position: Position { partition: 0, offset } });
+                return Ok(Delivery { event, position: Position::default() });
             }
             match watched.changes.next().await {
                 Some(Ok(Event::Apply(attestation) | Event::InitApply(attestation))) => watched.take(&attestation),

@@ -22,6 +22,8 @@ use rdkafka::{
     producer::{FutureProducer, Producer as _},
 };
 
+use tokio_util::task::AbortOnDropHandle;
+
 pub use announcer::KafkaAnnouncer;
 pub use audit::KafkaAudit;
 pub use subscription::KafkaSubscription;
@@ -138,21 +140,23 @@ fn unusable(error: &rdkafka::error::KafkaError) -> PortError {
     PortError::permanent(format!("Kafka's client cannot be made: {error}; look at the values kafka.* of the chart and at the Secrets they name"))
 }
 
-/// Looks at the topics as soon as the brokers answer, and again where something is missing; says it in the link's state. Runs until dropped.
-async fn watch_topics(producer: Producer, link: Link, topics: Vec<String>, least_replicas: usize) {
+/// Looks at the topics as soon as the brokers answer, and again where something is missing; says it in the link's state. Goes on until dropped.
+fn watch_topics(producer: Producer, link: Link, topics: Vec<String>, least_replicas: usize) -> AbortOnDropHandle<()> {
     let topics = Arc::new(topics);
-    loop {
-        let (producer, names) = (producer.now(), Arc::clone(&topics));
-        // Blocks for as long as the brokers do not answer.
-        let looked = tokio::task::spawn_blocking(move || topics::examine(producer.client(), &names, least_replicas)).await;
-        let (remark, pause) = match looked {
-            Ok(Ok(())) => (String::new(), topics::SELDOM),
-            Ok(Err(problem)) => (problem, topics::SOON),
-            Err(error) => (error.to_string(), topics::SOON),
-        };
-        link.remark(&remark);
-        tokio::time::sleep(pause).await;
-    }
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        loop {
+            let (producer, names) = (producer.now(), Arc::clone(&topics));
+            // Blocks for as long as the brokers do not answer.
+            let looked = tokio::task::spawn_blocking(move || topics::examine(producer.client(), &names, least_replicas)).await;
+            let (remark, pause) = match looked {
+                Ok(Ok(())) => (String::new(), topics::SELDOM),
+                Ok(Err(problem)) => (problem, topics::SOON),
+                Err(error) => (error.to_string(), topics::SOON),
+            };
+            link.remark(&remark);
+            tokio::time::sleep(pause).await;
+        }
+    }))
 }
 
 /// What all parts of one process's bus share: its numbers, and one word of how it is doing.

@@ -263,9 +263,9 @@ impl DestinationAgent {
             }
         }
         let at = self.now();
-        let images = found.clone();
-        self.attest(look, |status| status.ready = Some(Pushed { at, images })).await?;
-        self.parts.verified.tell(repository, &found);
+        self.attest(look, |status| status.ready = Some(Pushed { at, images: found })).await?;
+        // What was found is what was voted for.
+        self.parts.verified.tell(repository, voted);
         Ok(true)
     }
 

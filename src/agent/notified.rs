@@ -3,11 +3,7 @@
 //! What the registry says is a hint too: nothing is told to others before the registry, when asked, holds that very image (I7). A notification that was lost, as
 //! all are that a registry has not sent before it is restarted, is made up for when the destination side has verified the images for the vote.
 
-use std::{
-    collections::{HashSet, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use kube::{ResourceExt as _, runtime::reflector::Store};
 use tokio::sync::{Mutex, mpsc};
@@ -79,9 +75,8 @@ pub struct Announcing {
 /// Announces what is pushed, until cancelled. An image whose bus is away does not keep others waiting.
 pub async fn announce(parts: Arc<Announcing>, mut pushed: mpsc::Receiver<Pushed>, stop: CancellationToken) {
     let told = Arc::new(Mutex::new(Told::default()));
-    let lock = |told: &Arc<Mutex<Told>>| Arc::clone(told).lock_owned();
     while let Some(Some(push)) = stop.run_until_cancelled(pushed.recv()).await {
-        if !lock(&told).await.is_new(&push) {
+        if !told.lock().await.is_new(&push) {
             parts.metrics.registry_event("repeated");
             continue;
         }
@@ -196,30 +191,26 @@ fn image(push: &Pushed) -> Image {
     (push.repository.clone(), push.tag.clone(), push.digest.clone())
 }
 
-/// What was announced, so far as it is remembered: the registry sends an event again where it did not hear the answer.
+/// What was announced, so far as it is remembered, the oldest first: the registry sends an event again where it did not hear the answer.
 #[derive(Default)]
-struct Told {
-    known: HashSet<Image>,
-    order: VecDeque<Image>,
-}
+struct Told(VecDeque<Image>);
 
 impl Told {
-    fn forget(&mut self, push: &Pushed) {
-        self.known.remove(&image(push));
-    }
-
     fn is_new(&mut self, push: &Pushed) -> bool {
         let image = image(push);
-        if !self.known.insert(image.clone()) {
+        if self.0.contains(&image) {
             return false;
         }
-        self.order.push_back(image);
-        if self.order.len() > REMEMBERED
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.known.remove(&oldest);
+        self.0.push_back(image);
+        if self.0.len() > REMEMBERED {
+            self.0.pop_front();
         }
         true
+    }
+
+    fn forget(&mut self, push: &Pushed) {
+        let image = image(push);
+        self.0.retain(|known| *known != image);
     }
 }
 

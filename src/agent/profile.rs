@@ -35,7 +35,7 @@ pub async fn keep(probe: &dyn NodeProbe, api: &dyn AgentApi, bus: &dyn Announcer
         let state = bus.state();
         status.conditions =
             vec![condition("Ready", true, "AgentServes", String::new()), condition("BusConnected", state.connected, bus.name(), state.message)];
-        against = if takes_pods(&status) && status.conditions.iter().all(|condition| condition.status == "True") { 0 } else { against + 1 };
+        against = if takes_pods(&status) && state.connected { 0 } else { against + 1 };
         let pause = match api.write_profile(&status).await {
             Ok(()) if (1..=DOUBTED).contains(&against) => RETRY,
             Ok(()) => EVERY,

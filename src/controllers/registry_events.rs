@@ -87,13 +87,7 @@ impl Parts {
             }
             let told = Told { bus: self.bus.name(), event: event.clone() };
             let of = ObjectRef::new(&event.migration.name).within(&event.migration.namespace);
-            let noted = self.inbox.deliver(told, JUDGED_AGAIN);
-            let asked = async {
-                // Once the event is laid out: the look that is asked for must find it.
-                tokio::task::yield_now().await;
-                self.looks.send(of).await
-            };
-            if let (true, _) = tokio::join!(noted, asked) {
+            if self.inbox.deliver(told, JUDGED_AGAIN, self.looks.send(of)).await {
                 return Judgement::News.label();
             }
         }

@@ -21,11 +21,12 @@ pub use preemption::preempt;
 
 use self::{
     protocol::{ExtenderArgs, ExtenderFilterResult, HostPriority, MAX_PRIORITY},
-    space::{mebibytes, requested_memory},
+    space::requested_memory,
 };
 use super::{
     keys,
     preflight::{Blocker, Facts, destination_blockers},
+    quantity::mebibytes,
 };
 use crate::api::{Migration, Phase, Verdict, migration::ReplacementStatus};
 

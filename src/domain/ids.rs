@@ -25,7 +25,7 @@ fn invalid(field: &'static str, value: &str, problem: &'static str) -> InvalidNa
 pub fn derived_name(stem: &str, most: usize, seed: &str) -> String {
     let hash = Sha256::digest(seed);
     let stem: String = stem.chars().take(most).collect();
-    format!("{}-{:02x}{:02x}{:02x}", stem.trim_end_matches(['-', '.']), hash[0], hash[1], hash[2])
+    format!("{}-{}", stem.trim_end_matches(['-', '.']), hex(&hash[..3]))
 }
 
 /// Bytes as hex digits in lower case.

@@ -8,9 +8,6 @@ use super::{
     keys,
 };
 
-/// Media types of an envelope.
-pub const MEDIA_TYPES: [&str; 2] = ["application/vnd.docker.distribution.events.v1+json", "application/vnd.docker.distribution.events.v2+json"];
-
 /// Media types of what a checkpoint's tag can name.
 const MANIFESTS: [&str; 2] = [super::image::MANIFEST_MEDIA_TYPE, "application/vnd.docker.distribution.manifest.v2+json"];
 

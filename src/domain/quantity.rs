@@ -27,6 +27,12 @@ pub fn bytes(Quantity(text): &Quantity) -> Option<u64> {
     Some(whole.parse::<u64>().ok()?.saturating_mul(unit).saturating_add(part))
 }
 
+/// Bytes as a person reads them, rounded down.
+#[must_use]
+pub fn mebibytes(bytes: u64) -> String {
+    format!("{} MiB", bytes >> 20)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::ids::{Digest, is_dns_subdomain, is_uid};
-use crate::api::{Migration, MigrationStatus, Phase, migration::RegistryConfirmation};
+use crate::api::{
+    Migration, MigrationStatus, Phase,
+    migration::{ContainerCheckpoint, RegistryConfirmation},
+};
 
 /// The version of the schema that is written.
 pub const VERSION: u64 = 1;
@@ -142,13 +145,18 @@ impl Judgement {
 
 /// Judges an event by the Migration that it names.
 ///
-/// A digest of a container whose source has not voted yet is noted, forged or not: the vote will tell ([`keep_voted`]).
+/// A digest of a container whose source has not voted yet is noted, forged or not: the vote will tell ([`is_voted`]).
 #[must_use]
 pub fn judge(migration: &Migration, event: &RegistryEvent) -> Judgement {
     if migration.metadata.uid.as_ref() != Some(&event.migration.uid) {
         return Judgement::UnknownMigration;
     }
-    let Some(status) = &migration.status else { return Judgement::OutOfTime };
+    migration.status.as_ref().map_or(Judgement::OutOfTime, |status| judge_by(status, event))
+}
+
+/// The same by the status of that Migration.
+#[must_use]
+pub fn judge_by(status: &MigrationStatus, event: &RegistryEvent) -> Judgement {
     let of_container = || status.confirmations.iter().filter(|known| known.container == event.container);
     if of_container().any(|known| known.digest == event.digest) {
         return Judgement::Repeated;
@@ -162,11 +170,16 @@ pub fn judge(migration: &Migration, event: &RegistryEvent) -> Judgement {
     if !status.source.iter().flat_map(|source| &source.containers).any(|container| container.name == event.container) {
         return Judgement::UnknownContainer;
     }
-    if !status.containers.is_empty() {
-        let voted = status.containers.iter().any(|voted| voted.name == event.container && voted.digest == event.digest);
-        return if voted { Judgement::News } else { Judgement::WrongDigest };
+    if status.containers.is_empty() {
+        return if of_container().count() >= MOST_PER_CONTAINER { Judgement::TooMany } else { Judgement::News };
     }
-    if of_container().count() >= MOST_PER_CONTAINER { Judgement::TooMany } else { Judgement::News }
+    if is_voted(&status.containers, &event.container, &event.digest) { Judgement::News } else { Judgement::WrongDigest }
+}
+
+/// Whether this image of a container is among those that were voted for.
+#[must_use]
+pub fn is_voted(voted: &[ContainerCheckpoint], container: &str, digest: &str) -> bool {
+    voted.iter().any(|voted| voted.name == container && voted.digest == digest)
 }
 
 /// The event as the Migration's status notes it; `bus` is the way that it came.
@@ -179,12 +192,6 @@ pub fn confirmation(event: &RegistryEvent, bus: &str) -> RegistryConfirmation {
         at: k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(event.time),
         bus: bus.to_owned(),
     }
-}
-
-/// Whether a noted image is one that the source has voted for; true as long as it has not.
-#[must_use]
-pub fn is_voted(status: &MigrationStatus, known: &RegistryConfirmation) -> bool {
-    status.containers.is_empty() || status.containers.iter().any(|voted| voted.name == known.container && voted.digest == known.digest)
 }
 
 /// The way by which every image of the vote was confirmed, where each was.

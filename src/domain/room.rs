@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::preflight::Blocker;
+use super::{preflight::Blocker, quantity::mebibytes};
 
 /// How often the bytes that are carried lie on the source's disk at once: CRIU's images and the kubelet's archive of them. Seen with 256 MiB: 2.5 times.
 const AT_SOURCE: u64 = 3;
@@ -18,7 +18,7 @@ pub fn missing(bytes: u64, free: &BTreeMap<String, u64>, source: &str, destinati
     let of = |node: &str, copies: u64| {
         let (free, needed) = (*free.get(node)?, bytes.saturating_mul(copies));
         (free < needed).then(|| {
-            let message = format!("has {} MiB free for checkpoints, and the move needs about {} MiB there", free >> 20, needed >> 20);
+            let message = format!("has {} free for checkpoints, and the move needs about {} there", mebibytes(free), mebibytes(needed));
             Blocker::new(format!("node {node}"), message, "free space under /var/lib there, or move the pod when it holds less")
         })
     };

@@ -4,7 +4,6 @@
 //! senders keep them. A migration ends without them, by what the destination's agent attests.
 
 use std::{
-    collections::HashMap,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -51,7 +50,7 @@ pub struct Delivery {
     pub position: Position,
 }
 
-/// A place in a bus: what Kafka calls partition and offset; a bus without partitions counts in one.
+/// A place in a bus: what Kafka calls partition and offset; a bus that needs none to settle an event has none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Position {
     /// Partition.
@@ -90,55 +89,46 @@ pub trait Audit: Send + Sync {
     fn tell(&self, event: &MigrationEvent);
 }
 
-/// Events on their way from the subscription to the next look at their migration.
+/// The event that is on its way from the subscription to the next look at its migration: one at a time, since they are settled in order.
 #[derive(Debug, Default)]
 pub struct Inbox {
-    waiting: Mutex<HashMap<String, Vec<Waiting>>>,
+    waiting: Mutex<Option<Waiting>>,
 }
 
 #[derive(Debug)]
 struct Waiting {
     told: Told,
-    persisted: Option<oneshot::Sender<()>>,
+    persisted: oneshot::Sender<()>,
 }
 
 impl Inbox {
-    /// Lays an event out for the looks at its migration, until the status notes it or `patience` is over. True where it is noted.
-    pub async fn deliver(&self, told: Told, patience: Duration) -> bool {
-        let (sender, noted) = oneshot::channel();
-        let uid = told.event.migration.uid.clone();
-        let event = told.event.clone();
-        self.lock().entry(uid.clone()).or_default().push(Waiting { told, persisted: Some(sender) });
+    /// Lays an event out, `asks` for a look at its migration, and waits until the status notes it or `patience` is over. True where it is noted.
+    pub async fn deliver<T>(&self, told: Told, patience: Duration, asks: impl Future<Output = T>) -> bool {
+        let (persisted, noted) = oneshot::channel();
+        *self.lock() = Some(Waiting { told, persisted });
+        let noted = async {
+            asks.await;
+            noted.await
+        };
         let noted = tokio::time::timeout(patience, noted).await.is_ok_and(|answer| answer.is_ok());
-        let mut waiting = self.lock();
-        if let Some(events) = waiting.get_mut(&uid) {
-            events.retain(|waiting| waiting.persisted.is_some() && waiting.told.event != event);
-            if events.is_empty() {
-                waiting.remove(&uid);
-            }
-        }
+        *self.lock() = None;
         noted
     }
 
     /// What waits for a migration.
-    pub fn of(&self, migration_uid: &str) -> Vec<Told> {
-        self.lock().get(migration_uid).into_iter().flatten().map(|waiting| waiting.told.clone()).collect()
+    pub fn of(&self, migration_uid: &str) -> Option<Told> {
+        self.lock().as_ref().map(|waiting| waiting.told.clone()).filter(|told| told.event.migration.uid == migration_uid)
     }
 
     /// A status was written: what it notes waits no longer.
     pub fn written(&self, after: &Migration) {
-        let uid = after.metadata.uid.as_deref().unwrap_or_default();
-        for waiting in self.lock().get_mut(uid).into_iter().flatten() {
-            if judge(after, &waiting.told.event) == Judgement::Repeated
-                && let Some(persisted) = waiting.persisted.take()
-            {
-                // Nobody waits any more where the patience was over.
-                let _ = persisted.send(());
-            }
+        if let Some(noted) = self.lock().take_if(|waiting| judge(after, &waiting.told.event) == Judgement::Repeated) {
+            // Nobody waits any more where the patience was over.
+            let _ = noted.persisted.send(());
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Vec<Waiting>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Waiting>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

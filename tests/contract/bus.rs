@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use drover::{
-    domain::registry_event::RegistryEvent,
+    domain::registry_event::{RegistryEvent, parse},
     ports::bus::{Announcer, Delivery, Subscription},
 };
 
@@ -17,6 +17,19 @@ pub struct Bus<'a> {
     pub announcer: &'a dyn Announcer,
     /// Makes the manager's end, as a new leader does; the one before is gone by then.
     pub subscribe: &'a dyn Fn() -> Arc<dyn Subscription>,
+}
+
+/// The golden event.
+///
+/// # Panics
+/// Where it cannot be read, which its own test would tell first.
+pub fn golden() -> RegistryEvent {
+    parse(include_bytes!("../golden/registry-event.json")).expect("the golden event")
+}
+
+/// The golden event with another digest, which repeats this hex digit.
+pub fn event(digit: &str) -> RegistryEvent {
+    RegistryEvent { digest: format!("sha256:{}", digit.repeat(64)), ..golden() }
 }
 
 /// Runs the whole suite. `events` are of one migration, differ, and nobody has told of them before.

@@ -12,13 +12,7 @@ use kube::client::Body;
 use serde_json::Value;
 
 use super::*;
-use crate::domain::registry_event::parse;
-use crate::testing::bus_contract as contract;
-
-fn event(digit: &str) -> RegistryEvent {
-    let golden = parse(include_bytes!("../../../tests/golden/registry-event.json")).expect("the golden event");
-    RegistryEvent { digest: format!("sha256:{}", digit.repeat(64)), ..golden }
-}
+use crate::testing::bus_contract::{self as contract, event};
 
 /// The attestation of the golden event's migration and node, as an API server serves it.
 #[derive(Clone)]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rdkafka::{error::KafkaError, producer::FutureRecord};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Bus, NAME, link::Link, producer::Producer, watch_topics};
 use crate::{
@@ -22,7 +23,8 @@ pub struct KafkaAnnouncer {
     producer: Producer,
     link: Link,
     topic: String,
-    topics: tokio::task::JoinHandle<()>,
+    /// Ends with this.
+    _topics: AbortOnDropHandle<()>,
 }
 
 impl KafkaAnnouncer {
@@ -34,14 +36,8 @@ impl KafkaAnnouncer {
         let link = Link::new(bus.metrics.clone());
         let producer = Producer::start(&bus.settings, &format!("drover-agent-{node}"), TRY, link.clone())?;
         let topic = bus.settings.topics.registry.clone();
-        let topics = tokio::spawn(watch_topics(producer.clone(), link.clone(), vec![topic.clone()], bus.settings.least_replicas));
-        Ok(Self { producer, link, topic, topics })
-    }
-}
-
-impl Drop for KafkaAnnouncer {
-    fn drop(&mut self) {
-        self.topics.abort();
+        let topics = watch_topics(producer.clone(), link.clone(), vec![topic.clone()], bus.settings.least_replicas);
+        Ok(Self { producer, link, topic, _topics: topics })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use backon::{ConstantBuilder, Retryable as _};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use rdkafka::{
     Message as _,
@@ -12,9 +13,10 @@ use rdkafka::{
     producer::FutureRecord,
 };
 use serde_json::json;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    Bus, KafkaSettings, NAME,
+    Bus, NAME,
     link::Link,
     producer::{Producer, fingerprint},
     watch_topics,
@@ -24,7 +26,6 @@ use crate::{
         ids::Digest,
         registry_event::{LONGEST, Unreadable, parse},
     },
-    metrics::Metrics,
     ports::{
         Failure, PortError, PortResult,
         bus::{BusState, Delivery, Position, Subscription},
@@ -33,7 +34,7 @@ use crate::{
 
 /// How long the dead-letter topic may take; after so many tries the record is passed over, since one bad record must not stop the others.
 const TRY: u32 = 5_000;
-const TRIES: u32 = 3;
+const TRIES: usize = 3;
 /// How often its files are looked at while nothing comes.
 const FILES: Duration = Duration::from_mins(1);
 /// Pause after an error that librdkafka mends by itself and tells again and again.
@@ -43,14 +44,12 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub struct KafkaSubscription {
     consumer: StreamConsumer<Link>,
     dead_letters: Producer,
-    settings: KafkaSettings,
+    bus: Bus,
     /// What stood in the files when it was made.
     files: Digest,
-    dead_letter_topic: String,
-    topic: String,
     link: Link,
-    metrics: Metrics,
-    topics: tokio::task::JoinHandle<()>,
+    /// Ends with this.
+    _topics: AbortOnDropHandle<()>,
 }
 
 impl KafkaSubscription {
@@ -78,24 +77,14 @@ impl KafkaSubscription {
         consumer.subscribe(&[&names.registry]).map_err(|error| super::unusable(&error))?;
         let dead_letters = Producer::start(&bus.settings, "drover-manager-dead-letters", TRY, Link::beside())?;
         let all = vec![names.registry.clone(), names.dead_letters.clone(), names.migrations.clone()];
-        let topics = tokio::spawn(watch_topics(dead_letters.clone(), link.clone(), all, bus.settings.least_replicas));
-        Ok(Self {
-            files,
-            settings: bus.settings.clone(),
-            consumer,
-            dead_letters,
-            dead_letter_topic: names.dead_letters.clone(),
-            topic: names.registry.clone(),
-            link,
-            metrics: bus.metrics.clone(),
-            topics,
-        })
+        let topics = watch_topics(dead_letters.clone(), link.clone(), all, bus.settings.least_replicas);
+        Ok(Self { consumer, dead_letters, bus: bus.clone(), files, link, _topics: topics })
     }
 
     /// Puts a record aside with the reason, then passes over it.
     async fn put_aside(&self, record: &BorrowedMessage<'_>, why: &Unreadable) {
         let label = if matches!(why, Unreadable::UnknownVersion(_)) { "unknown_version" } else { "malformed" };
-        self.metrics.registry_event(label);
+        self.bus.metrics.registry_event(label);
         tracing::warn!(topic = record.topic(), partition = record.partition(), offset = record.offset(), reason = %why, "a record is no event; it goes to the dead letters");
         let bytes = record.payload().unwrap_or_default();
         let letter = json!({
@@ -103,30 +92,23 @@ impl KafkaSubscription {
             "recordBase64": BASE64_STANDARD.encode(&bytes[..bytes.len().min(LONGEST)]), "truncated": bytes.len() > LONGEST,
         })
         .to_string();
-        let key = record.key().unwrap_or_default();
-        for tries_left in (0..TRIES).rev() {
-            match self.dead_letters.now().send(FutureRecord::to(&self.dead_letter_topic).key(key).payload(&letter), Duration::from_secs(1)).await {
-                Ok(_) => break,
-                Err((error, _)) if tries_left == 0 => {
-                    tracing::error!(%error, topic = self.dead_letter_topic, "the dead letters take nothing; the record is passed over");
-                }
-                Err((error, _)) => tracing::debug!(%error, "the dead letters are tried again"),
-            }
+        let (topic, key) = (&self.bus.settings.topics.dead_letters, record.key().unwrap_or_default());
+        let send = || async {
+            let record = FutureRecord::to(topic).key(key).payload(&letter);
+            self.dead_letters.now().send(record, Duration::from_secs(1)).await.map_err(|(error, _)| error)
+        };
+        let at_once = ConstantBuilder::default().with_delay(Duration::ZERO).with_max_times(TRIES - 1);
+        if let Err(error) = send.retry(at_once).notify(|error, _| tracing::debug!(%error, "the dead letters are tried again")).await {
+            tracing::error!(%error, topic, "the dead letters take nothing; the record is passed over");
         }
         self.store(record.partition(), record.offset());
     }
 
     fn store(&self, partition: i32, offset: i64) {
-        if let Err(error) = self.consumer.store_offset(&self.topic, partition, offset) {
+        if let Err(error) = self.consumer.store_offset(&self.bus.settings.topics.registry, partition, offset) {
             // The partition is another's by now, who will see the record again.
             tracing::debug!(%error, partition, offset, "the offset is not noted");
         }
-    }
-}
-
-impl Drop for KafkaSubscription {
-    fn drop(&mut self) {
-        self.topics.abort();
     }
 }
 
@@ -139,7 +121,7 @@ impl Subscription for KafkaSubscription {
     async fn receive(&self) -> PortResult<Delivery> {
         loop {
             let Ok(received) = tokio::time::timeout(FILES, self.consumer.recv()).await else {
-                if fingerprint(&self.settings) != self.files {
+                if fingerprint(&self.bus.settings) != self.files {
                     return Err(PortError::transient("Kafka's certificates or password were renewed"));
                 }
                 continue;

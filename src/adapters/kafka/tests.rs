@@ -11,11 +11,8 @@ use rdkafka::{
 use serde_json::{Value, json};
 
 use super::*;
-use crate::testing::bus_contract as contract;
-use crate::{
-    domain::registry_event::{RegistryEvent, parse},
-    ports::bus::{Announcer as _, Subscription},
-};
+use crate::ports::bus::{Announcer as _, Subscription};
+use crate::testing::bus_contract::{self as contract, event};
 
 type Brokers = MockCluster<'static, DefaultProducerContext>;
 
@@ -46,11 +43,6 @@ fn brokers() -> (Brokers, Bus, Metrics) {
     let metrics = Metrics::default();
     let bus = Bus::new(settings(&brokers.bootstrap_servers()), metrics.clone());
     (brokers, bus, metrics)
-}
-
-fn event(digit: &str) -> RegistryEvent {
-    let golden = parse(include_bytes!("../../../tests/golden/registry-event.json")).expect("the golden event");
-    RegistryEvent { digest: format!("sha256:{}", digit.repeat(64)), ..golden }
 }
 
 fn subscribe(bus: &Bus) -> Arc<dyn Subscription> {

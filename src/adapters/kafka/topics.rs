@@ -40,7 +40,7 @@ pub(super) fn examine(client: &Client<impl ClientContext>, topics: &[String], le
 }
 
 fn missing(name: &str) -> String {
-    format!("topic {name} does not exist; make it (manifests/samples/kafka has it as a KafkaTopic), Drover makes none by itself")
+    format!("topic {name} does not exist; make it (kafka.strimzi.create of the chart does, as a KafkaTopic), Drover makes none by itself")
 }
 
 fn problem(name: &str, error: RDKafkaRespErr) -> String {

@@ -67,12 +67,29 @@ impl LocalDistribution {
             .map_err(|error| PortError::transient(format!("the registry's data folder: {error}; is it mounted into the agent, and writable?")))
     }
 
+    /// What a tag names, with its manifest's annotations; none where the tag, its manifest or a blob is missing.
+    async fn held(&self, repository: &str, tag: &str) -> PortResult<Option<(PushedImage, BTreeMap<String, String>)>> {
+        let Some(manifest) = self.registry.manifest(repository, tag).await? else {
+            return Ok(None);
+        };
+        let mut document = parsed(&manifest.bytes)?;
+        let annotations = std::mem::take(&mut document.annotations);
+        let blobs = blobs(document)?;
+        for (digest, size) in &blobs {
+            if self.registry.blob_size(repository, digest).await? != Some(*size) {
+                return Ok(None);
+            }
+        }
+        let bytes = blobs.iter().skip(1).map(|(_, size)| size).sum();
+        Ok(Some((PushedImage { container: tag.to_owned(), digest: manifest.digest().to_string(), bytes }, annotations)))
+    }
+
     /// Blobs that the other manifests of the repository need.
     async fn needed_by_others(&self, repository: &str, leaving: &[Digest], revisions: &BTreeSet<Digest>) -> PortResult<BTreeSet<Digest>> {
         let mut needed = BTreeSet::new();
         for digest in revisions.iter().filter(|digest| !leaving.contains(digest)) {
             if let Some(manifest) = self.registry.manifest(repository, digest.as_str()).await? {
-                needed.extend(blobs(&manifest.bytes)?.into_iter().map(|(blob, _)| blob));
+                needed.extend(blobs(parsed(&manifest.bytes)?)?.into_iter().map(|(blob, _)| blob));
             }
         }
         Ok(needed)
@@ -82,31 +99,19 @@ impl LocalDistribution {
 #[async_trait]
 impl LocalRegistry for LocalDistribution {
     async fn image(&self, repository: &str, tag: &str) -> PortResult<Option<PushedImage>> {
-        let Some(manifest) = self.registry.manifest(repository, tag).await? else {
-            return Ok(None);
-        };
-        let blobs = blobs(&manifest.bytes)?;
-        for (digest, size) in &blobs {
-            if self.registry.blob_size(repository, digest).await? != Some(*size) {
-                return Ok(None);
-            }
-        }
-        let bytes = blobs.iter().skip(1).map(|(_, size)| size).sum();
-        Ok(Some(PushedImage { container: tag.to_owned(), digest: manifest.digest().to_string(), bytes }))
+        Ok(self.held(repository, tag).await?.map(|(image, _)| image))
     }
 
     async fn checkpoint(&self, repository: &str, tag: &str) -> PortResult<Option<PushedImage>> {
-        let Some(manifest) = self.registry.manifest(repository, tag).await? else { return Ok(None) };
-        let Some(held) = self.image(repository, tag).await?.filter(|held| held.digest == manifest.digest().as_str()) else { return Ok(None) };
-        let document: Document = parsed(&manifest.bytes)?;
-        Ok((document.annotations.get(CONTAINERD_MARK).map(String::as_str) == Some(tag)).then_some(held))
+        let held = self.held(repository, tag).await?;
+        Ok(held.filter(|(_, annotations)| annotations.get(CONTAINERD_MARK).map(String::as_str) == Some(tag)).map(|(image, _)| image))
     }
 
     async fn layer(&self, repository: &str, manifest: &Digest) -> PortResult<(Digest, BlobStream)> {
         let found = self.registry.manifest(repository, manifest.as_str()).await?;
         let found = found.filter(|found| found.digest() == *manifest);
         let found = found.ok_or_else(|| PortError::transient(format!("the registry does not hold manifest {manifest} any more")))?;
-        let [_, (layer, _)] = blobs(&found.bytes)?.try_into().map_err(|_| PortError::permanent("the artifact has not one layer"))?;
+        let [_, (layer, _)] = blobs(parsed(&found.bytes)?)?.try_into().map_err(|_| PortError::permanent("the artifact has not one layer"))?;
         let stream = self.registry.blob(repository, &layer).await?;
         Ok((layer, Box::pin(stream)))
     }
@@ -148,7 +153,7 @@ impl LocalRegistry for LocalDistribution {
             let Some(manifest) = self.registry.manifest(repository, image.as_str()).await? else {
                 continue;
             };
-            for (blob, _) in blobs(&manifest.bytes)?.into_iter().filter(|(blob, _)| !needed.contains(blob)) {
+            for (blob, _) in blobs(parsed(&manifest.bytes)?)?.into_iter().filter(|(blob, _)| !needed.contains(blob)) {
                 self.remove(repository, "blobs", blob, &elsewhere).await?;
             }
             self.registry.delete(repository, "manifests", image).await?;
@@ -224,8 +229,7 @@ fn parsed(manifest: &[u8]) -> PortResult<Document> {
 }
 
 /// Config first, then the layers.
-fn blobs(manifest: &[u8]) -> PortResult<Vec<(Digest, u64)>> {
-    let document = parsed(manifest)?;
+fn blobs(document: Document) -> PortResult<Vec<(Digest, u64)>> {
     let parsed = std::iter::once(document.config).chain(document.layers).map(|blob| Ok((Digest::parse(&blob.digest)?, blob.size)));
     parsed.collect::<Result<_, crate::domain::ids::InvalidName>>().map_err(|error| PortError::permanent(error.to_string()))
 }

@@ -12,11 +12,6 @@ pub fn requested_memory(pod: &Pod) -> u64 {
     requests.filter_map(bytes).fold(0, u64::saturating_add)
 }
 
-/// Bytes as a person reads them, rounded down.
-pub fn mebibytes(bytes: u64) -> String {
-    format!("{} MiB", bytes >> 20)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -363,8 +363,8 @@ impl Course<'_> {
                 image: keys::checkpoint_image(&repository, &image.container),
             })
             .collect();
-        let told = std::mem::take(&mut status.confirmations);
-        status.confirmations = told.into_iter().filter(|known| is_voted(&status, known)).collect();
+        let MigrationStatus { confirmations, containers, .. } = &mut status;
+        confirmations.retain(|known| is_voted(containers, &known.container, &known.digest));
         status.enter(Phase::AwaitingReadiness, self.now);
         Step::write(status)
     }

@@ -56,7 +56,7 @@ pub struct Observed {
     /// The disruption budgets of the source's namespace.
     pub budgets: Vec<PodDisruptionBudget>,
     /// What the readiness bus has told of the migration.
-    pub told: Vec<Told>,
+    pub told: Option<Told>,
     /// The laid-out pull credentials are still there.
     pub pull_credentials_left: bool,
 }

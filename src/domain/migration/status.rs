@@ -30,7 +30,7 @@ pub(in crate::domain) trait StatusExt {
     /// How long the migration has been in a phase; zero where it is not in it.
     fn time_in(&self, phase: Phase, now: Timestamp) -> Duration;
     /// Sets a condition.
-    fn set_condition(&mut self, kind: &'static str, value: bool, reason: &'static str, message: &str, now: Timestamp);
+    fn set_condition(&mut self, kind: &'static str, value: bool, reason: &str, message: &str, now: Timestamp);
     /// Makes a condition false where it stands.
     fn clear_condition(&mut self, kind: &'static str, reason: &'static str, now: Timestamp);
     /// Whether a condition is true with this very reason and message.
@@ -64,7 +64,7 @@ impl StatusExt for MigrationStatus {
         entered.map_or(Duration::ZERO, |timing| Duration::from_millis(millis(timing.started_at.0, now)))
     }
 
-    fn set_condition(&mut self, kind: &'static str, value: bool, reason: &'static str, message: &str, now: Timestamp) {
+    fn set_condition(&mut self, kind: &'static str, value: bool, reason: &str, message: &str, now: Timestamp) {
         let status = if value { "True" } else { "False" };
         let since = self.conditions.iter().find(|c| c.type_ == kind && c.status == status).map_or(Time(now), |c| c.last_transition_time.clone());
         let condition = Condition {

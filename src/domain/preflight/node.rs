@@ -8,7 +8,7 @@ use kube::ResourceExt as _;
 use super::{Blocker, Facts};
 use crate::{
     api::{NodeProfile, NodeProfileStatus, migration::Destination},
-    domain::lanes,
+    domain::{lanes, quantity::mebibytes},
 };
 
 /// A profile that is older than this is taken for a dead agent's. The agent writes one every 30 s.
@@ -96,7 +96,7 @@ impl NodeView {
             None => found.push(self.blocker(TO_NODE, "does not say whether it can restore a checkpoint image", "upgrade its agent")),
         }
         if profile.free_bytes < LEAST_FREE_BYTES {
-            let problem = format!("has {} MiB free for checkpoints", profile.free_bytes >> 20);
+            let problem = format!("has {} free for checkpoints", mebibytes(profile.free_bytes));
             found.push(self.blocker(TO_NODE, &problem, "free space under /var/lib there, or name another node"));
         }
         if let Some(source) = source {

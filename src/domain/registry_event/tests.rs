@@ -109,7 +109,7 @@ fn after_the_vote_only_what_was_voted_for_is_news() {
     let forged = migration(&with(status, "confirmations", known(digest("b"))));
     let forged = forged.status.expect("a status");
     assert_eq!(confirmed_by(&forged), None);
-    assert!(!is_voted(&forged, &forged.confirmations[0]));
+    assert!(!is_voted(&forged.containers, &forged.confirmations[0].container, &forged.confirmations[0].digest));
 }
 
 #[test]

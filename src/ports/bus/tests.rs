@@ -5,11 +5,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::*;
-use crate::domain::registry_event::parse;
-
-fn event() -> RegistryEvent {
-    parse(include_bytes!("../../../tests/golden/registry-event.json")).expect("the golden event")
-}
+use crate::testing::bus_contract::golden as event;
 
 fn noting(event: &RegistryEvent) -> Migration {
     serde_json::from_value(json!({
@@ -26,21 +22,21 @@ fn noting(event: &RegistryEvent) -> Migration {
 async fn an_event_waits_until_a_status_notes_it() {
     let inbox = Arc::new(Inbox::default());
     let (theirs, told) = (Arc::clone(&inbox), Told { bus: "Kafka", event: event() });
-    let delivery = tokio::spawn(async move { theirs.deliver(told, Duration::from_secs(5)).await });
+    let delivery = tokio::spawn(async move { theirs.deliver(told, Duration::from_secs(5), std::future::ready(())).await });
     tokio::task::yield_now().await;
-    assert_eq!(inbox.of(&event().migration.uid).len(), 1);
+    assert!(inbox.of(&event().migration.uid).is_some() && inbox.of("another").is_none());
     let mut other = noting(&event());
     other.status.as_mut().expect("a status").confirmations.clear();
     inbox.written(&other);
     assert!(!delivery.is_finished(), "a status that does not note it is no reason to forget it");
     inbox.written(&noting(&event()));
     assert!(delivery.await.expect("an end"));
-    assert!(inbox.of(&event().migration.uid).is_empty());
+    assert!(inbox.of(&event().migration.uid).is_none());
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_nobody_notes_is_given_up_and_leaves_nothing() {
     let inbox = Inbox::default();
-    assert!(!inbox.deliver(Told { bus: "Kafka", event: event() }, Duration::from_secs(5)).await);
-    assert!(inbox.of(&event().migration.uid).is_empty() && inbox.lock().is_empty());
+    assert!(!inbox.deliver(Told { bus: "Kafka", event: event() }, Duration::from_secs(5), std::future::ready(())).await);
+    assert!(inbox.of(&event().migration.uid).is_none() && inbox.lock().is_none());
 }
