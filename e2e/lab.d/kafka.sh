@@ -8,26 +8,17 @@ KAFKA_MTLS=$CP_ADDRESS:9093 KAFKA_SCRAM=$CP_ADDRESS:9094 KAFKA_ADMIN=127.0.0.1:9
 KAFKA_USERS=(drover-manager drover-agent outsider stranger)
 KAFKA_JAVA=(java -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Dorg.slf4j.simpleLogger.defaultLogLevel=warn -Dorg.slf4j.simpleLogger.log.kafka.server.KafkaRaftServer=info)
 
-kafka_ca() { # NAME
-  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -subj "/O=lab/CN=$1" -keyout "$1.key" -out "$1.crt"
-}
-kafka_certificate() { # CA NAME SUBJECT-ALT-NAMES
-  openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=$2" -keyout "$2.key" -out "$2.csr"
-  echo "extendedKeyUsage=serverAuth,clientAuth${3:+
-subjectAltName=$3}" >"$2.ext"
-  openssl x509 -req -in "$2.csr" -CA "$1.crt" -CAkey "$1.key" -CAcreateserial -days 3650 -out "$2.crt" -extfile "$2.ext"
-  cat "$2.key" "$2.crt" >"$2.pem"
-}
 kafka_pki_make() { # FOLDER
-  local user
+  local ca user
   cd "$1"
-  for ca in cluster-ca clients-ca stranger-ca; do kafka_ca "$ca"; done
-  kafka_certificate cluster-ca broker "IP:$CP_ADDRESS,IP:127.0.0.1"
+  for ca in cluster-ca clients-ca stranger-ca; do pki_ca "$ca" "$ca"; done
+  pki_certificate broker broker "" "IP:$CP_ADDRESS,IP:127.0.0.1" cluster-ca
+  cat broker.key broker.crt cluster-ca.crt >broker-keystore.pem
   for user in "${KAFKA_USERS[@]}"; do
-    case $user in
-    stranger) kafka_certificate stranger-ca "$user" "" ;;
-    *) kafka_certificate clients-ca "$user" "" ;;
-    esac
+    ca=clients-ca
+    [ "$user" != stranger ] || ca=stranger-ca
+    pki_certificate "$user" "$user" "" "" "$ca"
+    cat "$user.key" "$user.crt" >"$user.pem"
     kafka_client "$user" >"$user.properties"
     # As Strimzi's Secrets name them
     mkdir -p "users/$user"
@@ -42,14 +33,7 @@ kafka_client() { # USER
   printf '%s\n' "bootstrap.servers=$KAFKA_MTLS" security.protocol=SSL ssl.keystore.type=PEM "ssl.keystore.location=$KAFKA_PKI/$1.pem" \
     ssl.truststore.type=PEM "ssl.truststore.location=$KAFKA_PKI/cluster-ca.crt"
 }
-kafka_pki_up() {
-  [ ! -e "$KAFKA_PKI/cluster.id" ] || return 0
-  rm -rf "$KAFKA_PKI" "$KAFKA_PKI.new"
-  mkdir -p "$KAFKA_PKI.new"
-  chmod 700 "$KAFKA_PKI.new"
-  (set -euo pipefail && kafka_pki_make "$KAFKA_PKI.new") >"$LOG/kafka-pki.log" 2>&1 || die "Kafka's certificates could not be made; see $LOG/kafka-pki.log"
-  mv "$KAFKA_PKI.new" "$KAFKA_PKI"
-}
+kafka_pki_up() { pki_once "$KAFKA_PKI" cluster.id kafka_pki_make "Kafka's certificates"; }
 
 # The broker's session is short, so that it is back in seconds after a SIGKILL.
 kafka_properties() {
@@ -115,7 +99,6 @@ part_kafka() {
   local jars
   [ -e "$KAFKA_PKI/cluster.id" ] || die "the lab was never brought up with Kafka; run: e2e/lab up --with kafka"
   jars=$(cached kafka)
-  cat "$KAFKA_PKI/broker.pem" "$KAFKA_PKI/cluster-ca.crt" >"$KAFKA_PKI/broker-keystore.pem"
   kafka_properties >"$RUN/kafka.properties"
   if [ ! -e "$KAFKA_DATA/meta.properties" ]; then
     kafka_program kafka.tools.StorageTool format -t "$(cat "$KAFKA_PKI/cluster.id")" -c "$RUN/kafka.properties" \
@@ -171,11 +154,10 @@ kafka_offsets() {
 
 # The Secrets as Strimzi hands them out, copied to Drover's namespace.
 kafka_secrets() { # NAMESPACE
-  local user
+  local user namespace=$1
   kafka_want
-  secret() { "${KUBECTL[@]}" -n "$NAMESPACE_OF_SECRETS" create secret generic "$@" --dry-run=client -o yaml | "${KUBECTL[@]}" apply -f - >/dev/null; }
-  local NAMESPACE_OF_SECRETS=$1
-  "${KUBECTL[@]}" create namespace "$1" --dry-run=client -o yaml | "${KUBECTL[@]}" apply -f - >/dev/null
+  secret() { "${KUBECTL[@]}" -n "$namespace" create secret generic "$@" --dry-run=client -o yaml | "${KUBECTL[@]}" apply -f - >/dev/null; }
+  "${KUBECTL[@]}" create namespace "$namespace" --dry-run=client -o yaml | "${KUBECTL[@]}" apply -f - >/dev/null
   secret drover-kafka-cluster-ca-cert "--from-file=ca.crt=$KAFKA_PKI/cluster-ca.crt"
   for user in drover-manager drover-agent; do
     secret "$user-kafka" "--from-file=ca.crt=$KAFKA_PKI/clients-ca.crt" "--from-file=user.crt=$KAFKA_PKI/$user.crt" "--from-file=user.key=$KAFKA_PKI/$user.key"

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, ResourceExt as _,
     api::{Patch, PatchParams, PostParams},
@@ -16,23 +16,15 @@ use drover::{
 };
 
 use crate::support::{
-    Namespace, SYSTEM,
     agents::{self, Part, signal_all},
     eventually,
+    kafka::counted_by_managers,
     lab::{self, Restore},
     migrations::{replacement, to},
     moving::Moving,
     pods::{container, counter},
     with_namespace,
 };
-
-/// Keeps every pod off a node until it is dropped; a cordon would be a matter of the preflight.
-async fn taint(namespace: &Namespace, node: &'static str) -> impl Drop + use<> {
-    let nodes: Api<Node> = Api::all(namespace.client.clone());
-    let taints = json!({"spec": {"taints": [{"key": "e2e.example/away", "effect": "NoSchedule"}]}});
-    nodes.patch(node, &PatchParams::default(), &Patch::Merge(taints)).await.unwrap();
-    Restore(move || drop(lab::try_lab(&["kubectl", "taint", "node", node, "e2e.example/away-"])))
-}
 
 /// Has a node's profile say when its agent looked last, as that agent would write it.
 async fn last_seen(node: &str, ago: Duration) {
@@ -50,21 +42,15 @@ fn unscheduled(pod: Option<&Pod>) -> String {
 
 /// How often all managers have answered so.
 fn answered(verb: &str, answer: &str) -> u64 {
-    let pods = ["kubectl", "-n", SYSTEM, "get", "pods", "-l", "app.kubernetes.io/component=manager", "-o", "name"];
-    let line = format!("drover_extender_answers_total{{verb=\"{verb}\",answer=\"{answer}\"}} ");
-    let count = |pod: &str| {
-        let path = format!("/api/v1/namespaces/{SYSTEM}/pods/{}:8080/proxy/metrics", pod.trim_start_matches("pod/"));
-        let metrics = lab::lab(&["kubectl", "get", "--raw", &path]);
-        metrics.lines().find_map(|text| text.strip_prefix(&line)?.trim().parse::<u64>().ok()).unwrap_or(0)
-    };
-    lab::lab(&pods).lines().map(count).sum()
+    counted_by_managers(&format!("drover_extender_answers_total{{verb=\"{verb}\",answer=\"{answer}\"}}"))
 }
 
 #[test]
 fn a_replacement_that_its_node_cannot_take_says_why_and_goes_on() {
     with_namespace("extender", |namespace| async move {
         let (placed, refused) = (answered("filter", "placed"), answered("filter", "refused"));
-        let tainted = taint(&namespace, "n2").await;
+        // A cordon would be a matter of the preflight.
+        let tainted = lab::taint("n2", "NoSchedule");
         let mut moving = Moving::begin(&namespace, 1, to("c", "n2")).await;
         moving.migration = namespace.until_phase(&moving.name(), Phase::Preparing).await;
         let copy = replacement(&moving.migration);

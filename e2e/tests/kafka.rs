@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use drover::{
     adapters::kafka::{Bus, KafkaAnnouncer, KafkaSettings, KafkaSubscription, Sasl, Topics},
     api::{Migration, MigrationSpec, Phase, migration::condition},
-    domain::registry_event::{RegistryEvent, parse},
+    domain::registry_event::RegistryEvent,
     metrics::Metrics,
     ports::bus::Subscription,
 };
@@ -93,7 +93,7 @@ fn kafka_that_goes_while_the_pod_is_frozen_stops_nothing() {
 
 /// An event as the golden file has it, about this migration.
 fn event_of(migration: &Migration, change: impl FnOnce(&mut Value)) -> String {
-    let mut event: Value = serde_json::from_str(include_str!("../../tests/golden/registry-event.json")).unwrap();
+    let mut event = serde_json::to_value(contract::golden()).unwrap();
     event["migration"] = json!({"namespace": migration.namespace(), "name": migration.name_any(), "uid": uid(migration)});
     event["container"] = json!("c");
     change(&mut event);
@@ -163,8 +163,7 @@ fn who_has_no_right_writes_nothing() {
 
 /// Where the lab keeps Kafka's certificates and passwords.
 fn pki() -> PathBuf {
-    let kubeconfig = PathBuf::from(lab::lab(&["kubeconfig"]).trim());
-    kubeconfig.parent().unwrap().with_file_name("kafka-pki")
+    lab::folder().join("kafka-pki")
 }
 
 /// A user of the real broker, on topics that the managers do not read.
@@ -192,7 +191,7 @@ fn an_agent_with_a_password_is_let_in() {
     assert_installed();
     with_namespace("scram", |_| async move {
         use drover::ports::bus::Announcer as _;
-        let event = parse(include_bytes!("../../tests/golden/registry-event.json")).unwrap();
+        let event = contract::golden();
         let settings = |password_file: PathBuf| KafkaSettings {
             brokers: "10.88.0.1:9094".into(),
             topics: Topics {
@@ -220,10 +219,7 @@ fn the_real_broker_is_a_bus() {
     assert_installed();
     with_namespace("contract", |_| async move {
         let fresh: [u8; 3] = rand::random();
-        let event = |nonce: u8| -> RegistryEvent {
-            let golden = parse(include_bytes!("../../tests/golden/registry-event.json")).unwrap();
-            RegistryEvent { digest: format!("sha256:{}", drover::domain::ids::hex(&[nonce; 32])), ..golden }
-        };
+        let event = |nonce: u8| RegistryEvent { digest: format!("sha256:{}", drover::domain::ids::hex(&[nonce; 32])), ..contract::golden() };
         let announcer = KafkaAnnouncer::start(&bus_of("drover-agent"), "n2").unwrap();
         let subscribe = || Arc::new(KafkaSubscription::start(&bus_of("drover-manager")).unwrap()) as Arc<dyn Subscription>;
         contract::holds(contract::Bus { announcer: &announcer, subscribe: &subscribe }, fresh.map(event)).await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::{
     admissionregistration::v1::{MutatingAdmissionPolicy, MutatingAdmissionPolicyBinding},
-    core::v1::LimitRange,
+    core::v1::{LimitRange, PodSpec},
 };
 use kube::{Api, api::PostParams};
 use serde_json::{Value, json};
@@ -28,30 +28,17 @@ where
     Api::<K>::all(namespace.client.clone()).create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await.unwrap();
 }
 
-/// The API server takes a policy up some time after it was made.
-async fn until_pods_get_another_container(namespace: &Namespace) {
+/// The API server takes a policy or a LimitRange up some time after it was made.
+async fn until_pods_are_changed(namespace: &Namespace, what: &str, is_changed: impl Fn(&PodSpec) -> bool) {
     let rehearsal = PostParams { dry_run: true, ..PostParams::default() };
     for _ in 0..150 {
         let made = namespace.pods().create(&rehearsal, &counter("probe", "n1", 4, 50)).await.unwrap();
-        if made.spec.unwrap().containers.len() == 2 {
+        if is_changed(&made.spec.unwrap()) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    panic!("not within half a minute: the policy changes pods");
-}
-
-/// The same of a LimitRange.
-async fn until_pods_are_limited(namespace: &Namespace) {
-    let rehearsal = PostParams { dry_run: true, ..PostParams::default() };
-    for _ in 0..150 {
-        let made = namespace.pods().create(&rehearsal, &counter("probe", "n1", 4, 50)).await.unwrap();
-        if made.spec.unwrap().containers[0].resources.as_ref().is_some_and(|resources| resources.limits.is_some()) {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    panic!("not within half a minute: the LimitRange limits pods");
+    panic!("not within half a minute: {what}");
 }
 
 async fn counting(namespace: &Namespace) -> Follower {
@@ -94,7 +81,8 @@ fn a_memory_limit_that_others_set_is_named_before_anything_is_frozen() {
             "spec": {"limits": [{"type": "Container", "default": {"memory": "6Mi"}, "defaultRequest": {"memory": "6Mi"}}]}});
         let ranges: Api<LimitRange> = Api::namespaced(namespace.client.clone(), &namespace.name);
         ranges.create(&PostParams::default(), &serde_json::from_value(range).unwrap()).await.unwrap();
-        until_pods_are_limited(&namespace).await;
+        let limited = |spec: &PodSpec| spec.containers[0].resources.as_ref().is_some_and(|resources| resources.limits.is_some());
+        until_pods_are_changed(&namespace, "the LimitRange limits pods", limited).await;
         is_given_up(&namespace, &source, &["has changed the waiting pod", "spec.containers[c].resources.limits.memory: was changed"]).await;
     });
 }
@@ -123,7 +111,7 @@ fn a_sidecar_that_others_add_to_the_copy_is_named_before_anything_is_frozen() {
         });
         make::<MutatingAdmissionPolicy>(&namespace, policy).await;
         make::<MutatingAdmissionPolicyBinding>(&namespace, binding).await;
-        until_pods_get_another_container(&namespace).await;
+        until_pods_are_changed(&namespace, "the policy changes pods", |spec| spec.containers.len() == 2).await;
         is_given_up(&namespace, &source, &["has changed the waiting pod", "spec.containers: mesh was added"]).await;
     });
 }

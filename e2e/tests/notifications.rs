@@ -5,7 +5,7 @@ use std::sync::Arc;
 use drover::{
     adapters::direct::{DirectAnnouncer, DirectSubscription},
     api::{Attestation, AttestationSpec, Outcome, Role, attestation::attestation_name, migration::condition},
-    domain::registry_event::{MigrationRef, RegistryEvent, parse},
+    domain::registry_event::{MigrationRef, RegistryEvent},
     ports::bus::Subscription,
 };
 use kube::{ResourceExt as _, api::PostParams};
@@ -40,7 +40,7 @@ fn a_migration_says_that_its_images_were_confirmed() {
 #[test]
 fn the_real_api_server_is_a_bus() {
     with_namespace("bus", |namespace| async move {
-        let golden = parse(include_bytes!("../../tests/golden/registry-event.json")).unwrap();
+        let golden = contract::golden();
         let of = MigrationRef { namespace: namespace.name.clone(), ..golden.migration.clone() };
         let spec = AttestationSpec {
             migration: of.name.clone(),
@@ -51,7 +51,7 @@ fn the_real_api_server_is_a_bus() {
         };
         let attestation = Attestation::new(&attestation_name(&of.name, Role::Destination), spec);
         namespace.attestations().create(&PostParams::default(), &attestation).await.unwrap();
-        let event = |digit: &str| RegistryEvent { migration: of.clone(), digest: format!("sha256:{}", digit.repeat(64)), ..golden.clone() };
+        let event = |digit: &str| RegistryEvent { migration: of.clone(), ..contract::event(digit) };
         let announcer = DirectAnnouncer::new(agents::client("n2").await);
         let subscribe = || Arc::new(DirectSubscription::start(namespace.client.clone())) as Arc<dyn Subscription>;
         contract::holds(contract::Bus { announcer: &announcer, subscribe: &subscribe }, ["a", "b", "c"].map(event)).await;

@@ -12,12 +12,12 @@ use crate::support::{
     with_namespace,
 };
 
-/// Taints a node until the test is over.
+/// Taints a node until the test is over. All managers are on the other node by then, and later tests power nodes off: one that is made anew keeps away
+/// from those that are there.
 fn taint(node: &'static str) -> impl Drop {
-    lab::lab(&["kubectl", "taint", "node", node, "e2e=gone:NoExecute"]);
+    let mut tainted = Some(lab::taint(node, "NoExecute"));
     lab::Restore(move || {
-        drop(lab::try_lab(&["kubectl", "taint", "node", node, "e2e-"]));
-        // All managers are on the other node by now, and later tests power nodes off: one that is made anew keeps away from those that are there.
+        drop(tainted.take());
         let managers = ["kubectl", "-n", SYSTEM, "get", "pods", "-l", "app.kubernetes.io/component=manager", "-o", "name"];
         let managers = lab::try_lab(&managers).unwrap_or_default();
         if let Some(one) = managers.lines().next() {

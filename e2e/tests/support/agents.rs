@@ -32,15 +32,8 @@ pub fn node_of(pid: u32) -> Option<&'static str> {
 
 /// The first process of a node, as this machine counts; empty where the node is powered off.
 pub fn first_process(node: &str) -> String {
-    let remembered = fs::read_to_string(run_folder().join(format!("{node}.pid"))).unwrap_or_default();
+    let remembered = fs::read_to_string(lab::folder().join(format!("run/{node}.pid"))).unwrap_or_default();
     remembered.split_whitespace().next().unwrap_or_default().to_owned()
-}
-
-/// Where the lab keeps the pids of its nodes.
-fn run_folder() -> std::path::PathBuf {
-    let kubeconfig = lab::lab(&["kubeconfig"]);
-    let pki = std::path::Path::new(kubeconfig.trim()).parent().unwrap();
-    pki.parent().unwrap().join("run")
 }
 
 impl Part {

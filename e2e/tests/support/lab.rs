@@ -28,6 +28,13 @@ pub fn lab(arguments: &[&str]) -> String {
     }
 }
 
+/// Where the lab keeps what it runs with.
+pub fn folder() -> PathBuf {
+    let kubeconfig = lab(&["kubeconfig"]);
+    let pki = Path::new(kubeconfig.trim()).parent().unwrap();
+    pki.parent().unwrap().to_owned()
+}
+
 /// Runs the command line as a person does: its exit code and what it printed.
 pub fn drover(arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_drover"));
@@ -47,6 +54,13 @@ pub fn put(node: &str, file: &Path, path: &str) {
     let script = format!("mkdir -p \"$(dirname {path})\" && cat >{path} && chmod 755 {path}");
     let put = Command::new(program()).args(["exec", node, "sh", "-c", &script]).stdin(File::open(file).unwrap()).status().expect("e2e/lab runs");
     assert!(put.success(), "{path} could not be put on {node}");
+}
+
+/// Taints a node until it is dropped: `NoSchedule` keeps every pod off it, `NoExecute` has those on it deleted too.
+#[track_caller]
+pub fn taint(node: &'static str, effect: &str) -> impl Drop + use<> {
+    lab(&["kubectl", "taint", "node", node, &format!("e2e=away:{effect}")]);
+    Restore(move || drop(try_lab(&["kubectl", "taint", "node", node, "e2e-"])))
 }
 
 /// Undoes an injected fault also when the test fails.
