@@ -33,5 +33,6 @@ pub mod replacement;
 pub mod request;
 pub mod resolution;
 pub mod room;
+pub mod services;
 pub mod tasks;
 pub mod verdict;

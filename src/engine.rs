@@ -18,7 +18,7 @@ use crate::{
         migration::{self, Effect, Observed},
         owner,
         preflight::{self, Facts, NodeView},
-        replacement,
+        replacement, services,
     },
     ports::{Clock, Cluster, Failure, PortError, PortResult},
 };
@@ -56,7 +56,11 @@ pub async fn reconcile(
             }
             step = migration::effect_failed(&migration, &observed, &error.message, clock.now());
         }
-        let Some(status) = step.status else { return Ok(step.after) };
+        let Some(status) = step.status else {
+            // Nobody waits for it here: what the frozen pod waits for was done before.
+            keep_out_of_services(&migration, &observed, cluster, clock.now()).await;
+            return Ok(step.after);
+        };
         let after = cluster.write_status(&migration, &status).await?;
         written(&migration, &after);
         tell(&migration, &after, cluster).await;
@@ -210,6 +214,15 @@ async fn waiting_replacement(migration: &Migration, observed: &Observed, cluster
 async fn keep_disruption(migration: &Migration, observed: &Observed, cluster: &dyn Cluster, now: Timestamp) {
     if let Some((budget, true)) = taken(migration, observed, now) {
         tried("renew the disruption", cluster.perform(migration, &Effect::TakeDisruption { budget }, None).await);
+    }
+}
+
+/// A frozen pod is not Ready, and one that was thawed is again.
+async fn keep_out_of_services(migration: &Migration, observed: &Observed, cluster: &dyn Cluster, now: Timestamp) {
+    let (Some(status), Some(source)) = (&migration.status, &observed.source) else { return };
+    let said = observed.source_attestation.as_ref().and_then(|attestation| attestation.status.as_ref());
+    if let Some(condition) = said.and_then(|said| services::readiness(status, said, source, now)) {
+        tried("say whether the source is Ready", cluster.write_condition(source, &condition).await);
     }
 }
 

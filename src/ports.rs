@@ -5,7 +5,10 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
-use k8s_openapi::api::{core::v1::Pod, policy::v1::PodDisruptionBudget};
+use k8s_openapi::api::{
+    core::v1::{Pod, PodCondition},
+    policy::v1::PodDisruptionBudget,
+};
 
 use crate::{
     api::{Attestation, AttestationStatus, Migration, MigrationStatus, NodeProfileStatus, attestation::PushedImage},
@@ -272,6 +275,8 @@ pub trait Cluster: Send + Sync {
     async fn write_status(&self, migration: &Migration, status: &MigrationStatus) -> PortResult<Migration>;
     /// Does what one effect says; `pod` is the one to make, rehearse or keep, where the effect is about one.
     async fn perform(&self, migration: &Migration, effect: &Effect, pod: Option<&Pod>) -> PortResult<()>;
+    /// Writes a condition of this very pod into its status, whatever its kubelet has written since.
+    async fn write_condition(&self, pod: &Pod, condition: &PodCondition) -> PortResult<()>;
     /// What the readiness bus has told of a migration and its status may not note yet; nothing where there is no bus.
     fn told(&self, _migration_uid: &str) -> Option<Told> {
         None

@@ -53,4 +53,5 @@ mod registry_doors;
 mod rollbacks;
 mod same_name;
 mod samples;
+mod services;
 mod volumes;

@@ -6,6 +6,7 @@ mod disruptions;
 mod lock;
 mod owners;
 mod pull_credentials;
+mod readiness;
 mod template;
 
 pub use pull_credentials::SECRET as PULL_SECRET;
@@ -18,7 +19,7 @@ use std::{
 use async_trait::async_trait;
 use k8s_openapi::{
     api::{
-        core::v1::{Node, Pod},
+        core::v1::{Node, Pod, PodCondition},
         policy::v1::PodDisruptionBudget,
     },
     apimachinery::pkg::apis::meta::v1::OwnerReference,
@@ -278,6 +279,10 @@ impl Cluster for KubeCluster {
                 delete(&self.migrations(migration), &migration.name_any(), migration.uid().as_deref(), false, "delete the ended Migration").await
             }
         }
+    }
+
+    async fn write_condition(&self, pod: &Pod, condition: &PodCondition) -> PortResult<()> {
+        self.patch_condition(pod, condition).await
     }
 
     fn told(&self, migration_uid: &str) -> Option<Told> {

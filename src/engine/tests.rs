@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::{core::v1::PodCondition, policy::v1::PodDisruptionBudget};
 use serde_json::json;
 
 use super::*;
@@ -49,6 +49,10 @@ impl Clock for FakeCluster {
 
 #[async_trait]
 impl Cluster for FakeCluster {
+    async fn write_condition(&self, pod: &Pod, condition: &PodCondition) -> PortResult<()> {
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        self.call("write_condition", format!("{name} is {} {}", condition.type_, condition.status))
+    }
     async fn pod(&self, _namespace: &str, name: &str) -> PortResult<Option<Pod>> {
         // As kube does.
         if name.is_empty() {
@@ -269,6 +273,24 @@ async fn a_disruption_is_renewed_while_the_pod_is_frozen_and_only_when_it_grows_
             assert_eq!(trace.contains(&"perform TakeDisruption".to_owned()), renewed, "{age} s: {trace:?}");
             assert!(trace.iter().any(|told| told.starts_with("write")), "what fails there holds nothing up: {trace:?}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_frozen_pod_leaves_its_services_once_nothing_waits_for_that() {
+    let frozen = json!({"frozen": {"at": "2026-11-23T06:00:00.000000Z", "containers": []}});
+    let mut attestation = inspected();
+    attestation.status = serde_json::from_value(frozen).unwrap();
+    let ready = source().map(|mut pod| {
+        pod.status = serde_json::from_value(json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]})).unwrap();
+        pod
+    });
+    for failing in [None, Some(("write_condition", Failure::Permanent))] {
+        let cluster = FakeCluster { source: ready.clone(), attestations: vec![attestation.clone()], failing, ..Default::default() };
+        look(in_phase(&json!({"phase": "Restoring"})), &cluster).await.unwrap();
+        let trace = cluster.trace();
+        let at = |what: &str| trace.iter().position(|told| told == what).unwrap_or_else(|| panic!("{what}: {trace:?}"));
+        assert!(at("write Restoring") < at("p is Ready False"), "the migration does not wait for it: {trace:?}");
     }
 }
 

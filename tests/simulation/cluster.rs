@@ -12,7 +12,10 @@ use drover::{
     ports::{Clock, Cluster, Failure, PortError, PortResult},
 };
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::{core::v1::Pod, policy::v1::PodDisruptionBudget};
+use k8s_openapi::api::{
+    core::v1::{Pod, PodCondition},
+    policy::v1::PodDisruptionBudget,
+};
 
 use crate::{
     api::{conflict, name_of},
@@ -200,6 +203,9 @@ impl Handle {
 
 #[async_trait]
 impl Cluster for Handle {
+    async fn write_condition(&self, _pod: &Pod, condition: &PodCondition) -> PortResult<()> {
+        unreachable!("no kubelet of the simulation says that a pod is {}", condition.type_)
+    }
     async fn pod(&self, _namespace: &str, name: &str) -> PortResult<Option<Pod>> {
         self.read_pod(name).await
     }

@@ -22,7 +22,7 @@ use crate::{
         MigrationStatus, Phase,
         migration::{OwnerStatus, SourceStatus},
     },
-    domain::{keys, owner::Kind, preflight::Blocker},
+    domain::{keys, owner::Kind, preflight::Blocker, services::is_taken_out},
 };
 
 impl Course<'_> {
@@ -44,7 +44,8 @@ impl Course<'_> {
         if there.annotations().get(keys::DELETION_COST).map(String::as_str) != Some(keys::CHEAPEST) {
             return Some(Step::perform(vec![Effect::MarkSurplus { uid: source.uid.clone() }]));
         }
-        let matters = observed::is_ready(there);
+        // Its kubelet may say at any moment that a frozen pod is Ready.
+        let matters = observed::is_ready(there) || is_taken_out(there);
         if observed::is_ready(copy) || !matters {
             return Some(Step::perform(vec![hand_over(matters)]));
         }
