@@ -42,6 +42,19 @@ pub struct Evacuation {
     #[serde(default = "default_concurrent")]
     #[schemars(range(min = 1, max = 50))]
     pub concurrent_per_node: u32,
+    /// How many pods of one controller (a ReplicaSet, StatefulSet or Job) leave at the same time, wherever they are. Absent: as many as their
+    /// PodDisruptionBudget allows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 50))]
+    pub concurrent_per_workload: Option<u32>,
+    /// How many evacuations are under way in the whole cluster, of whatever policy, while this one begins another.
+    #[serde(default = "default_in_the_cluster")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub concurrent: u32,
+    /// How long after the end of its last migration a pod stays where it is before it may leave again by itself, in seconds.
+    #[serde(default = "default_cool_down")]
+    #[schemars(range(max = 86400))]
+    pub cool_down_seconds: u32,
     /// What becomes of the eviction of a pod whose evacuation has failed.
     #[serde(default)]
     pub unmovable: Unmovable,
@@ -50,6 +63,16 @@ pub struct Evacuation {
 /// So many pods leave a node at the same time where nothing else is said.
 fn default_concurrent() -> u32 {
     2
+}
+
+/// So many pods leave in the whole cluster at the same time where nothing else is said.
+fn default_in_the_cluster() -> u32 {
+    20
+}
+
+/// In seconds: long enough for a pod to do some work between two freezes, short against the time that a node is cordoned.
+fn default_cool_down() -> u32 {
+    60
 }
 
 /// Why a pod leaves its node.

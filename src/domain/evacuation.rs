@@ -75,22 +75,72 @@ pub enum Action {
 #[must_use]
 pub fn plan(seen: &Seen, now: Timestamp) -> Vec<Action> {
     let mut actions: Vec<Action> = seen.migrations.iter().filter(|m| is_over(m, seen, now)).cloned().map(|m| Action::Delete(Box::new(m))).collect();
-    let mut leaving: BTreeMap<&str, u32> = BTreeMap::new();
-    for migration in seen.migrations.iter().filter(|migration| !migration.is_done()) {
-        *leaving.entry(evacuates(migration).unwrap_or_default()).or_default() += 1;
-    }
+    let mut under_way = UnderWay::of(seen);
     for (pod, node, evacuation, trigger) in wanted(seen, now) {
-        let begun = leaving.entry(node).or_default();
-        if *begun >= evacuation.concurrent_per_node {
+        if !under_way.leaves_room(pod, node, evacuation) {
             continue;
         }
         // A name that no Migration can have is a pod's that no Migration can name.
         if let Ok(migration) = evacuation_of(pod, node, trigger) {
-            *begun += 1;
+            under_way.begin(node, owner::controller(&pod.metadata).map(|owner| owner.uid.clone()));
             actions.push(Action::Make(Box::new(migration)));
         }
     }
     actions
+}
+
+/// How many evacuations have begun and not ended.
+#[derive(Default)]
+struct UnderWay {
+    all: u32,
+    of_node: BTreeMap<String, u32>,
+    /// By the UID of the pods' controller.
+    of_workload: BTreeMap<String, u32>,
+}
+
+impl UnderWay {
+    fn of(seen: &Seen) -> Self {
+        let mut under_way = Self::default();
+        for migration in seen.migrations.iter().filter(|migration| !migration.is_done()) {
+            let Some(node) = evacuates(migration) else { continue };
+            // One that has just begun has not looked at its pod yet.
+            let noted = migration.status.as_ref().and_then(|status| status.source.as_ref()?.owner.as_ref()).map(|owner| owner.uid.clone());
+            let pod = migration.annotations().get(keys::POD_UID).and_then(|uid| seen.pods.iter().find(|pod| pod.metadata.uid.as_ref() == Some(uid)));
+            let read = || pod.and_then(|pod| owner::controller(&pod.metadata)).map(|owner| owner.uid.clone());
+            under_way.begin(node, noted.or_else(read));
+        }
+        under_way
+    }
+
+    fn begin(&mut self, node: &str, workload: Option<String>) {
+        self.all += 1;
+        *self.of_node.entry(node.to_owned()).or_default() += 1;
+        if let Some(workload) = workload {
+            *self.of_workload.entry(workload).or_default() += 1;
+        }
+    }
+
+    fn leaves_room(&self, pod: &Pod, node: &str, evacuation: &Evacuation) -> bool {
+        let of_node = self.of_node.get(node).copied().unwrap_or_default();
+        let of_workload = owner::controller(&pod.metadata).and_then(|owner| self.of_workload.get(&owner.uid)).copied().unwrap_or_default();
+        self.all < evacuation.concurrent
+            && of_node < evacuation.concurrent_per_node
+            && evacuation.concurrent_per_workload.is_none_or(|limit| of_workload < limit)
+    }
+}
+
+/// How long a pod stays where its last migration has left it, before it may leave by itself; none where it may.
+#[must_use]
+pub fn cools_down(pod: &Pod, evacuation: &Evacuation, migrations: &[Migration], now: Timestamp) -> Option<Duration> {
+    let uid = pod.metadata.uid.as_ref()?;
+    let frozen_till = |migration: &Migration| {
+        let status = migration.status.as_ref().filter(|status| status.phases.iter().any(|timing| timing.phase == Phase::Freezing))?;
+        let source = status.source.as_ref().map(|source| &source.uid);
+        let copies = [&status.replacement, &status.fallback].into_iter().flatten().map(|copy| &copy.uid);
+        copies.chain(source).any(|known| known == uid).then(|| ended_at(status)).flatten()
+    };
+    let last = migrations.iter().filter(|m| m.namespace() == pod.namespace()).filter_map(frozen_till).max()?;
+    Duration::from_secs(evacuation.cool_down_seconds.into()).checked_sub(age(last, now)).filter(|left| !left.is_zero())
 }
 
 /// The pods that are to leave and have not begun to, those of the highest priority first.
@@ -102,7 +152,7 @@ fn wanted(seen: &Seen, now: Timestamp) -> Vec<(&Pod, &str, &Evacuation, Trigger)
         .filter_map(|pod| {
             let node = node_of(pod)?;
             let (evacuation, trigger) = occasion(pod, node, seen, now)?;
-            Some((pod, node, evacuation, trigger))
+            cools_down(pod, evacuation, &seen.migrations, now).is_none().then_some((pod, node, evacuation, trigger))
         })
         .collect();
     let priority = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or_default();

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
-use super::{LAPSES_AFTER, asked_at, can_leave, ended_at, evacuates, failed};
+use super::{LAPSES_AFTER, asked_at, can_leave, cools_down, ended_at, evacuates, failed};
 use crate::{
     api::{
         Migration, Outcome, Phase,
@@ -65,7 +65,13 @@ pub fn judge(pod: &Pod, world: &World, now: Timestamp) -> Eviction {
         None => {
             // Not at each try: a write that every few seconds changes nothing else.
             let mark = asked_at(pod).is_none_or(|asked| age(asked, now) > LAPSES_AFTER / 3);
-            later("it moves to another node with its memory as soon as it is its turn".to_owned(), mark)
+            let when = match cools_down(pod, evacuation, &world.migrations, now) {
+                Some(left) => {
+                    format!("{} s from now, since it was moved a moment ago (coolDownSeconds of its MigrationPolicy)", left.as_secs().max(1))
+                }
+                None => "as soon as it is its turn".to_owned(),
+            };
+            later(format!("it moves to another node with its memory {when}"), mark)
         }
     }
 }

@@ -68,6 +68,64 @@ fn the_pods_of_a_cordoned_node_leave_in_order_and_not_all_at_once() {
     assert_eq!(made(&seen), [""; 0]);
 }
 
+/// The policy of `seen` with these fields.
+fn limited(seen: &mut Seen, limits: &Value) {
+    let mut policy = serde_json::to_value(&seen.policies[0]).unwrap();
+    json_patch::merge(&mut policy["spec"]["evacuation"], limits);
+    seen.policies = vec![serde_json::from_value(policy).unwrap()];
+}
+
+fn owned(name: &str, node: &str) -> Pod {
+    let owner = json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "set", "controller": true}]);
+    pod(name, &json!({"metadata": {"ownerReferences": owner}, "spec": {"nodeName": node}}))
+}
+
+#[test]
+fn no_more_leave_at_once_than_their_policy_says() {
+    let mut all = seen(vec![owned("a", "n1"), owned("b", "n2"), pod("c", &json!({"spec": {"nodeName": "n2"}}))]);
+    all.cordoned.insert("n2".to_owned());
+    assert_eq!(made(&all), ["a", "b", "c"], "two nodes, and no limit for a workload");
+    limited(&mut all, &json!({"concurrentPerWorkload": 1}));
+    assert_eq!(made(&all), ["a", "c"]);
+    all.migrations = vec![evacuation(&all.pods[0].clone(), Trigger::Cordon, &json!({"phase": "Pending"}))];
+    assert_eq!(made(&all), ["c"], "one that has just begun counts by its pod");
+    // Its pod is gone where it keeps its name, and its Migration knows whose it was.
+    let source = json!({"name": "a", "uid": "uid-a", "nodeName": "n1", "owner": {"kind": "ReplicaSet", "name": "web", "uid": "set"}});
+    all.migrations = vec![evacuation(&all.pods.remove(0), Trigger::Cordon, &json!({"phase": "Restoring", "source": source}))];
+    assert_eq!(made(&all), ["c"]);
+    limited(&mut all, &json!({"concurrentPerWorkload": null, "concurrent": 2}));
+    assert_eq!(made(&all), ["b"], "two in the cluster");
+}
+
+#[test]
+fn a_pod_that_was_frozen_a_moment_ago_stays_for_a_while() {
+    let all = |frozen: bool, ended: i64, known_as: &str| {
+        let moved = pod("a", &json!({}));
+        let mut seen = seen(vec![moved.clone()]);
+        let mut phases = vec![json!({"phase": "Done", "startedAt": MicroTime(at(ended))})];
+        phases.extend(frozen.then(|| json!({"phase": "Freezing", "startedAt": MicroTime(at(ended - 5))})));
+        let copy = json!({"name": "a", "uid": "uid-a"});
+        let mut status = json!({"phase": "Done", "outcome": "RolledBack", "phases": phases});
+        status[known_as] = copy;
+        if known_as == "source" {
+            status["source"]["nodeName"] = "n1".into();
+        }
+        let mut migration = Migration::new("by-hand", crate::api::MigrationSpec::default());
+        migration.metadata.namespace = moved.namespace();
+        migration.status = Some(serde_json::from_value(status).unwrap());
+        seen.migrations = vec![migration];
+        seen
+    };
+    for known_as in ["source", "replacement", "fallback"] {
+        assert_eq!(made(&all(true, NOW - 59, known_as)), [""; 0], "{known_as}");
+        assert_eq!(made(&all(true, NOW - 60, known_as)), ["a"], "{known_as}");
+        assert_eq!(made(&all(false, NOW - 1, known_as)), ["a"], "it was not frozen");
+    }
+    let mut at_once = all(true, NOW, "source");
+    limited(&mut at_once, &json!({"coolDownSeconds": 0}));
+    assert_eq!(made(&at_once), ["a"]);
+}
+
 #[test]
 fn what_belongs_to_its_node_or_does_not_run_stays() {
     let owner =
