@@ -4,4 +4,5 @@ pub mod annotation;
 pub mod certificates;
 pub mod evacuation;
 pub mod migration;
+pub mod rebalancer;
 pub mod registry_events;

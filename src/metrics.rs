@@ -110,6 +110,7 @@ pub struct Metrics {
     bus_lag: Gauge,
     pushed_bytes: Counter,
     push_seconds: Histogram,
+    rebalanced: Family<ResultLabels, Counter>,
 }
 
 fn seconds() -> Histogram {
@@ -140,6 +141,8 @@ impl Default for Metrics {
         registry.register("registry_events", "Word of images on the readiness bus", registry_events.clone());
         registry.register("bus_connected", "Whether the readiness bus is connected: 1 or 0", bus_connected.clone());
         registry.register("bus_lag_records", "Records on the readiness bus that are not settled", bus_lag.clone());
+        let rebalanced = Family::default();
+        registry.register("rebalance_proposals", "Pods that were to leave an overloaded node", rebalanced.clone());
         Self {
             registry: Arc::new(registry),
             admissions,
@@ -154,6 +157,7 @@ impl Default for Metrics {
             bus_lag,
             pushed_bytes,
             push_seconds,
+            rebalanced,
         }
     }
 }
@@ -195,6 +199,11 @@ impl Metrics {
     /// Counts what became of an event on the readiness bus.
     pub fn registry_event(&self, result: &'static str) {
         self.registry_events.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// Counts a pod that is to leave an overloaded node, `done` or only proposed.
+    pub fn rebalanced(&self, done: bool) {
+        self.rebalanced.get_or_create(&ResultLabels { result: if done { "moved" } else { "dry_run" } }).inc();
     }
 
     /// Says whether the readiness bus is connected.
@@ -242,6 +251,7 @@ mod tests {
         metrics.certificate("webhook", Timestamp::UNIX_EPOCH);
         metrics.notification("taken");
         metrics.registry_event("recorded");
+        metrics.rebalanced(false);
         metrics.bus_connected(true);
         metrics.bus_lag(3);
         metrics.pushed(7, std::time::Duration::from_millis(250));
@@ -255,6 +265,7 @@ mod tests {
             r#"drover_certificate_expiry_timestamp_seconds{certificate="webhook"} 0"#,
             r#"drover_registry_notifications_total{result="taken"} 1"#,
             r#"drover_registry_events_total{result="recorded"} 1"#,
+            r#"drover_rebalance_proposals_total{result="dry_run"} 1"#,
             "drover_bus_connected 1",
             "drover_bus_lag_records 3",
             "drover_pushed_bytes_total 7",

@@ -16,6 +16,7 @@ use crate::{
         ids::Digest,
         init_container::StandIn,
         lanes::NodeFacts,
+        load::PodCounters,
         migration::{Effect, Told},
         owner,
         preflight::{ClaimView, NodeView},
@@ -153,6 +154,10 @@ pub trait Kubelet: Send + Sync {
     async fn sync(&self, archive: &std::path::Path) -> PortResult<()>;
     /// Every pod that this kubelet knows (`GET /pods`), with what it shows of deletion and restarts.
     async fn pods(&self) -> PortResult<Vec<Pod>>;
+    /// What it has counted of each pod's use of CPU and memory (`GET /metrics/resource`); nothing where it counts nothing.
+    async fn counters(&self) -> PortResult<Vec<PodCounters>> {
+        Ok(vec![])
+    }
     /// The pod of this UID, or none.
     async fn pod(&self, uid: &str) -> PortResult<Option<Pod>> {
         Ok(self.pods().await?.into_iter().find(|pod| pod.metadata.uid.as_deref() == Some(uid)))

@@ -3,6 +3,7 @@
 //! Facts: FACTS.md 1 (`pkg/kubelet/server/server.go`). The checkpoint API has no download: the archive appears in `<root-dir>/checkpoints`, which the
 //! agent mounts at the same path. The kubelet never stops the container and never collects an archive; both are the agent's work.
 
+mod counters;
 mod failure;
 
 use std::{
@@ -16,7 +17,7 @@ use reqwest::{Certificate, Client, Identity, RequestBuilder, Response, Url};
 use serde::Deserialize;
 
 use crate::{
-    domain::tasks::is_whole,
+    domain::{load::PodCounters, tasks::is_whole},
     ports::{Kubelet, PortError, PortResult},
 };
 
@@ -159,6 +160,16 @@ impl Kubelet for LocalKubelet {
         // Its name too.
         let folder = archive.parent().unwrap_or(archive);
         tokio::fs::File::open(folder).await.map_err(failed)?.sync_all().await.map_err(failed)
+    }
+
+    async fn counters(&self) -> PortResult<Vec<PodCounters>> {
+        let answer = self.send(self.client.get(self.below(&["metrics", "resource"])?), ORDINARY_CALL).await?;
+        let (status, body) = (answer.status(), answer.text().await);
+        let body = body.map_err(|error| PortError::transient(format!("the kubelet's counters cannot be read: {error}")))?;
+        if !status.is_success() {
+            return Err(failure::refused(status, &body, None).context("what the kubelet has counted of pods"));
+        }
+        counters::parse(&body)
     }
 
     async fn pods(&self) -> PortResult<Vec<Pod>> {

@@ -7,8 +7,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::node_profile::NodeProfileStatus,
-    domain::{keys::PULL_ADDRESS, lanes},
-    ports::{AgentApi, Clock, NodeProbe, bus::Announcer},
+    domain::{keys::PULL_ADDRESS, lanes, load},
+    ports::{AgentApi, Clock, Kubelet, NodeProbe, bus::Announcer},
 };
 
 /// How often the profile is written; preflight takes one of four times this age for a dead agent's.
@@ -19,11 +19,38 @@ const RETRY: Duration = Duration::from_secs(2);
 /// nothing should be refused for half a minute because of it.
 const DOUBTED: u32 = 5;
 
+/// How often, where it says what the pods use: a kubelet counts every ten seconds.
+const EVERY_WITH_USAGE: Duration = Duration::from_secs(15);
+
+/// What a profile is made of.
+pub struct Parts<'a> {
+    /// What the node is.
+    pub probe: &'a dyn NodeProbe,
+    /// Where it is written.
+    pub api: &'a dyn AgentApi,
+    /// Whose state it tells.
+    pub bus: &'a dyn Announcer,
+    /// The clock.
+    pub clock: &'a dyn Clock,
+    /// Who counts what the pods use; none: nobody asks.
+    pub meter: Option<&'a dyn Kubelet>,
+    /// `host:port` of the push door.
+    pub push_address: &'a str,
+}
+
 /// Keeps this node's profile until cancelled.
-pub async fn keep(probe: &dyn NodeProbe, api: &dyn AgentApi, bus: &dyn Announcer, clock: &dyn Clock, push_address: &str, stop: CancellationToken) {
-    let mut against = 0;
+pub async fn keep(parts: Parts<'_>, stop: CancellationToken) {
+    let Parts { probe, api, bus, clock, meter, push_address } = parts;
+    let (mut against, mut counted) = (0, vec![]);
+    let every = if meter.is_some() { EVERY_WITH_USAGE } else { EVERY };
     loop {
         let mut status = observe(probe, clock, push_address).await;
+        if let Some(meter) = meter {
+            match meter.counters().await {
+                Ok(now) => status.usage = load::usage(&std::mem::replace(&mut counted, now.clone()), &now),
+                Err(error) => tracing::warn!(%error, "what the node's pods use is not known"),
+            }
+        }
         let condition = |kind: &str, holds: bool, reason: &str, message: String| Condition {
             type_: kind.into(),
             status: if holds { "True" } else { "False" }.into(),
@@ -38,7 +65,7 @@ pub async fn keep(probe: &dyn NodeProbe, api: &dyn AgentApi, bus: &dyn Announcer
         against = if takes_pods(&status) && state.connected { 0 } else { against + 1 };
         let pause = match api.write_profile(&status).await {
             Ok(()) if (1..=DOUBTED).contains(&against) => RETRY,
-            Ok(()) => EVERY,
+            Ok(()) => every,
             Err(error) => {
                 tracing::warn!(%error, "the node's profile is written again soon");
                 RETRY
@@ -111,7 +138,7 @@ mod tests {
     async fn a_node_that_has_just_begun_to_take_no_pod_is_looked_at_again_soon_and_not_for_ever() {
         let (probe, api, stop) = (Silent::default(), FakeNode::new(Migration::new("m", MigrationSpec::default())), CancellationToken::new());
         let looks = |seconds| {
-            let kept = keep(&probe, &api, &Away, &SystemClock, "", stop.clone());
+            let kept = keep(Parts { probe: &probe, api: &api, bus: &Away, clock: &SystemClock, meter: None, push_address: "" }, stop.clone());
             async move {
                 let _ = tokio::time::timeout(Duration::from_secs(seconds), kept).await;
             }

@@ -71,9 +71,37 @@ pub struct NodeProfileStatus {
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+    /// What the node's pods use; only where the rebalancer is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<NodeUsage>,
     /// When the agent last looked; older than `PROFILE_LIFETIME` (preflight)] means that it is gone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_at: Option<Time>,
+}
+
+/// What the pods of a node use, as its kubelet counts it.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeUsage {
+    /// When it was counted last.
+    pub observed_at: Time,
+    /// The pods.
+    #[serde(default)]
+    pub pods: Vec<PodUsage>,
+}
+
+/// What a pod uses.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct PodUsage {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Thousandths of a CPU, since the count before.
+    pub cpu_millis: u64,
+    /// Working set in bytes.
+    pub memory_bytes: u64,
 }
 
 /// One lane on one node.

@@ -1,4 +1,4 @@
-//! `MigrationPolicy`: which pods may move, and which leave a node by themselves. Thresholds of load are not built yet.
+//! `MigrationPolicy`: which pods may move, and which leave a node by themselves.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{CustomResource, KubeSchema};
@@ -36,7 +36,7 @@ pub struct MigrationPolicySpec {
 #[serde(rename_all = "camelCase")]
 pub struct Evacuation {
     /// On which occasions.
-    #[schemars(length(min = 1, max = 2))]
+    #[schemars(length(min = 1, max = 3))]
     pub triggers: Vec<Trigger>,
     /// How many of a node's pods leave it at the same time.
     #[serde(default = "default_concurrent")]
@@ -82,6 +82,8 @@ pub enum Trigger {
     Cordon,
     /// The pod is to be evicted, as `kubectl drain` does; only in namespaces that are labelled for it.
     Drain,
+    /// The node has too much to do; only where the rebalancer is on (chart: `rebalancer.mode`).
+    Load,
 }
 
 /// What becomes of the eviction of a pod that cannot be moved.
@@ -101,6 +103,7 @@ impl Trigger {
         match self {
             Self::Cordon => "cordon",
             Self::Drain => "drain",
+            Self::Load => "load",
         }
     }
 }

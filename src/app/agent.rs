@@ -37,7 +37,7 @@ use crate::{
         destination::{DestinationAgent, DestinationParts},
         journal::Journals,
         notified::{self, Announcing, Verified},
-        profile,
+        profile::{self, Parts},
         registry_proxy::{MayPush, Upstream, serve_pulls, serve_pushes},
         source::{SourceAgent, SourceParts},
     },
@@ -87,6 +87,8 @@ pub struct Settings {
     pub push_port: u16,
     /// Port of readiness and metrics.
     pub admin_port: u16,
+    /// It reports what the node's pods use.
+    pub reports_usage: bool,
     /// Port at which the node's registry tells of pushes.
     pub notification_port: u16,
     /// File with the token that it shows.
@@ -182,8 +184,10 @@ fn keep_profile(
         ProbeSettings { host_root: settings.host_root.clone(), host_command: HOST_COMMAND.map(str::to_owned).into(), data: settings.state.clone() },
     );
     let (api, push_address) = (Arc::clone(&node.api), push_address(settings));
+    let meter = settings.reports_usage.then(|| Arc::clone(&node.kubelet));
     async move {
-        profile::keep(&probe, &*api, &*bus, &SystemClock, &push_address, token).await;
+        let (meter, push_address) = (meter.as_deref(), push_address.as_str());
+        profile::keep(Parts { probe: &probe, api: &*api, bus: &*bus, clock: &SystemClock, meter, push_address }, token).await;
         Ok(())
     }
 }

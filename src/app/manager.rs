@@ -27,9 +27,14 @@ use crate::{
         world::KubeWorld,
     },
     controllers::{
-        annotation::AnnotationController, certificates::CertificateController, evacuation::EvacuationController, migration, registry_events,
+        annotation::AnnotationController,
+        certificates::CertificateController,
+        evacuation::EvacuationController,
+        migration,
+        rebalancer::{Mode, Rebalancer},
+        registry_events,
     },
-    domain::election::Timing,
+    domain::{election::Timing, rebalance},
     http::{
         admin,
         admission::{self, Admission},
@@ -78,6 +83,8 @@ pub struct Settings {
     pub webhook_cert_dir: Option<PathBuf>,
     /// The readiness bus; none: the API server.
     pub kafka: Option<KafkaSettings>,
+    /// What is done about nodes that have too much to do, and when they have.
+    pub rebalancer: (Mode, rebalance::Settings),
 }
 
 impl Settings {
@@ -189,6 +196,12 @@ async fn lead(
         controllers.spawn("annotations", AnnotationController::new(clients.watching.clone(), settings.pod_name.clone()).run(term.clone()));
         let evacuations = EvacuationController::new(clients.calling.clone(), settings.namespace.clone(), settings.pod_name.clone());
         controllers.spawn("evacuations", evacuations.run(term.clone()));
+        let (mode, thresholds) = settings.rebalancer;
+        if mode != Mode::Off {
+            let (client, own) = (clients.calling.clone(), settings.namespace.clone());
+            let rebalancer = Rebalancer::new(client, own, settings.pod_name.clone(), mode, thresholds, metrics.clone());
+            controllers.spawn("rebalancer", rebalancer.run(term.clone()));
+        }
         let agents = settings.username(&settings.agent_service_account);
         controllers.spawn("certificates", CertificateController::new(clients.watching.clone(), Arc::clone(&signer), agents).run(term.clone()));
         let mut watched = leading.clone();

@@ -58,6 +58,9 @@ pub struct Args {
     /// Folder with tls.crt and tls.key to show to the kubelet. Default: the service account's token
     #[arg(long)]
     kubelet_client_certs: Option<PathBuf>,
+    /// Report what the node's pods use, for the rebalancer
+    #[arg(long)]
+    report_usage: bool,
     #[command(flatten)]
     kafka: super::kafka::KafkaArgs,
 }
@@ -77,6 +80,7 @@ impl Args {
             notification_port: self.notification_port,
             notification_token_file: self.notification_token_file,
             kafka: self.kafka.settings(),
+            reports_usage: self.report_usage,
             registry_socket: self.registry_socket,
             registry_data: self.registry_data,
             state: self.state,

@@ -1,8 +1,12 @@
 //! `drover manager`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
-use crate::app::manager::{self, Settings};
+use crate::{
+    app::manager::{self, Settings},
+    controllers::rebalancer::Mode,
+    domain::rebalance,
+};
 
 /// Flags of the manager; the chart sets them.
 #[derive(Debug, clap::Args)]
@@ -37,8 +41,33 @@ pub struct Args {
     /// Folder with tls.crt, tls.key and ca.crt for the webhooks, where somebody else makes certificates
     #[arg(long)]
     webhook_cert_dir: Option<PathBuf>,
+    /// What is done about nodes that have too much to do
+    #[arg(long, value_enum, default_value_t = Rebalance::Off)]
+    rebalance: Rebalance,
+    /// Percent of a node's CPU above which it has too much to do
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rebalance_cpu_percent: u32,
+    /// Percent of a node's memory above which it has too much to do
+    #[arg(long, default_value_t = 70, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rebalance_memory_percent: u32,
+    /// Seconds for which it must have been so
+    #[arg(long, default_value_t = 300)]
+    rebalance_window_seconds: u64,
+    /// How many pods leave such a node at once
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=50))]
+    rebalance_most_pods: u32,
     #[command(flatten)]
     kafka: super::kafka::KafkaArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Rebalance {
+    /// Nothing
+    Off,
+    /// It is said what would be done
+    DryRun,
+    /// Pods whose MigrationPolicy has the trigger Load are moved
+    On,
 }
 
 impl Args {
@@ -59,6 +88,19 @@ impl Args {
             manager_service_account: self.manager_service_account,
             webhook_cert_dir: self.webhook_cert_dir,
             kafka: self.kafka.settings(),
+            rebalancer: (
+                match self.rebalance {
+                    Rebalance::Off => Mode::Off,
+                    Rebalance::DryRun => Mode::DryRun,
+                    Rebalance::On => Mode::On,
+                },
+                rebalance::Settings {
+                    cpu_percent: self.rebalance_cpu_percent,
+                    memory_percent: self.rebalance_memory_percent,
+                    window: Duration::from_secs(self.rebalance_window_seconds),
+                    most_pods: self.rebalance_most_pods as usize,
+                },
+            ),
         }))
     }
 }

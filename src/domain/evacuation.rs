@@ -220,9 +220,17 @@ fn ended_at(status: &MigrationStatus) -> Option<Timestamp> {
 /// # Errors
 /// What is wrong with the pod's name.
 pub fn evacuation_of(pod: &Pod, node: &str, trigger: Trigger) -> Result<Migration, String> {
+    leaving(pod, node, keys::AUTO, trigger)
+}
+
+/// The Migration of a pod that leaves its node for another one.
+///
+/// # Errors
+/// What is wrong with a name.
+pub fn leaving(pod: &Pod, node: &str, to: &str, trigger: Trigger) -> Result<Migration, String> {
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     let name = format!("evacuate-{}", derived_name(&pod.name_any(), STEM, &uid));
-    let mut migration = migration_to(keys::AUTO, &name, &pod.name_any(), owner::keeps_its_name(&pod.metadata))?;
+    let mut migration = migration_to(to, &name, &pod.name_any(), owner::keeps_its_name(&pod.metadata))?;
     migration.metadata.namespace = pod.namespace();
     migration.metadata.annotations = Some(BTreeMap::from([(keys::POD_UID.to_owned(), uid), (keys::EVACUATES.to_owned(), node.to_owned())]));
     migration.metadata.labels = Some(BTreeMap::from([(keys::TRIGGER.to_owned(), trigger.as_label().to_owned())]));

@@ -32,7 +32,8 @@ use k8s_openapi::api::core::v1::Pod;
 use course::Course;
 pub(in crate::domain) use observed::node_of;
 pub use observed::{Observed, Told, pod_is_gone};
-pub(in crate::domain) use status::{StatusExt, age};
+pub(in crate::domain) use status::StatusExt;
+pub use status::age;
 
 use super::verdict;
 use crate::api::{Migration, MigrationStatus, Phase, Role, Verdict, migration::SourceStatus};

@@ -27,6 +27,15 @@ pub fn bytes(Quantity(text): &Quantity) -> Option<u64> {
     Some(whole.parse::<u64>().ok()?.saturating_mul(unit).saturating_add(part))
 }
 
+/// Thousandths of a quantity of CPU: a number, or one of thousandths (`250m`).
+#[must_use]
+pub fn millis(Quantity(text): &Quantity) -> Option<u64> {
+    match text.strip_suffix('m') {
+        Some(millis) => millis.parse().ok(),
+        None => bytes(&Quantity(format!("{text}k"))),
+    }
+}
+
 /// Bytes as a person reads them, rounded down.
 #[must_use]
 pub fn mebibytes(bytes: u64) -> String {
@@ -44,6 +53,8 @@ mod tests {
         assert_eq!(read("1.5Gi"), Some(3 << 29));
         assert_eq!(read("128974848"), Some(128_974_848));
         assert_eq!(read("129M"), Some(129_000_000));
+        let cpu = |text: &str| millis(&Quantity(text.to_owned()));
+        assert_eq!((cpu("4"), cpu("250m"), cpu("1.5"), cpu("much")), (Some(4_000), Some(250), Some(1_500), None));
         assert_eq!((read("a lot"), read("1.x"), read("")), (None, None, None));
     }
 }

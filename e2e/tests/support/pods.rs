@@ -18,6 +18,8 @@ pub const COUNTER: &str = "10.88.0.1:5000/counter:1";
 pub const IO_URING: &str = "10.88.0.1:5000/iouring:2";
 /// A program with everything that is mended on the way.
 pub const MENDS: &str = "10.88.0.1:5000/mends:1";
+/// Debian's Redis with its shell, which sleeps.
+pub const TOOLBOX: &str = "10.88.0.1:5000/toolbox:1";
 /// Debian's Redis.
 pub const REDIS: &str = "10.88.0.1:5000/redis:1";
 

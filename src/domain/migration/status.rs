@@ -16,7 +16,8 @@ pub(super) fn millis(from: Timestamp, to: Timestamp) -> u64 {
 }
 
 /// Time since a moment; zero where the clocks disagree about the order.
-pub(in crate::domain) fn age(then: Timestamp, now: Timestamp) -> Duration {
+#[must_use]
+pub fn age(then: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(then)).unwrap_or_default()
 }
 

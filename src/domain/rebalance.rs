@@ -1,0 +1,230 @@
+//! Load: which nodes have been over a threshold for long enough, and which pods leave them for where there is room.
+//!
+//! # What is measured
+//! What the pods of a node use against what the node has for pods (`status.allocatable`): that is what moving pods can change. Their agents report it
+//! ([`crate::domain::load`]).
+//!
+//! # Never back and forth
+//! A pod goes only where its new node stays [`MARGIN`] percent below the very thresholds that it leaves its old one for, so that its arrival is no reason to
+//! leave again; a node that a migration comes to or leaves is not judged; and a pod that has moved stays for its policy's `coolDownSeconds` and for
+//! [`Settings::window`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+
+use super::{
+    admission::active_migration,
+    evacuation::{can_leave, cools_down, failed, leaving},
+    keys,
+    load::{Amount, Percent},
+    migration::{age, node_of},
+    policy,
+};
+use crate::api::{Migration, MigrationPolicy, node_profile::NodeUsage, policy::Trigger};
+
+/// So many percent of a node stay free below its threshold when a pod comes.
+pub const MARGIN: u32 = 5;
+/// A report that is older says nothing.
+pub const STALE_AFTER: Duration = Duration::from_mins(2);
+
+/// When a node has too much to do, and how much is done about it at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Threshold of CPU, in percent of what the node has for pods.
+    pub cpu_percent: u32,
+    /// The same of memory.
+    pub memory_percent: u32,
+    /// How long it must have been over one of them, at every report.
+    pub window: Duration,
+    /// How many pods leave a node at once.
+    pub most_pods: usize,
+}
+
+impl Settings {
+    const fn thresholds(&self) -> Percent {
+        Percent { cpu: self.cpu_percent, memory: self.memory_percent }
+    }
+}
+
+/// A node, and what it has for pods.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeLoad {
+    /// Its name.
+    pub name: String,
+    /// It is Ready and not cordoned.
+    pub takes_pods: bool,
+    /// `status.allocatable`.
+    pub allocatable: Amount,
+    /// What its agent has reported last.
+    pub usage: NodeUsage,
+}
+
+impl NodeLoad {
+    fn used(&self) -> Amount {
+        self.usage.pods.iter().map(Amount::of).sum()
+    }
+}
+
+/// The reports of the last while, by node.
+#[derive(Debug, Default)]
+pub struct History(BTreeMap<String, VecDeque<(Timestamp, Percent)>>);
+
+impl History {
+    /// Notes what is new; forgets nodes that are gone, and what is older than `window` but for the last report before it.
+    pub fn note(&mut self, nodes: &[NodeLoad], window: Duration) {
+        self.0.retain(|name, _| nodes.iter().any(|node| node.name == *name));
+        for node in nodes {
+            let at = node.usage.observed_at.0;
+            let reports = self.0.entry(node.name.clone()).or_default();
+            if reports.back().is_none_or(|(last, _)| *last < at) {
+                reports.push_back((at, node.used().percent_of(&node.allocatable)));
+            }
+            while reports.get(1).is_some_and(|(second, _)| age(*second, at) >= window) {
+                reports.pop_front();
+            }
+        }
+    }
+
+    /// Nodes that were over a threshold, the same one, at every report of the window, which they fill.
+    #[must_use]
+    pub fn overloaded(&self, settings: &Settings, now: Timestamp) -> Vec<&str> {
+        let limits = settings.thresholds();
+        let is_over = |reports: &VecDeque<(Timestamp, Percent)>| {
+            let (Some((first, _)), Some((last, _))) = (reports.front(), reports.back()) else { return false };
+            let fills = reports.len() > 1 && age(*first, *last) >= settings.window && age(*last, now) < STALE_AFTER;
+            fills && (reports.iter().all(|(_, used)| used.cpu > limits.cpu) || reports.iter().all(|(_, used)| used.memory > limits.memory))
+        };
+        self.0.iter().filter(|(_, reports)| is_over(reports)).map(|(name, _)| name.as_str()).collect()
+    }
+}
+
+/// What is read once a node is overloaded.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// Every node that reports.
+    pub nodes: Vec<NodeLoad>,
+    /// The pods of those that are overloaded.
+    pub pods: Vec<Pod>,
+    /// Every Migration.
+    pub migrations: Vec<Migration>,
+    /// Every policy.
+    pub policies: Vec<MigrationPolicy>,
+    /// Namespace → labels, of the pods' namespaces.
+    pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+/// A pod that is to go.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Proposal {
+    /// The Migration that does it.
+    pub migration: Migration,
+    /// Its node.
+    pub from: String,
+    /// Where there is room.
+    pub to: String,
+    /// In words for a person.
+    pub why: String,
+}
+
+/// Who leaves the `overloaded` nodes.
+#[must_use]
+pub fn plan(overloaded: &[&str], seen: &Seen, settings: &Settings, now: Timestamp) -> Vec<Proposal> {
+    let moving = nodes_of_migrations(&seen.migrations);
+    let mut used: BTreeMap<&str, Amount> = seen.nodes.iter().map(|node| (node.name.as_str(), node.used())).collect();
+    let mut proposals = vec![];
+    for node in seen.nodes.iter().filter(|node| overloaded.contains(&node.name.as_str()) && !moving.contains(node.name.as_str())) {
+        let mut left = settings.most_pods;
+        for (pod, amount) in heaviest(node, seen, settings, now) {
+            let before = used[node.name.as_str()].percent_of(&node.allocatable);
+            if left == 0 || !before.is_over(settings.thresholds()) {
+                break;
+            }
+            let Some(to) = with_room(node, amount, seen, &used, settings, now) else { continue };
+            let (from, room) = (node.name.clone(), to.name.clone());
+            let Ok(migration) = leaving(pod, &from, &room, Trigger::Load) else { continue };
+            let why = format!(
+                "pod {}/{} uses {} m of CPU and {} MiB; node {from} is at {before} (thresholds {}), node {room} has room",
+                pod.namespace().unwrap_or_default(),
+                pod.name_any(),
+                amount.cpu_millis,
+                amount.memory_bytes >> 20,
+                settings.thresholds()
+            );
+            *used.entry(&node.name).or_default() -= amount;
+            *used.entry(&to.name).or_default() += amount;
+            left -= 1;
+            proposals.push(Proposal { migration, from, to: room, why });
+        }
+    }
+    proposals
+}
+
+/// Nodes whose load is about to change.
+fn nodes_of_migrations(migrations: &[Migration]) -> BTreeSet<String> {
+    let ends = |migration: &Migration| {
+        let status = migration.status.clone().unwrap_or_default();
+        let asked = migration.spec.destination.node_name.clone();
+        let evacuated = migration.annotations().get(keys::EVACUATES).cloned();
+        let (source, destination) = (status.source.map(|it| it.node_name), status.destination.map(|it| it.node_name));
+        [asked, evacuated, source, destination]
+    };
+    migrations.iter().filter(|migration| !migration.is_done()).flat_map(ends).flatten().filter(|name| !name.is_empty()).collect()
+}
+
+/// The pods that may leave a node, those first that use most of what it is short of.
+fn heaviest<'s>(node: &NodeLoad, seen: &'s Seen, settings: &Settings, now: Timestamp) -> Vec<(&'s Pod, Amount)> {
+    let unlabelled = BTreeMap::new();
+    let is_free = |pod: &&Pod| {
+        let namespace = seen.namespaces.get(&pod.namespace().unwrap_or_default()).unwrap_or(&unlabelled);
+        let Some(evacuation) = policy::evacuation(&seen.policies, namespace, pod, Trigger::Load) else { return false };
+        let window = u32::try_from(settings.window.as_secs()).unwrap_or(u32::MAX);
+        let patient = crate::api::policy::Evacuation { cool_down_seconds: evacuation.cool_down_seconds.max(window), ..evacuation.clone() };
+        can_leave(pod)
+            && active_migration(pod, &seen.migrations).is_none()
+            && failed(pod, &seen.migrations).is_none()
+            && cools_down(pod, &patient, &seen.migrations, now).is_none()
+    };
+    let amount = |pod: &Pod| {
+        let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+        node.usage.pods.iter().find(|usage| usage.namespace == namespace && usage.name == name).map(Amount::of)
+    };
+    let short_of_cpu = node.used().percent_of(&node.allocatable).cpu > settings.cpu_percent;
+    let mut pods: Vec<_> =
+        seen.pods.iter().filter(|pod| node_of(pod) == Some(&node.name)).filter(is_free).filter_map(|pod| Some((pod, amount(pod)?))).collect();
+    pods.sort_by_key(|(pod, amount)| {
+        let used = if short_of_cpu { amount.cpu_millis } else { amount.memory_bytes };
+        (std::cmp::Reverse(used), pod.namespace(), pod.name_any())
+    });
+    // One that uses nothing of it would not help.
+    pods.retain(|(_, amount)| if short_of_cpu { amount.cpu_millis > 0 } else { amount.memory_bytes > 0 });
+    pods
+}
+
+/// The node that has least to do after a pod has come, and stays well below its thresholds then.
+fn with_room<'s>(
+    from: &NodeLoad,
+    pod: Amount,
+    seen: &'s Seen,
+    used: &BTreeMap<&str, Amount>,
+    settings: &Settings,
+    now: Timestamp,
+) -> Option<&'s NodeLoad> {
+    let limits = settings.thresholds().less(MARGIN);
+    let after = |node: &NodeLoad| (used.get(node.name.as_str()).copied().unwrap_or_default() + pod).percent_of(&node.allocatable);
+    let fits = |node: &&NodeLoad| {
+        node.name != from.name && node.takes_pods && age(node.usage.observed_at.0, now) < STALE_AFTER && !after(node).is_over(limits)
+    };
+    seen.nodes.iter().filter(fits).min_by_key(|node| {
+        let after = after(node);
+        (after.cpu.max(after.memory), node.name.clone())
+    })
+}
+
+#[cfg(test)]
+mod tests;
