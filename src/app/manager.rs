@@ -27,14 +27,13 @@ use crate::{
         world::KubeWorld,
     },
     controllers::{
-        annotation::AnnotationController,
-        certificates::CertificateController,
-        evacuation::EvacuationController,
-        migration,
-        rebalancer::{Mode, Rebalancer},
+        annotation::AnnotationController, certificates::CertificateController, evacuation::EvacuationController, migration, rebalancer::Rebalancer,
         registry_events,
     },
-    domain::{election::Timing, rebalance},
+    domain::{
+        election::Timing,
+        rebalance::{self, Mode},
+    },
     http::{
         admin,
         admission::{self, Admission},

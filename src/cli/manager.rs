@@ -4,8 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use crate::{
     app::manager::{self, Settings},
-    controllers::rebalancer::Mode,
-    domain::rebalance,
+    domain::rebalance::{self, Mode},
 };
 
 /// Flags of the manager; the chart sets them.

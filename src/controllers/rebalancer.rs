@@ -29,7 +29,7 @@ use crate::{
         load::Amount,
         migration::age,
         quantity,
-        rebalance::{History, NodeLoad, Proposal, Seen, Settings, plan},
+        rebalance::{History, Mode, NodeLoad, Proposal, Seen, Settings, plan},
     },
     metrics::Metrics,
     ports::{Clock as _, SystemClock},
@@ -41,18 +41,6 @@ const LOOK: Duration = Duration::from_secs(15);
 const LIMIT: Duration = Duration::from_secs(30);
 /// How long after an Event about a pod the next one comes, where nothing is done about it.
 const TOLD_AGAIN: Duration = Duration::from_mins(10);
-
-/// What is done about load.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Mode {
-    /// Nothing.
-    #[default]
-    Off,
-    /// It is said what would be done.
-    DryRun,
-    /// Pods are moved.
-    On,
-}
 
 /// The controller.
 pub struct Rebalancer {

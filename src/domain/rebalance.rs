@@ -33,6 +33,18 @@ pub const MARGIN: u32 = 5;
 /// A report that is older says nothing.
 pub const STALE_AFTER: Duration = Duration::from_mins(2);
 
+/// What is done about load.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Nothing.
+    #[default]
+    Off,
+    /// It is said what would be done.
+    DryRun,
+    /// Pods are moved.
+    On,
+}
+
 /// When a node has too much to do, and how much is done about it at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
