@@ -110,6 +110,7 @@ pub struct Metrics {
     bus_lag: Gauge,
     pushed_bytes: Counter,
     push_seconds: Histogram,
+    pushes_resumed: Counter,
 }
 
 fn seconds() -> Histogram {
@@ -133,9 +134,10 @@ impl Default for Metrics {
         registry.register("certificate_expiry_timestamp_seconds", "When a certificate ends, in seconds since 1970", certificates.clone());
         let (notifications, registry_events) = (Family::default(), Family::default());
         let (bus_connected, bus_lag) = (Gauge::default(), Gauge::default());
-        let (pushed_bytes, push_seconds) = (Counter::default(), seconds());
+        let (pushed_bytes, push_seconds, pushes_resumed) = (Counter::default(), seconds(), Counter::default());
         registry.register_with_unit("pushed", "Checkpoints and volumes that were pushed to other nodes", Unit::Bytes, pushed_bytes.clone());
         registry.register_with_unit("push", "How long a push took, with what was sent again", Unit::Seconds, push_seconds.clone());
+        registry.register("push_resumed", "Cut pushes that went on where they had stopped", pushes_resumed.clone());
         registry.register("registry_notifications", "What the node's registry has told its agent", notifications.clone());
         registry.register("registry_events", "Word of images on the readiness bus", registry_events.clone());
         registry.register("bus_connected", "Whether the readiness bus is connected: 1 or 0", bus_connected.clone());
@@ -154,6 +156,7 @@ impl Default for Metrics {
             bus_lag,
             pushed_bytes,
             push_seconds,
+            pushes_resumed,
         }
     }
 }
@@ -211,6 +214,11 @@ impl Metrics {
     pub fn pushed(&self, bytes: u64, took: std::time::Duration) {
         self.pushed_bytes.inc_by(bytes);
         self.push_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Counts a push that was cut and goes on where it had stopped.
+    pub fn push_resumed(&self) {
+        self.pushes_resumed.inc();
     }
 
     /// All of it in OpenMetrics text.

@@ -38,7 +38,7 @@ use crate::{
         journal::Journals,
         notified::{self, Announcing, Verified},
         profile,
-        registry_proxy::{MayPush, Upstream, serve_pulls, serve_pushes},
+        registry_proxy::{Grant, Upstream, serve_pulls, serve_pushes},
         source::{SourceAgent, SourceParts},
     },
     api::Migration,
@@ -97,6 +97,8 @@ pub struct Settings {
     pub registry_socket: PathBuf,
     /// Its data.
     pub registry_data: PathBuf,
+    /// Bytes that one migration may store in it.
+    pub max_bytes_per_migration: u64,
     /// Journals and markers.
     pub state: PathBuf,
     /// Socket of containerd.
@@ -313,10 +315,13 @@ fn open_doors(settings: &Settings, tls: &FollowingTls, migrations: Store<Migrati
     let handle = Handle::new();
     tasks.spawn("pull door", until_told(serve_pulls(pulls, upstream.clone(), handle.clone())?, handle, tasks.token()));
     let node = settings.node.clone();
-    let granted: MayPush = Arc::new(move |repository, peer| may_push(&migrations, &node, repository, peer));
+    let grant = Grant {
+        may_push: Arc::new(move |repository, peer| may_push(&migrations, &node, repository, peer)),
+        most_bytes: settings.max_bytes_per_migration,
+    };
     let pushes = bind(SocketAddr::new(settings.host_ip, settings.push_port))?;
     let handle = Handle::new();
-    tasks.spawn("push door", until_told(serve_pushes(pushes, upstream, tls.config(), granted, handle.clone())?, handle, tasks.token()));
+    tasks.spawn("push door", until_told(serve_pushes(pushes, upstream, tls.config(), grant, handle.clone())?, handle, tasks.token()));
     Ok(())
 }
 
