@@ -37,7 +37,7 @@ use crate::{
         destination::{DestinationAgent, DestinationParts},
         journal::Journals,
         notified::{self, Announcing, Verified},
-        profile,
+        profile::{self, Pushes},
         registry_proxy::{Grant, Upstream, serve_pulls, serve_pushes},
         source::{SourceAgent, SourceParts},
     },
@@ -183,9 +183,9 @@ fn keep_profile(
         containerd.clone(),
         ProbeSettings { host_root: settings.host_root.clone(), host_command: HOST_COMMAND.map(str::to_owned).into(), data: settings.state.clone() },
     );
-    let (api, push_address) = (Arc::clone(&node.api), push_address(settings));
+    let (api, pushes) = (Arc::clone(&node.api), Pushes { address: push_address(settings), most_bytes: settings.max_bytes_per_migration });
     async move {
-        profile::keep(&probe, &*api, &*bus, &SystemClock, &push_address, token).await;
+        profile::keep(&probe, &*api, &*bus, &SystemClock, &pushes, token).await;
         Ok(())
     }
 }
