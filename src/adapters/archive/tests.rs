@@ -73,7 +73,7 @@ fn a_stream_goes_on_from_any_byte_with_the_hash_that_was_begun() {
                 "without a hash, from byte {from}"
             );
         }
-        // What was hashed and sent is not even read again: nothing but the rest of the file is needed.
+        // What was hashed once is not hashed again, whatever the file says by now.
         let damaged = std::fs::File::options().write(true).open(file.path()).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&damaged, &[0xff; 4096], 2048).unwrap();
         assert_eq!(rest(&opened, sent as u64, hashed).await.1, digest);
