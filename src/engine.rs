@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Pod;
 use fan_out::Looked;
 
 use crate::{
-    api::{Migration, Phase, Role, attestation::attestation_name},
+    api::{Migration, NodeProfileStatus, Phase, Role, attestation::attestation_name},
     domain::{
         self,
         disruption::{self, Disruption},
@@ -18,7 +18,9 @@ use crate::{
         migration::{self, Effect, Observed},
         owner,
         preflight::{self, Facts, NodeView},
-        replacement, services,
+        replacement,
+        room::Room,
+        services,
     },
     ports::{Clock, Cluster, Failure, PortError, PortResult},
 };
@@ -124,7 +126,7 @@ async fn observe(
             observed.destination_ready = Some(nodes.iter().any(|n| n.name == node && n.ready));
             let source = status.source.as_ref().map(|s| s.node_name.as_str()).unwrap_or_default();
             if status.phase == Phase::Preparing {
-                observed.free_bytes = free_bytes(&nodes);
+                observed.rooms = rooms(&nodes);
             }
             let gated = |name: &str| nodes.iter().any(|n| n.name == name && n.is_gated());
             (observed.source_gated, observed.destination_gated) = (gated(source), gated(node));
@@ -134,7 +136,7 @@ async fn observe(
         observed.fresh_repository = fresh_repository();
         if let Some(pod) = &observed.source {
             let facts = facts(pod, cluster, now).await?;
-            observed.free_bytes = free_bytes(&facts.nodes);
+            observed.rooms = rooms(&facts.nodes);
             observed.blockers = preflight::examine(migration, pod, &facts);
             observed.blockers.extend(disruption::blocker(pod, &observed.budgets));
         }
@@ -158,8 +160,9 @@ async fn attestation(
     Ok(found.filter(|a| Some(&a.spec.migration_uid) == migration.metadata.uid.as_ref()))
 }
 
-fn free_bytes(nodes: &[NodeView]) -> BTreeMap<String, u64> {
-    nodes.iter().filter_map(|node| Some((node.name.clone(), node.profile.as_ref()?.free_bytes))).collect()
+fn rooms(nodes: &[NodeView]) -> BTreeMap<String, Room> {
+    let room = |profile: &NodeProfileStatus| Room { free: profile.free_bytes, most: profile.max_bytes_per_migration };
+    nodes.iter().filter_map(|node| Some((node.name.clone(), room(node.profile.as_ref()?)))).collect()
 }
 
 async fn facts(pod: &Pod, cluster: &dyn Cluster, now: Timestamp) -> PortResult<Facts> {

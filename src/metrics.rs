@@ -111,6 +111,7 @@ pub struct Metrics {
     pushed_bytes: Counter,
     push_seconds: Histogram,
     rebalanced: Family<ResultLabels, Counter>,
+    pushes_resumed: Counter,
 }
 
 fn seconds() -> Histogram {
@@ -134,9 +135,10 @@ impl Default for Metrics {
         registry.register("certificate_expiry_timestamp_seconds", "When a certificate ends, in seconds since 1970", certificates.clone());
         let (notifications, registry_events) = (Family::default(), Family::default());
         let (bus_connected, bus_lag) = (Gauge::default(), Gauge::default());
-        let (pushed_bytes, push_seconds) = (Counter::default(), seconds());
+        let (pushed_bytes, push_seconds, pushes_resumed) = (Counter::default(), seconds(), Counter::default());
         registry.register_with_unit("pushed", "Checkpoints and volumes that were pushed to other nodes", Unit::Bytes, pushed_bytes.clone());
         registry.register_with_unit("push", "How long a push took, with what was sent again", Unit::Seconds, push_seconds.clone());
+        registry.register("push_resumed", "Cut pushes that went on where they had stopped", pushes_resumed.clone());
         registry.register("registry_notifications", "What the node's registry has told its agent", notifications.clone());
         registry.register("registry_events", "Word of images on the readiness bus", registry_events.clone());
         registry.register("bus_connected", "Whether the readiness bus is connected: 1 or 0", bus_connected.clone());
@@ -158,6 +160,7 @@ impl Default for Metrics {
             pushed_bytes,
             push_seconds,
             rebalanced,
+            pushes_resumed,
         }
     }
 }
@@ -220,6 +223,11 @@ impl Metrics {
     pub fn pushed(&self, bytes: u64, took: std::time::Duration) {
         self.pushed_bytes.inc_by(bytes);
         self.push_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Counts a push that was cut and goes on where it had stopped.
+    pub fn push_resumed(&self) {
+        self.pushes_resumed.inc();
     }
 
     /// All of it in OpenMetrics text.

@@ -47,6 +47,7 @@ mod owners;
 mod policies;
 mod preflight;
 mod private_image;
+mod pushes;
 mod rebalance;
 mod redis;
 mod refusals;

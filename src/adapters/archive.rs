@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crate::ports::{Mending, PortError};
 
-pub use stream::HashedStream;
+pub use stream::{Hashed, HashedStream};
 
 /// What is wrong with an archive. All of these fail again with the same archive.
 #[derive(Debug, thiserror::Error)]
@@ -90,10 +90,11 @@ impl Archive {
         self.user.as_deref()
     }
 
-    /// The layer's bytes. A thread reads and hashes while the last chunks are being sent.
+    /// The layer's bytes from this one on, where those that `hashed` stands for need not be hashed again. A thread reads and hashes while the last chunks
+    /// are being sent.
     #[must_use]
-    pub fn stream(&self) -> HashedStream {
-        stream::start(self.path.clone(), self.pieces.clone())
+    pub fn stream(&self, from: u64, hashed: Hashed) -> HashedStream {
+        stream::start(self.path.clone(), self.pieces.clone(), from, hashed)
     }
 }
 

@@ -5,15 +5,18 @@
 //!
 //! ```text
 //! pusher: archive ─▶ POST upload ─▶ PATCH (streamed, hashed) ─▶ PUT ?digest ─▶ config ─▶ manifest by tag     (mTLS, another node's agent)
+//!                         after a cut: GET upload, and PATCH the rest
 //! local:  image, adopt_base, repoint, purge                                                                   (unix socket + data folder)
 //! ```
 
 mod client;
+mod content;
 mod disk;
 #[cfg(test)]
 mod fake;
 mod local;
 mod pusher;
+mod upload;
 
 pub use local::LocalDistribution;
 pub use pusher::AgentPusher;

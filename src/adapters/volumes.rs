@@ -86,11 +86,11 @@ pub fn measure_archive(archive: &Path) -> io::Result<Layer> {
     Ok(Layer { digest: Hashed::new(io::BufReader::with_capacity(CHUNK, file)).finish()?, size })
 }
 
-/// The same tar as a stream; a thread reads while the last chunks are being sent.
-pub fn stream(volumes: Vec<Volume>) -> mpsc::Receiver<io::Result<Bytes>> {
+/// The same tar as a stream, from this byte on; a thread reads while the last chunks are being sent.
+pub fn stream(volumes: Vec<Volume>, from: u64) -> mpsc::Receiver<io::Result<Bytes>> {
     let (sender, chunks) = mpsc::channel(AHEAD);
     tokio::task::spawn_blocking(move || {
-        let mut out = io::BufWriter::with_capacity(CHUNK, Sent { sender: &sender });
+        let mut out = io::BufWriter::with_capacity(CHUNK, Sent { sender: &sender, skipped: from });
         let packed = pack::pack(&volumes, &mut out).and_then(|()| out.flush());
         if let Err(error) = packed {
             // Nobody listens any more where the push was given up.
@@ -119,11 +119,17 @@ impl Write for Counted {
 
 struct Sent<'a> {
     sender: &'a mpsc::Sender<io::Result<Bytes>>,
+    /// Bytes that are still to be left out.
+    skipped: u64,
 }
 
 impl Write for Sent<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.sender.blocking_send(Ok(Bytes::copy_from_slice(bytes))).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        let skipped = usize::try_from(self.skipped).unwrap_or(usize::MAX).min(bytes.len());
+        self.skipped -= skipped as u64;
+        if skipped < bytes.len() {
+            self.sender.blocking_send(Ok(Bytes::copy_from_slice(&bytes[skipped..]))).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        }
         Ok(bytes.len())
     }
 

@@ -34,17 +34,17 @@ pub struct Parts<'a> {
     pub clock: &'a dyn Clock,
     /// Who counts what the pods use; none: nobody asks.
     pub meter: Option<&'a dyn Kubelet>,
-    /// `host:port` of the push door.
-    pub push_address: &'a str,
+    /// What it says of pushes.
+    pub pushes: &'a Pushes,
 }
 
 /// Keeps this node's profile until cancelled.
 pub async fn keep(parts: Parts<'_>, stop: CancellationToken) {
-    let Parts { probe, api, bus, clock, meter, push_address } = parts;
+    let Parts { probe, api, bus, clock, meter, pushes } = parts;
     let (mut against, mut counted) = (0, vec![]);
     let every = if meter.is_some() { EVERY_WITH_USAGE } else { EVERY };
     loop {
-        let mut status = observe(probe, clock, push_address).await;
+        let mut status = observe(probe, clock, pushes).await;
         if let Some(meter) = meter {
             match meter.counters().await {
                 Ok(now) => status.usage = load::usage(&std::mem::replace(&mut counted, now.clone()), &now),
@@ -81,11 +81,21 @@ fn takes_pods(status: &NodeProfileStatus) -> bool {
     status.gate.installed && status.lanes.iter().any(|lane| lane.name == lanes::IMAGE && lane.available)
 }
 
-/// What to write into this node's NodeProfile now; conditions are the caller's. `push_address` is `host:port` of the push door.
-pub async fn observe(probe: &dyn NodeProbe, clock: &dyn Clock, push_address: &str) -> NodeProfileStatus {
+/// What this node's agent takes of others.
+#[derive(Debug, Clone)]
+pub struct Pushes {
+    /// `host:port` of the push door.
+    pub address: String,
+    /// Bytes that one migration may store.
+    pub most_bytes: u64,
+}
+
+/// What to write into this node's NodeProfile now; conditions are the caller's.
+pub async fn observe(probe: &dyn NodeProbe, clock: &dyn Clock, pushes: &Pushes) -> NodeProfileStatus {
     let facts = probe.facts().await;
     NodeProfileStatus {
-        push_address: push_address.to_owned(),
+        push_address: pushes.address.clone(),
+        max_bytes_per_migration: Some(pushes.most_bytes),
         pull_address: PULL_ADDRESS.to_owned(),
         observed_at: Some(Time(clock.now())),
         ..lanes::profile(facts)
@@ -109,6 +119,10 @@ mod tests {
     /// A node that nothing is known of; how often it was looked at.
     #[derive(Default)]
     struct Silent(AtomicUsize);
+
+    fn pushes() -> Pushes {
+        Pushes { address: "10.0.0.1:5786".to_owned(), most_bytes: 1 << 30 }
+    }
 
     /// A bus whose broker does not answer.
     struct Away;
@@ -137,8 +151,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_node_that_has_just_begun_to_take_no_pod_is_looked_at_again_soon_and_not_for_ever() {
         let (probe, api, stop) = (Silent::default(), FakeNode::new(Migration::new("m", MigrationSpec::default())), CancellationToken::new());
+        let pushes = pushes();
         let looks = |seconds| {
-            let kept = keep(Parts { probe: &probe, api: &api, bus: &Away, clock: &SystemClock, meter: None, push_address: "" }, stop.clone());
+            let kept = keep(Parts { probe: &probe, api: &api, bus: &Away, clock: &SystemClock, meter: None, pushes: &pushes }, stop.clone());
             async move {
                 let _ = tokio::time::timeout(Duration::from_secs(seconds), kept).await;
             }
@@ -151,8 +166,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_silent_node_says_why_it_takes_no_pod() {
-        let status = observe(&Silent::default(), &SystemClock, "10.0.0.1:5786").await;
+        let status = observe(&Silent::default(), &SystemClock, &pushes()).await;
         assert_eq!((status.push_address.as_str(), status.pull_address.as_str()), ("10.0.0.1:5786", PULL_ADDRESS));
+        assert_eq!(status.max_bytes_per_migration, Some(1 << 30));
         assert!(status.lanes.iter().all(|lane| !lane.available && !lane.message.is_empty()));
         assert!(!status.gate.installed && status.observed_at.is_some());
     }

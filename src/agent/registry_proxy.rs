@@ -7,11 +7,13 @@
 //! ```
 //!
 //! Checkpoint images hold the memory of processes. Neither door lists anything: who wants a checkpoint must know its repository's 128 random bits,
-//! and, for the push door, hold a certificate of the node that the migration leaves. Bodies are streamed both ways, never kept.
+//! and, for the push door, hold a certificate of the node that the migration leaves. Bodies are streamed both ways, never kept; a push that was cut goes on
+//! where it stopped, and no migration stores more than it may.
 
 mod forward;
 mod peer;
 mod route;
+mod uploads;
 
 use std::{future::Future, io, net::SocketAddr, net::TcpListener, sync::Arc, time::Duration};
 
@@ -25,12 +27,22 @@ use axum::{
 use axum_server::{Handle, tls::TlsInfo, tls_rustls::RustlsConfig};
 
 pub use forward::Upstream;
+use uploads::Uploads;
 
 /// How long a new connection may take until its first request: neither runtime nor agent waits, a port scanner does.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
 
 /// Whether a node's agent may push to a repository at this moment: `(repository, node)`.
 pub type MayPush = Arc<dyn Fn(&str, &str) -> bool + Send + Sync>;
+
+/// Who may push, and how much.
+#[derive(Clone)]
+pub struct Grant {
+    /// Whether a node's agent may push to a repository at this moment.
+    pub may_push: MayPush,
+    /// Bytes that one migration may store, what is sent again included.
+    pub most_bytes: u64,
+}
 
 /// Serves the pull door until `handle` ends it. `listener` is bound to loopback.
 ///
@@ -51,12 +63,12 @@ pub fn serve_pushes(
     listener: TcpListener,
     upstream: Upstream,
     tls: RustlsConfig,
-    may_push: MayPush,
+    grant: Grant,
     handle: Handle<SocketAddr>,
 ) -> io::Result<impl Future<Output = io::Result<()>>> {
     listener.set_nonblocking(true)?;
     let server = axum_server::from_tcp_rustls(listener, tls)?.handle(handle).first_request_timeout(FIRST_REQUEST);
-    Ok(server.serve(push_door(upstream, may_push).into_make_service()))
+    Ok(server.serve(push_door(upstream, grant).into_make_service()))
 }
 
 fn pull_door(upstream: Upstream) -> Router {
@@ -64,22 +76,23 @@ fn pull_door(upstream: Upstream) -> Router {
         let upstream = upstream.clone();
         async move {
             match route::pull(request.method(), request.uri().path()) {
-                Ok(()) => upstream.forward(request).await,
+                Ok(()) => upstream.read(request).await,
                 Err(refusal) => refuse(refusal, "this door is for pulls of checkpoints by this node's runtime"),
             }
         }
     })
 }
 
-fn push_door(upstream: Upstream, may_push: MayPush) -> Router {
+fn push_door(upstream: Upstream, grant: Grant) -> Router {
+    let uploads = Arc::new(Uploads::new(grant.most_bytes));
     Router::new().fallback(move |peer: Option<Extension<Arc<TlsInfo>>>, request: Request| {
-        let (upstream, may_push) = (upstream.clone(), Arc::clone(&may_push));
+        let (upstream, may_push, uploads) = (upstream.clone(), Arc::clone(&grant.may_push), Arc::clone(&uploads));
         async move {
             let Some(node) = peer.and_then(|Extension(info)| peer::node_of(&info.peer_certificates)) else {
                 return refuse(StatusCode::FORBIDDEN, "the client certificate names no node's agent");
             };
-            match route::push(request.method(), request.uri().path()) {
-                Ok(repository) if may_push(repository, &node) => upstream.forward(request).await,
+            match route::push(request.method(), request.uri().path()).map(|(repository, part)| (repository.to_owned(), part)) {
+                Ok((repository, part)) if may_push(&repository, &node) => upstream.push(&uploads, (&repository, part), request).await,
                 Ok(_) => refuse(StatusCode::FORBIDDEN, "no migration from that node expects a push to this repository now"),
                 Err(refusal) => refuse(refusal, "this door is for pushes of checkpoints by other nodes' agents"),
             }
@@ -91,7 +104,8 @@ fn push_door(upstream: Upstream, may_push: MayPush) -> Router {
 fn refuse(status: StatusCode, message: &str) -> Response {
     let code = match status {
         StatusCode::METHOD_NOT_ALLOWED => "UNSUPPORTED",
-        StatusCode::BAD_GATEWAY => "UNAVAILABLE",
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE => "UNAVAILABLE",
+        StatusCode::PAYLOAD_TOO_LARGE => "SIZE_INVALID",
         _ => "DENIED",
     };
     let body = serde_json::json!({"errors": [{"code": code, "message": format!("drover: {message}")}]}).to_string();

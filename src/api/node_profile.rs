@@ -61,6 +61,9 @@ pub struct NodeProfileStatus {
     /// Free bytes where the registry and the checkpoints lie.
     #[serde(default)]
     pub free_bytes: u64,
+    /// Bytes that one migration may store in the node's registry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_bytes_per_migration: Option<u64>,
     /// `host:port` at which the agent takes pushes (mTLS).
     #[serde(default)]
     pub push_address: String,

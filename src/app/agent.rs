@@ -37,8 +37,8 @@ use crate::{
         destination::{DestinationAgent, DestinationParts},
         journal::Journals,
         notified::{self, Announcing, Verified},
-        profile::{self, Parts},
-        registry_proxy::{MayPush, Upstream, serve_pulls, serve_pushes},
+        profile::{self, Parts, Pushes},
+        registry_proxy::{Grant, Upstream, serve_pulls, serve_pushes},
         source::{SourceAgent, SourceParts},
     },
     api::Migration,
@@ -99,6 +99,8 @@ pub struct Settings {
     pub registry_socket: PathBuf,
     /// Its data.
     pub registry_data: PathBuf,
+    /// Bytes that one migration may store in it.
+    pub max_bytes_per_migration: u64,
     /// Journals and markers.
     pub state: PathBuf,
     /// Socket of containerd.
@@ -183,11 +185,11 @@ fn keep_profile(
         containerd.clone(),
         ProbeSettings { host_root: settings.host_root.clone(), host_command: HOST_COMMAND.map(str::to_owned).into(), data: settings.state.clone() },
     );
-    let (api, push_address) = (Arc::clone(&node.api), push_address(settings));
+    let (api, pushes) = (Arc::clone(&node.api), Pushes { address: push_address(settings), most_bytes: settings.max_bytes_per_migration });
     let meter = settings.reports_usage.then(|| Arc::clone(&node.kubelet));
     async move {
-        let (meter, push_address) = (meter.as_deref(), push_address.as_str());
-        profile::keep(Parts { probe: &probe, api: &*api, bus: &*bus, clock: &SystemClock, meter, push_address }, token).await;
+        let parts = Parts { probe: &probe, api: &*api, bus: &*bus, clock: &SystemClock, meter: meter.as_deref(), pushes: &pushes };
+        profile::keep(parts, token).await;
         Ok(())
     }
 }
@@ -317,10 +319,13 @@ fn open_doors(settings: &Settings, tls: &FollowingTls, migrations: Store<Migrati
     let handle = Handle::new();
     tasks.spawn("pull door", until_told(serve_pulls(pulls, upstream.clone(), handle.clone())?, handle, tasks.token()));
     let node = settings.node.clone();
-    let granted: MayPush = Arc::new(move |repository, peer| may_push(&migrations, &node, repository, peer));
+    let grant = Grant {
+        may_push: Arc::new(move |repository, peer| may_push(&migrations, &node, repository, peer)),
+        most_bytes: settings.max_bytes_per_migration,
+    };
     let pushes = bind(SocketAddr::new(settings.host_ip, settings.push_port))?;
     let handle = Handle::new();
-    tasks.spawn("push door", until_told(serve_pushes(pushes, upstream, tls.config(), granted, handle.clone())?, handle, tasks.token()));
+    tasks.spawn("push door", until_told(serve_pushes(pushes, upstream, tls.config(), grant, handle.clone())?, handle, tasks.token()));
     Ok(())
 }
 

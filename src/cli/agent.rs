@@ -2,7 +2,12 @@
 
 use std::{net::IpAddr, path::PathBuf};
 
-use crate::app::agent::{self, KubeletAccess, Settings};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use crate::{
+    app::agent::{self, KubeletAccess, Settings},
+    domain::quantity::bytes,
+};
 
 /// Flags of a node's agent; the chart sets them.
 #[derive(Debug, clap::Args)]
@@ -34,6 +39,9 @@ pub struct Args {
     /// Folder in which the node's registry keeps its data
     #[arg(long, default_value = "/var/lib/drover/registry")]
     registry_data: PathBuf,
+    /// What one migration to this node may store in its registry, as a quantity (64Gi); what is sent again counts too
+    #[arg(long, default_value = "64Gi", value_parser = quantity)]
+    max_bytes_per_migration: u64,
     /// Folder of journals and markers, on the node's disk
     #[arg(long, default_value = "/var/lib/drover")]
     state: PathBuf,
@@ -83,6 +91,7 @@ impl Args {
             reports_usage: self.report_usage,
             registry_socket: self.registry_socket,
             registry_data: self.registry_data,
+            max_bytes_per_migration: self.max_bytes_per_migration,
             state: self.state,
             containerd_socket: self.containerd_socket,
             host_root: self.host_root,
@@ -93,5 +102,24 @@ impl Args {
                 client_certs: self.kubelet_client_certs,
             },
         }))
+    }
+}
+
+/// At least a byte: zero would have every pod frozen in vain.
+fn quantity(text: &str) -> Result<u64, String> {
+    bytes(&Quantity(text.to_owned())).filter(|bytes| *bytes > 0).ok_or_else(|| format!("{text:?} is no quantity of bytes such as 64Gi"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quantity_is_read_or_refused() {
+        assert_eq!(quantity("64Gi"), Ok(64 << 30));
+        assert_eq!(quantity("1000"), Ok(1000));
+        for wrong in ["", "much", "0", "-1Gi", "64 Gi"] {
+            assert!(quantity(wrong).is_err_and(|message| message.contains(wrong)), "{wrong}");
+        }
     }
 }

@@ -40,10 +40,44 @@ fn open(bytes: &[u8]) -> Result<(Archive, tempfile::NamedTempFile), ArchiveError
 }
 
 async fn packed(archive: &Archive) -> (Vec<u8>, crate::domain::ids::Digest) {
-    let mut stream = archive.stream();
-    let digest = stream.digest();
+    rest(archive, 0, Hashed::default()).await
+}
+
+/// What is sent from this byte on, and the digest of all.
+async fn rest(archive: &Archive, from: u64, hashed: Hashed) -> (Vec<u8>, crate::domain::ids::Digest) {
+    let mut stream = archive.stream(from, hashed);
+    let hashed = stream.hashed();
     let parts: Vec<bytes::Bytes> = stream.try_collect().await.unwrap();
-    (parts.concat(), digest.await.unwrap())
+    (parts.concat(), hashed.await.unwrap().of_all(archive.size()).unwrap())
+}
+
+#[test]
+fn a_stream_goes_on_from_any_byte_with_the_hash_that_was_begun() {
+    runtime().block_on(async {
+        let pages: Vec<u8> = (0_u32..2 << 20).flat_map(u32::to_le_bytes).collect();
+        let (opened, file) = open(&archive(br#"{"rootfsImageRef":"sha256:0f"}"#, &[("checkpoint/pages-1.img".to_owned(), pages)])).unwrap();
+        let (all, digest) = packed(&opened).await;
+
+        let mut stream = opened.stream(0, Hashed::default());
+        let hashed = stream.hashed();
+        let got: Vec<bytes::Bytes> = futures::StreamExt::take(&mut stream, 6).map_ok(Into::into).try_collect().await.unwrap();
+        drop(stream);
+        let hashed = hashed.await.unwrap();
+        assert!(hashed.clone().of_all(opened.size()).is_none(), "it was cut");
+        let sent = got.concat().len();
+        for from in [0, 1, 700, 1024, sent / 2, sent, all.len() - 1, all.len()] {
+            assert_eq!(rest(&opened, from as u64, hashed.clone()).await, (all[from..].to_vec(), digest.clone()), "from byte {from}");
+            assert_eq!(
+                rest(&opened, from as u64, Hashed::default()).await,
+                (all[from..].to_vec(), digest.clone()),
+                "without a hash, from byte {from}"
+            );
+        }
+        // What was hashed once is not hashed again, whatever the file says by now.
+        let damaged = std::fs::File::options().write(true).open(file.path()).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&damaged, &[0xff; 4096], 2048).unwrap();
+        assert_eq!(rest(&opened, sent as u64, hashed).await.1, digest);
+    });
 }
 
 fn unpacked(tar: &[u8]) -> BTreeMap<String, Vec<u8>> {

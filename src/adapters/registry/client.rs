@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::{Stream, TryStreamExt as _};
 use reqwest::{
     Body, Client, Method, RequestBuilder, Response, StatusCode, Url,
-    header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, LOCATION},
+    header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE},
 };
 
 use crate::{
@@ -120,7 +120,7 @@ impl Distribution {
     }
 
     /// Begins an upload. Some registries name its place with their own host, which may not be the way that we came: only path and query are taken.
-    async fn begin(&self, repository: &str) -> PortResult<Url> {
+    pub(super) async fn begin(&self, repository: &str) -> PortResult<Url> {
         let doing = format!("begin an upload to {repository}");
         let answer =
             self.send(self.http.post(self.url(repository, "blobs", "uploads/")?).header(CONTENT_LENGTH, 0).timeout(SHORT_CALL), &doing).await?;
@@ -158,27 +158,34 @@ impl Distribution {
         self.put_blob(repository, &blob.digest, blob.bytes.len() as u64, blob.bytes.clone().into()).await
     }
 
-    /// Stores a blob whose digest is known only at its end. The stream comes first, in one PATCH; then `digest` is asked, and the registry compares it.
-    pub(super) async fn stream_blob<S>(
-        &self,
-        repository: &str,
-        size: u64,
-        stream: S,
-        digest: impl Future<Output = PortResult<Digest>>,
-    ) -> PortResult<Digest>
-    where
-        S: Stream<Item = std::io::Result<Bytes>> + Send + 'static,
-    {
-        let doing = format!("send the layer to {repository}");
-        let place = self.begin(repository).await?;
-        let answer = self.send(self.upload(Method::PATCH, place, size, Body::wrap_stream(stream)), &doing).await?;
-        if answer.status() != StatusCode::ACCEPTED {
-            return Err(refused(answer, &doing).await);
+    /// How many bytes of an upload the registry holds, and where it goes on; none where it does not know it, or holds so few that it may be none.
+    pub(super) async fn upload_held(&self, place: &Url) -> PortResult<Option<(Url, u64)>> {
+        let doing = "ask how much of the upload has arrived";
+        let answer = self.send(self.http.get(place.clone()).timeout(SHORT_CALL), doing).await?;
+        match answer.status() {
+            StatusCode::NO_CONTENT => {}
+            StatusCode::NOT_FOUND => return Ok(None),
+            _ => return Err(refused(answer, doing).await),
         }
-        let place = self.location(&answer, &doing)?;
-        let digest = digest.await?;
-        self.finish(self.http.put(with_digest(place, &digest)).header(CONTENT_LENGTH, 0), &digest).await?;
-        Ok(digest)
+        let range = answer.headers().get(RANGE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let last = range.strip_prefix("bytes=").unwrap_or(range).strip_prefix("0-").and_then(|last| last.parse::<u64>().ok());
+        let last =
+            last.ok_or_else(|| PortError::permanent(format!("could not {doing}: the registry told no range from byte 0 (Range: {range:?})")))?;
+        // Distribution says `0-0` for one byte and for none.
+        if last == 0 { Ok(None) } else { Ok(Some((self.location(&answer, doing)?, last.saturating_add(1)))) }
+    }
+
+    /// Sends the bytes of an upload of `size` from `from` on, all in one request; where the upload goes on then.
+    pub(super) async fn send_upload(&self, place: Url, from: u64, size: u64, body: Body) -> PortResult<Url> {
+        let doing = format!("send bytes {from} to {size} of a layer");
+        let range = format!("{from}-{}", size.saturating_sub(1));
+        let answer = self.send(self.upload(Method::PATCH, place, size - from, body).header(CONTENT_RANGE, range), &doing).await?;
+        if answer.status() == StatusCode::ACCEPTED { self.location(&answer, &doing) } else { Err(refused(answer, &doing).await) }
+    }
+
+    /// Ends an upload: the registry compares all that it has with the digest.
+    pub(super) async fn end_upload(&self, place: Url, digest: &Digest) -> PortResult<()> {
+        self.finish(self.http.put(with_digest(place, digest)).header(CONTENT_LENGTH, 0), digest).await
     }
 
     fn upload(&self, method: Method, place: Url, size: u64, body: Body) -> RequestBuilder {
@@ -194,7 +201,9 @@ fn with_digest(mut place: Url, digest: &Digest) -> Url {
 /// A refusal of a registry, or of the agent in front of it.
 async fn refused(answer: Response, doing: &str) -> PortError {
     let status = answer.status();
-    let body: String = answer.text().await.unwrap_or_default().chars().take(300).collect();
+    let body = answer.text().await.unwrap_or_default();
+    let told = serde_json::from_str::<serde_json::Value>(&body).ok().and_then(|told| Some(told.pointer("/errors/0/message")?.as_str()?.to_owned()));
+    let body: String = told.unwrap_or(body).chars().take(300).collect();
     let (kind, remedy) = match status {
         // The agent of the destination learns of a migration from its own watch, which may lag behind ours.
         StatusCode::FORBIDDEN => (Failure::Transient, " (the destination's agent does not expect this push)"),
@@ -202,7 +211,8 @@ async fn refused(answer: Response, doing: &str) -> PortError {
         StatusCode::NOT_FOUND => (Failure::NotFound, ""),
         StatusCode::METHOD_NOT_ALLOWED => (Failure::Permanent, " (is storage.delete.enabled set in the registry's configuration?)"),
         StatusCode::INSUFFICIENT_STORAGE => (Failure::Permanent, " (the destination's disk is full)"),
-        StatusCode::TOO_MANY_REQUESTS => (Failure::Transient, ""),
+        // An upload whose last request is not over in the registry: asked again, it tells how far it has come.
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::RANGE_NOT_SATISFIABLE => (Failure::Transient, ""),
         _ if status.is_server_error() => (Failure::Transient, " (see the registry's log; a full disk shows like this too)"),
         _ => (Failure::Permanent, ""),
     };

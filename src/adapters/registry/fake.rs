@@ -4,15 +4,19 @@ use std::{
     collections::HashMap,
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use axum::{
     Router,
     body::{Body, to_bytes},
     extract::{Request, State},
-    http::{Method, Response, StatusCode},
+    http::{Method, Response, StatusCode, request::Parts},
 };
+use futures::StreamExt as _;
 
 use crate::domain::image::digest_of;
 
@@ -21,8 +25,13 @@ pub(super) struct Fake {
     data: PathBuf,
     tags: Mutex<HashMap<String, String>>,
     uploads: Mutex<HashMap<String, Vec<u8>>>,
+    begun: AtomicU64,
+    /// Bytes of layers that have come, with what was sent again.
+    pub(super) received: AtomicU64,
     /// How many PATCH requests fail before one succeeds.
     pub(super) failures: Mutex<u32>,
+    /// What is said of the uploads' range instead of the truth.
+    pub(super) claim: Mutex<Option<String>>,
     /// Every request, as `METHOD /path`.
     pub(super) seen: Mutex<Vec<String>>,
 }
@@ -67,43 +76,89 @@ impl Fake {
     }
 }
 
+impl Fake {
+    /// Whether a repository has this manifest and each blob that it names, in full.
+    pub(super) fn verified(&self, repository: &str, manifest: &str) -> bool {
+        let manifest = self.load(repository, "_manifests/revisions", manifest).unwrap();
+        let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+        let blobs = manifest["layers"].as_array().unwrap().iter().chain([&manifest["config"]]);
+        blobs.map(|blob| blob["digest"].as_str().unwrap()).all(|digest| {
+            let bytes = self.load(repository, "_layers", digest).unwrap();
+            digest_of(&bytes).as_str() == digest
+        })
+    }
+
+    /// Where an upload goes on. As distribution's, the place knows how far it was.
+    fn place(&self, repository: &str, id: &str) -> String {
+        format!("/v2/{repository}/blobs/uploads/{id}?_state={}", self.uploads.lock().unwrap()[id].len())
+    }
+
+    fn fails(&self) -> bool {
+        let mut failures = self.failures.lock().unwrap();
+        let left = failures.checked_sub(1);
+        *failures = left.unwrap_or(0);
+        left.is_some()
+    }
+
+    /// What has come stays though the rest does not.
+    async fn patch(self: Arc<Self>, repository: String, id: String, body: Body) -> Response<Body> {
+        let mut body = body.into_data_stream();
+        while let Some(Ok(chunk)) = body.next().await {
+            self.received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            self.uploads.lock().unwrap().entry(id.clone()).or_default().extend_from_slice(&chunk);
+        }
+        answer(StatusCode::ACCEPTED, &self.place(&repository, &id), Vec::new())
+    }
+
+    async fn upload(self: &Arc<Self>, repository: &str, id: &str, parts: Parts, body: Body) -> Response<Body> {
+        let query = parts.uri.query().unwrap_or_default().replace("%3A", ":");
+        if parts.method == Method::POST {
+            let id = format!("upload-{}", self.begun.fetch_add(1, Ordering::Relaxed));
+            self.uploads.lock().unwrap().insert(id.clone(), Vec::new());
+            // An absolute place with a host that nobody can reach: the client must come back the way it came.
+            return answer(StatusCode::ACCEPTED, &format!("http://unreachable.invalid{}", self.place(repository, &id)), Vec::new());
+        }
+        let Some(held) = self.uploads.lock().unwrap().get(id).map(Vec::len) else { return answer(StatusCode::NOT_FOUND, "", Vec::new()) };
+        if parts.method == Method::GET {
+            let range = self.claim.lock().unwrap().take().unwrap_or_else(|| format!("0-{}", held.saturating_sub(1)));
+            let mut told = answer(StatusCode::NO_CONTENT, &self.place(repository, id), Vec::new());
+            told.headers_mut().insert("range", range.parse().unwrap());
+            return told;
+        }
+        if !query.split('&').any(|part| part == format!("_state={held}")) {
+            return answer(StatusCode::RANGE_NOT_SATISFIABLE, "", Vec::new());
+        }
+        if parts.method == Method::PATCH {
+            if self.fails() {
+                return answer(StatusCode::SERVICE_UNAVAILABLE, "", Vec::new());
+            }
+            // Not by the server's own task, which ends with its connection.
+            return tokio::spawn(Arc::clone(self).patch(repository.to_owned(), id.to_owned(), body)).await.unwrap();
+        }
+        let body = to_bytes(body, usize::MAX).await.unwrap().to_vec();
+        let whole = [self.uploads.lock().unwrap().remove(id).unwrap_or_default(), body].concat();
+        if query.ends_with(digest_of(&whole).as_str()) {
+            self.store(repository, "_layers", &whole);
+            answer(StatusCode::CREATED, "", Vec::new())
+        } else {
+            answer(StatusCode::BAD_REQUEST, "", br#"{"errors":[{"code":"DIGEST_INVALID","message":"provided digest did not match"}]}"#.to_vec())
+        }
+    }
+}
+
 fn answer(status: StatusCode, location: &str, body: Vec<u8>) -> Response<Body> {
     Response::builder().status(status).header("location", location).header("content-length", body.len()).body(body.into()).unwrap()
 }
 
 async fn handle(State(fake): State<Arc<Fake>>, request: Request) -> Response<Body> {
     let (parts, body) = request.into_parts();
-    let body = to_bytes(body, usize::MAX).await.unwrap().to_vec();
     let path = parts.uri.path().trim_start_matches("/v2/").to_owned();
     fake.seen.lock().unwrap().push(format!("{} {}", parts.method, parts.uri.path()));
     let nothing = || answer(StatusCode::NOT_FOUND, "", Vec::new());
     if let Some((repository, id)) = path.split_once("/blobs/uploads/") {
-        return match parts.method {
-            // An absolute place with a host that nobody can reach: the client must come back the way it came.
-            Method::POST => {
-                answer(StatusCode::ACCEPTED, &format!("http://unreachable.invalid/v2/{repository}/blobs/uploads/one?_state=a"), Vec::new())
-            }
-            Method::PATCH => {
-                let mut failures = fake.failures.lock().unwrap();
-                if *failures > 0 {
-                    *failures -= 1;
-                    return answer(StatusCode::SERVICE_UNAVAILABLE, "", Vec::new());
-                }
-                fake.uploads.lock().unwrap().insert(id.to_owned(), body);
-                answer(StatusCode::ACCEPTED, &format!("/v2/{repository}/blobs/uploads/{id}?_state=b"), Vec::new())
-            }
-            _ => {
-                let whole = [fake.uploads.lock().unwrap().remove(id).unwrap_or_default(), body].concat();
-                let wanted = parts.uri.query().unwrap_or_default().replace("%3A", ":");
-                if wanted.ends_with(digest_of(&whole).as_str()) {
-                    fake.store(repository, "_layers", &whole);
-                    answer(StatusCode::CREATED, "", Vec::new())
-                } else {
-                    answer(StatusCode::BAD_REQUEST, "", b"DIGEST_INVALID".to_vec())
-                }
-            }
-        };
+        return fake.upload(repository, id, parts, body).await;
     }
+    let body = to_bytes(body, usize::MAX).await.unwrap().to_vec();
     let (kind, folder) = if path.contains("/manifests/") { ("/manifests/", "_manifests/revisions") } else { ("/blobs/", "_layers") };
     let Some((repository, reference)) = path.split_once(kind) else { return nothing() };
     let tag = format!("{repository}:{reference}");

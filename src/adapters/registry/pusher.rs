@@ -9,10 +9,14 @@ use std::{
 
 use async_trait::async_trait;
 use backon::{ExponentialBuilder, Retryable as _};
-use reqwest::{Body, Certificate, Client, Identity, Url};
-use tokio::sync::watch;
+use reqwest::{Certificate, Client, Identity, Url};
+use tokio::sync::{Mutex, watch};
 
-use super::client::{Distribution, Manifest};
+use super::{
+    client::{Distribution, Manifest},
+    content::{Layers, Tar, VolumesTar, unreadable},
+    upload::Upload,
+};
 use crate::{
     adapters::{
         archive::Archive,
@@ -21,18 +25,23 @@ use crate::{
     api::attestation::PushedImage,
     domain::{
         ids::{is_dns_subdomain, is_repository, node_server_name},
-        image::{self, Layer},
+        image::{self, CheckpointImage, Layer},
         keys,
     },
     metrics::Metrics,
     ports::{Failure, Mending, PortError, PortResult, PushTarget, Pusher, front},
 };
 
-/// How often a layer is sent at most: a freeze has no time for more.
-const ATTEMPTS: usize = 3;
+/// How often a push is begun or resumed at most. The pauses between are 0.2 s, then twice the one before: 6.2 s in all, in which an agent that was killed is
+/// back, and each attempt may wait [`CONNECT`] for a network that is away. Who has longer than that is kept frozen for nothing; the freeze budget may end it before.
+const ATTEMPTS: usize = 6;
 
 /// How long the destination's agent may take to accept a connection. It is in the same cluster.
 const CONNECT: Duration = Duration::from_secs(5);
+
+/// How long what was sent may stay unacknowledged, and an idle connection unanswered, before it counts as cut. A network that forgets a connection says
+/// nothing of it, and the kernel would go on for a quarter of an hour; a destination whose disk is that slow is asked again just the same.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// How long a push waits for the first certificate of an agent that has just been restarted; a running manager signs in a second or two.
 const CERTIFICATE: Duration = Duration::from_secs(10);
@@ -53,7 +62,7 @@ impl AgentPusher {
         Self { identity, first_pause: Duration::from_millis(200), certificate: CERTIFICATE, metrics }
     }
 
-    /// Sends again what failed in a way that may pass, and counts what arrived.
+    /// Tries again what failed in a way that may pass, and counts what arrived.
     async fn measured<F>(&self, what: &str, target: &PushTarget, send: impl FnMut() -> F) -> PortResult<PushedImage>
     where
         F: Future<Output = PortResult<PushedImage>>,
@@ -63,7 +72,7 @@ impl AgentPusher {
         let pushed = send
             .retry(policy)
             .when(|error| error.kind == Failure::Transient)
-            .notify(|error, pause| tracing::warn!(%error, ?pause, what, "the push failed; all of it is sent again"))
+            .notify(|error, pause| tracing::warn!(%error, ?pause, what, "the push failed and is tried again"))
             .await
             .map_err(|error| error.context(&format!("push of {what} to node {}", target.node)))?;
         self.metrics.pushed(pushed.bytes, begun.elapsed());
@@ -93,6 +102,9 @@ impl AgentPusher {
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT)
             .tcp_nodelay(true)
+            .tcp_user_timeout(SILENCE)
+            .tcp_keepalive(SILENCE / 2)
+            .tcp_keepalive_interval(SILENCE / 10)
             .tls_certs_only(Certificate::from_pem_bundle(own.ca_pem.as_bytes()).map_err(unusable)?)
             .identity(Identity::from_pem(shown.as_bytes()).map_err(unusable)?)
             .resolve(&name, address)
@@ -112,56 +124,38 @@ impl AgentPusher {
         }
     }
 
-    async fn push_once(&self, registry: &Distribution, archive: &Archive, container: &str, repository: &str) -> PortResult<PushedImage> {
-        let size = archive.size();
-        let mut stream = archive.stream();
-        let digest = stream.digest();
-        let hashed = async { digest.await.map_err(|_| PortError::transient("the checkpoint archive could not be read to its end")) };
-        let digest = registry.stream_blob(repository, size, stream, hashed).await?;
-        let made = image::checkpoint_image(container, &Layer { digest, size }, image::go_architecture(), archive.user());
-        registry.ensure_blob(repository, &made.config).await?;
-        let manifest = Manifest { media_type: image::MANIFEST_MEDIA_TYPE.to_owned(), bytes: made.manifest.bytes };
-        registry.put_manifest(repository, container, &manifest).await?;
-        Ok(PushedImage { container: container.to_owned(), digest: made.manifest.digest.to_string(), bytes: size })
+    async fn push_archive(&self, registry: &Distribution, archive: &Archive, container: &str, target: &PushTarget) -> PortResult<PushedImage> {
+        let repository = &target.repository;
+        let upload = Mutex::new(Upload::new(registry, repository, Layers::of(archive), &self.metrics));
+        let once = || async {
+            let layer = upload.lock().await.attempt().await?;
+            let made = image::checkpoint_image(container, &layer, image::go_architecture(), archive.user());
+            name(registry, repository, container, made, layer.size).await
+        };
+        self.measured(&format!("container {container}"), target, once).await
     }
 
     /// Pushes the tar of a pod's volumes.
-    async fn push_volumes_layer(&self, layer: std::io::Result<Layer>, content: &VolumesTar<'_>, target: &PushTarget) -> PortResult<PushedImage> {
+    async fn push_volumes_layer(&self, layer: std::io::Result<Layer>, tar: Tar, target: &PushTarget) -> PortResult<PushedImage> {
         let layer = layer.map_err(|error| unreadable(&error))?;
         let registry = self.registry_of(target).await?;
-        self.measured("the pod's volumes", target, || push_volumes_once(&registry, content, &layer, &target.repository)).await
+        let repository = &target.repository;
+        let made = image::volumes_artifact(&layer);
+        let upload = Mutex::new(Upload::new(&registry, repository, VolumesTar { tar, layer }, &self.metrics));
+        let once = || async {
+            let size = upload.lock().await.attempt().await?.size;
+            name(&registry, repository, keys::VOLUMES_TAG, made.clone(), size).await
+        };
+        self.measured("the pod's volumes", target, once).await
     }
 }
 
-/// Where the tar of a pod's volumes comes from, for each attempt anew.
-enum VolumesTar<'a> {
-    Folders(Vec<Volume>),
-    File(&'a Path),
-}
-
-impl VolumesTar<'_> {
-    async fn body(&self) -> PortResult<Body> {
-        match self {
-            Self::Folders(volumes) => {
-                let chunks = volumes::stream(volumes.clone());
-                Ok(Body::wrap_stream(futures::stream::unfold(chunks, |mut chunks| async move { Some((chunks.recv().await?, chunks)) })))
-            }
-            Self::File(archive) => tokio::fs::File::open(archive).await.map(Body::from).map_err(|error| unreadable(&error)),
-        }
-    }
-}
-
-async fn push_volumes_once(registry: &Distribution, content: &VolumesTar<'_>, layer: &Layer, repository: &str) -> PortResult<PushedImage> {
-    registry.put_blob(repository, &layer.digest, layer.size, content.body().await?).await?;
-    let made = image::volumes_artifact(layer);
+/// Stores the image of a layer that is there, under a tag.
+async fn name(registry: &Distribution, repository: &str, tag: &str, made: CheckpointImage, bytes: u64) -> PortResult<PushedImage> {
     registry.ensure_blob(repository, &made.config).await?;
     let manifest = Manifest { media_type: image::MANIFEST_MEDIA_TYPE.to_owned(), bytes: made.manifest.bytes };
-    registry.put_manifest(repository, keys::VOLUMES_TAG, &manifest).await?;
-    Ok(PushedImage { container: keys::VOLUMES_TAG.to_owned(), digest: made.manifest.digest.to_string(), bytes: layer.size })
-}
-
-fn unreadable(error: &std::io::Error) -> PortError {
-    PortError::transient(format!("the pod's volumes could not be read: {error}"))
+    registry.put_manifest(repository, tag, &manifest).await?;
+    Ok(PushedImage { container: tag.to_owned(), digest: made.manifest.digest.to_string(), bytes })
 }
 
 #[async_trait]
@@ -172,22 +166,21 @@ impl Pusher for AgentPusher {
             .await
             .map_err(|error| PortError::transient(format!("the checkpoint archive was not looked through: {error}")))??;
         let registry = self.registry_of(target).await?;
-        let what = format!("container {container}");
-        self.measured(&what, target, || self.push_once(&registry, &archive, container, &target.repository)).await
+        self.push_archive(&registry, &archive, container, target).await
     }
 
     async fn push_volumes(&self, volumes: &[(String, PathBuf)], target: &PushTarget) -> PortResult<PushedImage> {
         let volumes: Vec<Volume> = volumes.iter().map(|(name, folder)| Volume { name: name.clone(), folder: folder.clone() }).collect();
         let measured = volumes.clone();
         let layer = tokio::task::spawn_blocking(move || volumes::measure(&measured)).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-        self.push_volumes_layer(layer, &VolumesTar::Folders(volumes), target).await
+        self.push_volumes_layer(layer, Tar::Folders(volumes), target).await
     }
 
     async fn push_volumes_archive(&self, archive: &Path, target: &PushTarget) -> PortResult<PushedImage> {
         let measured = archive.to_owned();
         let layer =
             tokio::task::spawn_blocking(move || volumes::measure_archive(&measured)).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-        self.push_volumes_layer(layer, &VolumesTar::File(archive), target).await
+        self.push_volumes_layer(layer, Tar::File(archive.to_owned()), target).await
     }
 }
 

@@ -53,6 +53,21 @@ fn everything_comes_out_as_it_went_in() {
     assert_eq!(packed(from.path()), packed(to.path()), "owners and modes too");
 }
 
+#[tokio::test]
+async fn a_stream_goes_on_from_any_byte() {
+    let from = tempfile::tempdir().unwrap();
+    fs::write(from.path().join("file"), (0..300_000_u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>()).unwrap();
+    let whole = packed(from.path());
+    for at in [0, 1, 511, CHUNK, CHUNK + 1, whole.len() - 1, whole.len()] {
+        let mut chunks = stream(volume(from.path()), at as u64);
+        let mut rest = vec![];
+        while let Some(chunk) = chunks.recv().await {
+            rest.extend_from_slice(&chunk.unwrap());
+        }
+        assert!(rest == whole[at..], "from byte {at}");
+    }
+}
+
 #[test]
 fn a_hole_stays_one() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -70,7 +85,7 @@ async fn the_stream_is_what_was_measured() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("big"), vec![7; 3 << 20]).unwrap();
     let layer = measure(&volume(folder.path())).unwrap();
-    let mut chunks = stream(volume(folder.path()));
+    let mut chunks = stream(volume(folder.path()), 0);
     let mut all = vec![];
     while let Some(chunk) = chunks.recv().await {
         all.extend(chunk.unwrap());

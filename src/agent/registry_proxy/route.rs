@@ -5,8 +5,8 @@ use axum::http::{Method, StatusCode};
 use crate::domain::ids::is_repository;
 
 /// What of a repository is asked for.
-#[derive(Debug, PartialEq, Eq)]
-enum Part {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
     Manifest,
     Blob,
     /// The collection of uploads.
@@ -32,11 +32,11 @@ pub(super) fn pull(method: &Method, path: &str) -> Result<(), StatusCode> {
     }
 }
 
-/// The push door: the repository that must be granted.
+/// The push door: the repository that must be granted, and what of it.
 ///
 /// # Errors
 /// 403 for a place that is not a repository's, 405 for a method that no push needs there.
-pub(super) fn push<'a>(method: &Method, path: &'a str) -> Result<&'a str, StatusCode> {
+pub(super) fn push<'a>(method: &Method, path: &'a str) -> Result<(&'a str, Part), StatusCode> {
     let (repository, part) = parse(path).ok_or(StatusCode::FORBIDDEN)?;
     let methods: &[Method] = match part {
         Part::Manifest => &[Method::PUT, Method::HEAD, Method::GET],
@@ -44,7 +44,7 @@ pub(super) fn push<'a>(method: &Method, path: &'a str) -> Result<&'a str, Status
         Part::Uploads => &[Method::POST],
         Part::Upload => &[Method::PATCH, Method::PUT, Method::GET],
     };
-    if methods.contains(method) { Ok(repository) } else { Err(StatusCode::METHOD_NOT_ALLOWED) }
+    if methods.contains(method) { Ok((repository, part)) } else { Err(StatusCode::METHOD_NOT_ALLOWED) }
 }
 
 /// `/v2/drover/<32 hex>/…`. Nothing is decoded: what the registry might read differently from us (escapes, empty parts, dots) is refused.
@@ -106,17 +106,20 @@ mod tests {
         for (method, rest) in [
             (Method::POST, "blobs/uploads/"),
             (Method::PATCH, "blobs/uploads/0-1"),
+            (Method::GET, "blobs/uploads/0-1"),
             (Method::PUT, "blobs/uploads/0-1"),
             (Method::HEAD, "blobs/sha256:00"),
             (Method::PUT, "manifests/redis"),
         ] {
-            assert_eq!(push(&method, &at(rest)), Ok(REPOSITORY), "{method} {rest}");
+            assert_eq!(push(&method, &at(rest)).map(|(repository, _)| repository), Ok(REPOSITORY), "{method} {rest}");
         }
         for (method, rest) in [
             (Method::DELETE, "manifests/redis"),
             (Method::DELETE, "blobs/sha256:00"),
             (Method::PUT, "blobs/sha256:00"),
             (Method::POST, "blobs/uploads/0"),
+            (Method::GET, "blobs/uploads/"),
+            (Method::DELETE, "blobs/uploads/0"),
         ] {
             assert_eq!(push(&method, &at(rest)), Err(StatusCode::METHOD_NOT_ALLOWED), "{method} {rest}");
         }

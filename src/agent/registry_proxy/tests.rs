@@ -16,6 +16,13 @@ use crate::{
 const GRANTED: &str = "/v2/drover/0123456789abcdef0123456789abcdef";
 const OTHER: &str = "/v2/drover/ffffffffffffffffffffffffffffffff";
 
+const MOST: u64 = 1 << 20;
+
+/// One repository is granted to n1.
+fn grant(most_bytes: u64) -> Grant {
+    Grant { may_push: Arc::new(|repository, node| repository == &GRANTED[4..] && node == "n1"), most_bytes }
+}
+
 /// A registry that says what it was asked.
 fn upstream(folder: &std::path::Path) -> (Upstream, Arc<Mutex<Vec<String>>>) {
     let socket = folder.join("registry.sock");
@@ -61,8 +68,7 @@ fn push_scene() -> PushDoor {
     let (listener, port) = bound();
     let leaf = ca.leaf(&node_server_name("n2"));
     let tls = RustlsConfig::from_config(ca.server(&leaf));
-    let may_push: MayPush = Arc::new(|repository, node| repository == &GRANTED[4..] && node == "n1");
-    tokio::spawn(serve_pushes(listener, upstream, tls.clone(), may_push, Handle::new()).unwrap());
+    tokio::spawn(serve_pushes(listener, upstream, tls.clone(), grant(MOST), Handle::new()).unwrap());
     PushDoor { ca, port, seen, tls, _folder: folder }
 }
 
@@ -177,7 +183,7 @@ async fn a_layer_passes_through_while_it_is_sent() {
     let leaf = ca.leaf(&node_server_name("n2"));
     let tls = RustlsConfig::from_config(ca.server(&leaf));
     let (listener, port) = bound();
-    tokio::spawn(serve_pushes(listener, Upstream::at(&socket).unwrap(), tls.clone(), Arc::new(|_, _| true), Handle::new()).unwrap());
+    tokio::spawn(serve_pushes(listener, Upstream::at(&socket).unwrap(), tls.clone(), grant(MOST), Handle::new()).unwrap());
     let door = PushDoor { ca, port, seen: Arc::default(), tls, _folder: folder };
     let client = door.client(Some(&door.ca.leaf(&node_server_name("n1"))));
 

@@ -235,7 +235,7 @@ impl Course<'_> {
     fn missing_room(&self, status: &MigrationStatus, destination: &str) -> Vec<Blocker> {
         let bytes = self.observed.source_status().inspected.as_ref().and_then(|inspected| inspected.bytes).unwrap_or(0);
         let source = status.source.as_ref().map_or("", |source| source.node_name.as_str());
-        room::missing(bytes, &self.observed.free_bytes, source, destination)
+        room::missing(bytes, &self.observed.rooms, source, destination)
     }
 
     pub(super) fn preparing(&self, mut status: MigrationStatus) -> Step {

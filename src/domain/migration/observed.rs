@@ -17,6 +17,7 @@ use crate::{
         containers, init_container, keys, owner,
         preflight::{Blocker, base_image},
         registry_event::RegistryEvent,
+        room::Room,
     },
 };
 
@@ -43,8 +44,8 @@ pub struct Observed {
     pub destination_gated: bool,
     /// What preflight found; looked for in that phase only.
     pub blockers: Vec<Blocker>,
-    /// Node → free bytes where its checkpoints lie; looked for before the freeze only.
-    pub free_bytes: BTreeMap<String, u64>,
+    /// Node → what it has room for; looked for before the freeze only.
+    pub rooms: BTreeMap<String, Room>,
     /// Whether the destination node is Ready; none where it is not known yet.
     pub destination_ready: Option<bool>,
     /// A repository name that nobody can guess, drawn for this look; used when the migration needs one.

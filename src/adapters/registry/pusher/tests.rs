@@ -1,8 +1,12 @@
 //! Pushes over mTLS to a fake registry.
 
-use std::{net::TcpListener, sync::Arc};
+use std::{
+    net::TcpListener,
+    sync::{Arc, atomic::Ordering},
+};
 
 use axum_server::tls_rustls::{RustlsConfig, from_tcp_rustls};
+use tokio::io::AsyncReadExt as _;
 
 use super::{super::fake::Fake, *};
 use crate::testing::{Ca, Leaf};
@@ -33,11 +37,15 @@ fn scene(certified: &str, client: impl Fn(&Ca) -> Leaf) -> Scene {
 
 impl Scene {
     async fn push(&self) -> PortResult<PushedImage> {
+        self.push_pages(&[7]).await
+    }
+
+    async fn push_pages(&self, pages: &[u8]) -> PortResult<PushedImage> {
         let mut builder = tar::Builder::new(Vec::new());
-        for (name, content) in [("config.dump", "{}"), ("spec.dump", "{}"), ("status.dump", "{}"), ("checkpoint/inventory.img", "x")] {
+        for (name, content) in [("config.dump", &b"{}"[..]), ("spec.dump", b"{}"), ("status.dump", b"{}"), ("checkpoint/pages-1.img", pages)] {
             let mut header = tar::Header::new_ustar();
             header.set_size(content.len() as u64);
-            builder.append_data(&mut header, name, content.as_bytes()).unwrap();
+            builder.append_data(&mut header, name, content).unwrap();
         }
         let archive = self.folder.path().join("archive.tar");
         std::fs::write(&archive, builder.into_inner().unwrap()).unwrap();
@@ -61,6 +69,100 @@ async fn a_layer_is_sent_again_after_a_passing_failure() {
     assert_eq!(seen.last().map(String::as_str), Some(format!("PUT /v2/{REPOSITORY}/manifests/redis").as_str()), "the manifest comes last");
 }
 
+/// A way to the destination that breaks once so many bytes have gone through: the destination hears nothing more, the source is told.
+fn breaks_after(target: &mut PushTarget, cuts: Vec<u64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let to = std::mem::replace(&mut target.address, listener.local_addr().unwrap().to_string());
+    let mut cuts = cuts.into_iter();
+    tokio::spawn(async move {
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        // Kept open at the far end, as by a node whose packets are lost.
+        let mut kept = Vec::new();
+        while let Ok((mut near, _)) = listener.accept().await {
+            let mut far = tokio::net::TcpStream::connect(&to).await.unwrap();
+            let Some(cut) = cuts.next() else {
+                tokio::spawn(async move { tokio::io::copy_bidirectional(&mut near, &mut far).await });
+                continue;
+            };
+            let (from, mut back) = near.split();
+            let (mut answers, mut onward) = far.split();
+            let mut from = from.take(cut);
+            tokio::select! {
+                _ = tokio::io::copy(&mut from, &mut onward) => {}
+                _ = tokio::io::copy(&mut answers, &mut back) => {}
+            }
+            kept.push(far);
+        }
+    });
+}
+
+const PAGES: usize = 8 << 20;
+
+fn pages() -> Vec<u8> {
+    (0..u32::try_from(PAGES / 4).unwrap()).flat_map(|word| word.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect()
+}
+
+/// Requests of a kind that the registry has seen.
+fn requests(scene: &Scene, method: &str) -> usize {
+    scene.fake.seen.lock().unwrap().iter().filter(|line| line.starts_with(method) && line.contains("/uploads/")).count()
+}
+
+#[tokio::test]
+async fn a_cut_push_goes_on_where_it_stopped() {
+    let mut scene = scene("n2", of_n1);
+    breaks_after(&mut scene.target, vec![4 << 20, 2 << 20]);
+    let pushed = scene.push_pages(&pages()).await.unwrap();
+    let sent = scene.fake.received.load(Ordering::Relaxed);
+    assert_eq!(sent, pushed.bytes, "nothing was sent twice");
+    assert_eq!((requests(&scene, "POST"), requests(&scene, "PATCH")), (2, 3), "one upload in three parts, and that of the config");
+    assert!(scene.fake.verified(REPOSITORY, &pushed.digest), "the layer is what its manifest says");
+    assert!(scene.pusher.metrics.text().unwrap().contains("drover_push_resumed_total 2"));
+}
+
+#[tokio::test]
+async fn volumes_go_on_too_and_are_not_sent_where_they_are_already() {
+    let mut scene = scene("n2", of_n1);
+    breaks_after(&mut scene.target, vec![3 << 20]);
+    let folder = scene.folder.path().join("volume");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("file"), pages()).unwrap();
+    let volume = ("data".to_owned(), folder);
+    let pushed = scene.pusher.push_volumes(std::slice::from_ref(&volume), &scene.target).await.unwrap();
+    assert_eq!(scene.fake.received.load(Ordering::Relaxed), pushed.bytes, "nothing was sent twice");
+    assert_eq!(scene.pusher.push_volumes(&[volume], &scene.target).await.unwrap(), pushed);
+    assert_eq!(scene.fake.received.load(Ordering::Relaxed), pushed.bytes, "what is there is not sent again");
+}
+
+/// The first attempt is cut; then the registry tells this of it.
+async fn pushed_where_it_claims(range: &str) -> (PortResult<PushedImage>, Scene) {
+    let mut scene = scene("n2", of_n1);
+    breaks_after(&mut scene.target, vec![4 << 20]);
+    *scene.fake.claim.lock().unwrap() = Some(range.to_owned());
+    (scene.push_pages(&pages()).await, scene)
+}
+
+#[tokio::test]
+async fn a_registry_that_claims_what_cannot_be_ends_the_push() {
+    let (pushed, scene) = pushed_where_it_claims(&format!("0-{}", 1_u64 << 40)).await;
+    let error = pushed.unwrap_err();
+    assert!(error.kind == Failure::Permanent && error.message.contains("holds 1099511627777 bytes of a layer of which"), "{error}");
+    assert!(error.message.contains("container redis") && error.message.contains("node n2"), "{error}");
+    for nonsense in ["", "5-9", "0-x", "bytes 0-5"] {
+        let error = pushed_where_it_claims(nonsense).await.0.unwrap_err();
+        assert!(error.kind == Failure::Permanent && error.message.contains(&format!("{nonsense:?}")), "{error}");
+    }
+    assert!(!scene.fake.seen.lock().unwrap().iter().any(|line| line.contains("/manifests/")), "no image came of it");
+}
+
+#[tokio::test]
+async fn a_registry_that_claims_less_than_it_has_gets_it_all_anew() {
+    let (pushed, scene) = pushed_where_it_claims("0-1048575").await;
+    let pushed = pushed.unwrap();
+    assert!(scene.fake.verified(REPOSITORY, &pushed.digest), "no corrupt blob");
+    assert_eq!(requests(&scene, "POST"), 3, "the upload that was wrong, its second, and that of the config");
+}
+
 #[tokio::test]
 async fn volumes_are_pushed_as_an_artifact_of_their_own() {
     let scene = scene("n2", of_n1);
@@ -78,11 +180,11 @@ async fn volumes_are_pushed_as_an_artifact_of_their_own() {
 }
 
 #[tokio::test]
-async fn three_attempts_are_enough() {
+async fn six_attempts_are_enough() {
     let scene = scene("n2", of_n1);
     *scene.fake.failures.lock().unwrap() = 9;
     assert_eq!(scene.push().await.unwrap_err().kind, Failure::Transient);
-    assert_eq!(*scene.fake.failures.lock().unwrap(), 6);
+    assert_eq!(*scene.fake.failures.lock().unwrap(), 3);
 }
 
 #[tokio::test]

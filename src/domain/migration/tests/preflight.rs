@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     api::attestation::{Finding, Inspected},
-    domain::preflight::Blocker,
+    domain::{preflight::Blocker, room::Room},
 };
 
 fn findings(messages: &[&str]) -> Vec<Finding> {
@@ -106,10 +106,11 @@ fn the_freeze_is_estimated_and_a_budget_that_will_not_do_is_warned_of() {
 
 #[test]
 fn a_disk_without_room_refuses_the_move_or_ends_it_before_the_freeze() {
+    let small = Room { free: 1 << 30, most: None };
     let carrying = |bytes| Inspected { bytes: Some(bytes), ..inspected(&[], &[]) };
     let mut walk = asked();
     walk.migration.spec.destination.node_name = Some("n2".into());
-    walk.observed.free_bytes = [("n1".to_owned(), 1 << 30), ("n2".to_owned(), 1 << 30)].into();
+    walk.observed.rooms = [("n1".to_owned(), small), ("n2".to_owned(), small)].into();
     walk.attest(Role::Source, |s| s.inspected = Some(carrying(300 << 20)));
     assert_eq!(walk.settle(), Phase::Done);
     assert!(walk.status().message.contains("node n2: has 1024 MiB free for checkpoints"), "{}", walk.status().message);
@@ -119,8 +120,19 @@ fn a_disk_without_room_refuses_the_move_or_ends_it_before_the_freeze() {
     let mut walk = asked();
     walk.attest(Role::Source, |s| s.inspected = Some(carrying(300 << 20)));
     assert_eq!(walk.settle(), Phase::Preparing);
-    walk.observed.free_bytes = [("n2".to_owned(), 1 << 30)].into();
+    walk.observed.rooms = [("n2".to_owned(), small)].into();
     walk.prepare();
     assert_eq!(walk.settle(), Phase::Finishing);
     assert!(walk.status().message.contains("rolled back in phase Preparing: node n2: has 1024 MiB free"), "{}", walk.status().message);
+}
+
+#[test]
+fn a_pod_that_carries_more_than_its_destination_allows_is_not_frozen_for_it() {
+    let mut walk = asked();
+    walk.migration.spec.destination.node_name = Some("n2".into());
+    walk.observed.rooms = [("n2".to_owned(), Room { free: 1 << 40, most: Some(1 << 30) })].into();
+    walk.attest(Role::Source, |s| s.inspected = Some(Inspected { bytes: Some(2 << 30), ..inspected(&[], &[]) }));
+    assert_eq!(walk.settle(), Phase::Done);
+    assert!(walk.status().message.contains("node n2: lets one migration store 1024 MiB"), "{}", walk.status().message);
+    assert_untouched(&walk);
 }
