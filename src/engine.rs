@@ -139,6 +139,9 @@ async fn observe(
             observed.rooms = rooms(&facts.nodes);
             observed.blockers = preflight::examine(migration, pod, &facts);
             observed.blockers.extend(disruption::blocker(pod, &observed.budgets));
+            if let Some(owner) = status.source.as_ref().and_then(|source| source.owner.as_ref()) {
+                observed.blockers.extend(owner::rivals(pod, &owner.tied_by, &cluster.adopters(namespace).await?));
+            }
         }
     }
     observed.told = cluster.told(uid);

@@ -258,6 +258,10 @@ pub trait Cluster: Send + Sync {
     async fn attestation(&self, namespace: &str, name: &str) -> PortResult<Option<Attestation>>;
     /// The labels by which a ReplicaSet or Job of this UID selects its pods; empty where it is gone.
     async fn owner_selector(&self, namespace: &str, kind: owner::Kind, name: &str, uid: &str) -> PortResult<BTreeMap<String, String>>;
+    /// The controllers of a namespace that adopt pods by their labels alone.
+    async fn adopters(&self, _namespace: &str) -> PortResult<Vec<owner::Adopter>> {
+        Ok(vec![])
+    }
     /// The pods that a Migration of several asks for; none where its Deployment is not there.
     async fn asked_for(&self, parent: &Migration) -> PortResult<Option<Vec<Pod>>>;
     /// The children of a Migration of several pods.

@@ -12,6 +12,8 @@ NAMESPACE="drover-system"
 RELEASE=drover
 # Seconds for pods, and then for node profiles; a cold pull of both images takes about 10
 PATIENCE=120
+# Whether the nodes keep their gate
+GATED=true
 
 say() { printf 'install: %s\n' "$*" >&2; }
 die() {
@@ -60,6 +62,10 @@ node() { # NODE
     cat "$WORK/$1.setup" >&2
     die "drover node setup failed on $1"
   }
+  [ "$GATED" = true ] || "$LAB" exec "$1" /usr/local/bin/drover node remove --apply </dev/null >>"$WORK/$1.setup" 2>&1 || {
+    cat "$WORK/$1.setup" >&2
+    die "drover node remove failed on $1"
+  }
   if [ "$("$LAB" exec "$1" cat "$loaded" </dev/null 2>/dev/null)" != "$(settings "$1")" ]; then
     say "$1: restarting containerd, which has new settings"
     "$LAB" restart "$1" containerd </dev/null
@@ -77,7 +83,7 @@ settings() { # NODE
 profiles_ready() {
   local node
   for node in "${NODES[@]}"; do
-    [ "$("$LAB" kubectl get nodeprofile "$node" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}' 2>/dev/null)" = True ] || return 1
+    [ "$("$LAB" kubectl get nodeprofile "$node" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status} {.status.gate.installed}' 2>/dev/null)" = "True $GATED" ] || return 1
   done
 }
 
@@ -103,12 +109,16 @@ explain() {
   } >&2 || true
 }
 
-install() { # [--with kafka] [HELM ARGUMENTS]
+install() { # [--with kafka] [--without-gate] [HELM ARGUMENTS]
   local drover registry end values=()
   if [ "${1:-}" = --with ]; then
     [ "${2:-}" = kafka ] || die "usage: e2e/lab install --with kafka [HELM ARGUMENTS]"
     shift 2
     values=(--values "$ROOT/e2e/values-kafka.yaml")
+  fi
+  if [ "${1:-}" = --without-gate ]; then
+    GATED=false
+    shift
   fi
   "$LAB" status >/dev/null 2>&1 || die "the lab does not run; start it: e2e/lab up"
   [ ${#values[@]} = 0 ] || "$LAB" kafka-secrets "$NAMESPACE"

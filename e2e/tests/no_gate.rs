@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{HTTPGetAction, Probe};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{HTTPGetAction, Probe},
+};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{
     ResourceExt as _,
@@ -15,14 +18,17 @@ use drover::{
     domain::keys,
 };
 
-use crate::support::{
-    Namespace,
-    agents::Part,
-    counter::{Follower, assert_contiguous, assert_went_on},
-    eventually, lab,
-    migrations::{assert_outcome, replacement, status, to},
-    pods::counter,
-    with_namespace,
+use crate::{
+    owners::made,
+    support::{
+        Namespace,
+        agents::Part,
+        counter::{Follower, assert_contiguous, assert_went_on},
+        eventually, lab,
+        migrations::{assert_outcome, replacement, status, to},
+        pods::counter,
+        with_namespace,
+    },
 };
 
 /// A profile is written every 30 s.
@@ -145,4 +151,27 @@ fn a_failure_before_the_source_is_deleted_thaws_it_there_too() {
         let refused = namespace.annotate("probed", keys::MIGRATE_TO, "n2").await.unwrap_err();
         assert!(refused.contains("livenessProbe") && refused.contains("has no gate"), "{refused}");
     });
+}
+
+mod slow {
+    use super::*;
+
+    /// The source would go first, and its ReplicaSet would make another pod.
+    #[test]
+    fn a_deployments_pod_stays_where_a_node_has_no_gate_and_is_not_frozen() {
+        with_namespace("no-gate-owned", |namespace| async move {
+            let pod = made::<Deployment>(&namespace, "Deployment", 1).await.remove(0);
+            let source = namespace.counts(&pod).await;
+            let _without = WithoutGate::on("n2");
+            let migration = namespace.migrate(&pod.name_any(), "n2").await;
+            assert_outcome(&migration, Outcome::RolledBack);
+            let status = status(&migration);
+            assert!(status.message.contains("node n2 has no gate") && status.message.contains("drover node setup --apply"), "{}", status.message);
+            assert!(!status.phases.iter().any(|timing| timing.phase == Phase::Freezing), "{:?}", status.phases);
+            source.more(5).await;
+            assert_contiguous(&source.lines());
+            namespace.until_ready(1).await;
+            assert_eq!(namespace.pods_made("ReplicaSet"), 1, "the first pod alone");
+        });
+    }
 }

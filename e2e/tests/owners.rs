@@ -114,6 +114,24 @@ fn a_deployments_pod_moves_and_its_replica_set_makes_no_other() {
 }
 
 #[test]
+fn a_pod_whose_copy_another_controller_would_take_is_refused_before_it_is_touched() {
+    with_namespace("rival", |namespace| async move {
+        let pod = made::<Deployment>(&namespace, "Deployment", 1).await.remove(0);
+        // Nobody's: it selects the Deployment's pods too, and may not have them.
+        let mut rival = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": "wider"}, "spec": spec(0)});
+        rival["spec"]["template"]["metadata"]["labels"]["rival"] = "yes".into();
+        let sets: Api<ReplicaSet> = Api::namespaced(namespace.client.clone(), &namespace.name);
+        sets.create(&PostParams::default(), &serde_json::from_value(rival).unwrap()).await.unwrap();
+        let migration = namespace.make(to(&pod.name_any(), "n2")).await;
+        let migration = namespace.until_done(&migration.name_any()).await;
+        assert_outcome(&migration, Outcome::Failed);
+        let status = status(&migration);
+        assert!(status.blockers.iter().any(|blocker| blocker.contains("ReplicaSet wider selects this pod too")), "{:?}", status.blockers);
+        namespace.until_ready(1).await;
+    });
+}
+
+#[test]
 fn two_pods_of_one_deployment_move_at_once() {
     with_namespace("deployment-two", |namespace| async move {
         let pods = made::<Deployment>(&namespace, "Deployment", 2).await;

@@ -206,6 +206,10 @@ impl Cluster for KubeCluster {
         self.create_child(parent, child).await
     }
 
+    async fn adopters(&self, namespace: &str) -> PortResult<Vec<owner::Adopter>> {
+        self.adopters_in(namespace).await
+    }
+
     async fn nodes(&self) -> PortResult<Vec<NodeView>> {
         node_views(&self.client).await
     }

@@ -17,7 +17,16 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::{
+    api::core::v1::Pod,
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference},
+};
+use kube::{
+    ResourceExt as _,
+    core::{Selector, SelectorExt as _},
+};
+
+use super::preflight::Blocker;
 
 /// Label by which a Deployment tells its ReplicaSets' pods apart; nothing but ReplicaSets selects by it (apps/v1 `DefaultDeploymentUniqueLabelKey`).
 const POD_TEMPLATE_HASH: &str = "pod-template-hash";
@@ -86,9 +95,71 @@ pub fn tie(labels: &BTreeMap<String, String>, selector: &BTreeMap<String, String
     key.and_then(|key| labels.get_key_value(key)).map(|(key, value)| (key.clone(), value.clone())).into_iter().collect()
 }
 
+/// A controller that makes every pod its own that its selector selects and that belongs to nobody.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Adopter {
+    /// `ReplicaSet`, `ReplicationController` or `DaemonSet`.
+    pub kind: &'static str,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Which pods it selects.
+    pub selector: LabelSelector,
+}
+
+/// The controllers that would take the copy of an owned pod before its owner has it, and delete it where they have pods enough. `tied_by`: the labels that
+/// the copy lacks until then.
+#[must_use]
+pub fn rivals(pod: &Pod, tied_by: &BTreeMap<String, String>, adopters: &[Adopter]) -> Vec<Blocker> {
+    let Some(owner) = controller(&pod.metadata) else { return vec![] };
+    let mut labels = pod.labels().clone();
+    labels.retain(|key, _| !tied_by.contains_key(key));
+    let takes =
+        |adopter: &&Adopter| adopter.uid != owner.uid && Selector::try_from(adopter.selector.clone()).is_ok_and(|it: Selector| it.matches(&labels));
+    let blocker = |rival: &Adopter| {
+        let (kind, name) = (rival.kind, &rival.name);
+        let message = format!("{kind} {name} selects this pod too, and would take its copy, which belongs to nobody until it is confirmed");
+        Blocker::new(
+            "metadata.labels",
+            message,
+            format!("give {kind} {name} a selector that does not select the pods of {} {}", owner.kind, owner.name),
+        )
+    };
+    adopters.iter().filter(takes).map(blocker).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wider_selector_would_take_the_copy() {
+        let adopter = |name: &str, selector: &[(&str, &str)]| Adopter {
+            kind: "ReplicaSet",
+            name: name.into(),
+            uid: format!("uid-{name}"),
+            selector: LabelSelector { match_labels: Some(map(selector)), ..LabelSelector::default() },
+        };
+        let labels = map(&[("app", "web"), ("pod-template-hash", "7d4")]);
+        let mut pod = Pod { metadata: owned("apps/v1", "ReplicaSet", true), ..Pod::default() };
+        pod.metadata.labels = Some(labels.clone());
+        pod.metadata.owner_references.as_mut().unwrap()[0].uid = "uid-own".into();
+        let adopters = [
+            adopter("own", &[("app", "web")]),
+            adopter("older", &[("app", "web"), ("pod-template-hash", "6c3")]),
+            adopter("wider", &[("app", "web")]),
+        ];
+        let tie = tie(&labels, &labels);
+        let found = rivals(&pod, &tie, &adopters);
+        assert_eq!(found.len(), 1);
+        assert!(found[0].message.contains("ReplicaSet wider selects this pod too"), "{found:?}");
+        let exact = [adopter("same", &[("app", "web"), ("pod-template-hash", "7d4")])];
+        assert!(rivals(&pod, &tie, &exact).is_empty(), "the copy lacks that label");
+        assert_eq!(rivals(&pod, &BTreeMap::new(), &exact).len(), 1, "a StatefulSet's has it");
+        pod.metadata.owner_references = None;
+        assert!(rivals(&pod, &tie, &adopters).is_empty(), "it would have been taken long ago");
+    }
 
     fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()

@@ -3,14 +3,21 @@
 use std::collections::BTreeMap;
 
 use json_patch::jsonptr::PointerBuf;
-use k8s_openapi::api::{apps::v1::ReplicaSet, batch::v1::Job, core::v1::Pod};
-use kube::{Api, ResourceExt as _};
+use k8s_openapi::{
+    api::{
+        apps::v1::{DaemonSet, ReplicaSet},
+        batch::v1::Job,
+        core::v1::{Pod, ReplicationController},
+    },
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
+};
+use kube::{Api, ResourceExt as _, api::ListParams};
 use serde_json::{Value, json};
 
-use super::{KubeCluster, found, keys, replacement_of, source_of};
+use super::{KubeCluster, found, keys, port_error, replacement_of, source_of};
 use crate::{
     api::Migration,
-    domain::owner::Kind,
+    domain::owner::{Adopter, Kind},
     ports::{Failure, PortError, PortResult},
 };
 
@@ -25,6 +32,26 @@ impl KubeCluster {
             set.filter(|set| set.metadata.uid.as_deref() == Some(uid)).map(|set| set.spec.selector)
         };
         Ok(selector.and_then(|selector| selector.match_labels).unwrap_or_default())
+    }
+
+    pub(super) async fn adopters_in(&self, namespace: &str) -> PortResult<Vec<Adopter>> {
+        let every = ListParams::default();
+        let adopter = |kind, metadata: ObjectMeta, selector| {
+            let goes = metadata.deletion_timestamp.is_some();
+            let (name, uid) = (metadata.name.unwrap_or_default(), metadata.uid.unwrap_or_default());
+            (!goes).then_some(Adopter { kind, name, uid, selector })
+        };
+        let sets = Api::<ReplicaSet>::namespaced(self.client.clone(), namespace).list(&every).await;
+        let sets = sets.map_err(|e| port_error("list the ReplicaSets", &e))?.items;
+        let mut adopters: Vec<_> = sets.into_iter().filter_map(|set| adopter("ReplicaSet", set.metadata, set.spec.selector)).collect();
+        let daemons = Api::<DaemonSet>::namespaced(self.client.clone(), namespace).list(&every).await;
+        let daemons = daemons.map_err(|e| port_error("list the DaemonSets", &e))?.items;
+        adopters.extend(daemons.into_iter().filter_map(|set| adopter("DaemonSet", set.metadata, set.spec.selector)));
+        let controllers = Api::<ReplicationController>::namespaced(self.client.clone(), namespace).list(&every).await;
+        let controllers = controllers.map_err(|e| port_error("list the ReplicationControllers", &e))?.items;
+        let by_labels = |labels| LabelSelector { match_labels: Some(labels), ..LabelSelector::default() };
+        adopters.extend(controllers.into_iter().filter_map(|it| adopter("ReplicationController", it.metadata, by_labels(it.spec?.selector?))));
+        Ok(adopters)
     }
 
     pub(super) async fn release_source(&self, migration: &Migration, uid: &str) -> PortResult<()> {
