@@ -17,9 +17,7 @@ use crate::support::{
 const SECRET: &str = "kubelet-client-certs";
 
 fn set_auth(auth: &str) {
-    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/drover");
-    let value = format!("agent.kubelet.auth={auth}");
-    lab::lab(&["helm", "upgrade", "drover", chart.to_str().unwrap(), "--namespace", SYSTEM, "--reuse-values", "--set", &value]);
+    lab::set_values(&format!("agent.kubelet.auth={auth}"));
     ready();
 }
 

@@ -2,14 +2,17 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::Path,
     time::{Duration, Instant},
 };
 
-use drover::api::{MigrationSpec, migration::condition};
+use drover::{
+    api::{MigrationSpec, migration::condition},
+    markers::GATE_ROOT,
+};
 
 use crate::support::{
-    agents::{Part, first_process, ready},
+    agents::{Part, on_disk, ready},
     kafka::counted_by_agent,
     lab,
     migrations::{status, to},
@@ -24,8 +27,8 @@ const CUT_AFTER: u64 = 32 << 20;
 /// Bytes that the uploads into the migration's repository have on n2's disk.
 fn arrived(moving: &Moving) -> u64 {
     let repository = status(&moving.migration).destination.unwrap().repository;
-    let root = PathBuf::from(format!("/proc/{}/root/var/lib/drover/registry/docker/registry/v2/repositories", first_process("n2")));
-    let uploads = fs::read_dir(root.join(repository).join("_uploads")).into_iter().flatten().flatten();
+    let registry = on_disk("n2", &Path::new(GATE_ROOT).with_file_name("registry"));
+    let uploads = fs::read_dir(registry.join("docker/registry/v2/repositories").join(repository).join("_uploads")).into_iter().flatten().flatten();
     uploads.filter_map(|upload| fs::metadata(upload.path().join("data")).ok()).map(|data| data.len()).sum()
 }
 

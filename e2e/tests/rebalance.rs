@@ -1,6 +1,6 @@
 //! A node that has too much to do.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -15,7 +15,7 @@ use drover::{
 };
 
 use crate::support::{
-    Namespace, SYSTEM,
+    Namespace,
     agents::ready,
     eventually, lab,
     migrations::{assert_outcome, replacement},
@@ -30,9 +30,7 @@ const BUSY: &str = "i=0; while :; do i=$((i+1)); [ $((i % 50000)) -ne 0 ] || ech
 
 /// The rebalancer in this mode: over 35 % of a node's CPU for 20 s.
 fn rebalancer(mode: &str) {
-    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/drover");
-    let values = format!("rebalancer.mode={mode},rebalancer.cpuPercent=35,rebalancer.windowSeconds=20");
-    lab::lab(&["helm", "upgrade", "drover", chart.to_str().unwrap(), "--namespace", SYSTEM, "--reuse-values", "--set", &values]);
+    lab::set_values(&format!("rebalancer.mode={mode},rebalancer.cpuPercent=35,rebalancer.windowSeconds=20"));
     ready();
 }
 

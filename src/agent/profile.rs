@@ -47,7 +47,10 @@ pub async fn keep(parts: Parts<'_>, stop: CancellationToken) {
         let mut status = observe(probe, clock, pushes).await;
         if let Some(meter) = meter {
             match meter.counters().await {
-                Ok(now) => status.usage = load::usage(&std::mem::replace(&mut counted, now.clone()), &now),
+                Ok(now) => {
+                    status.usage = load::usage(&counted, &now);
+                    counted = now;
+                }
                 Err(error) => tracing::warn!(%error, "what the node's pods use is not known"),
             }
         }

@@ -1,5 +1,7 @@
 //! `MigrationPolicy`: which pods may move, and which leave a node by themselves.
 
+use std::time::Duration;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -58,6 +60,14 @@ pub struct Evacuation {
     /// What becomes of the eviction of a pod whose evacuation has failed.
     #[serde(default)]
     pub unmovable: Unmovable,
+}
+
+impl Evacuation {
+    /// How long a pod stays after the end of its last migration.
+    #[must_use]
+    pub const fn cool_down(&self) -> Duration {
+        Duration::from_secs(self.cool_down_seconds as u64)
+    }
 }
 
 /// So many pods leave a node at the same time where nothing else is said.

@@ -82,8 +82,8 @@ pub struct Settings {
     pub webhook_cert_dir: Option<PathBuf>,
     /// The readiness bus; none: the API server.
     pub kafka: Option<KafkaSettings>,
-    /// What is done about nodes that have too much to do, and when they have.
-    pub rebalancer: (Mode, rebalance::Settings),
+    /// What is done about nodes that have too much to do, and when they have; none: nothing.
+    pub rebalancer: Option<(Mode, rebalance::Settings)>,
 }
 
 impl Settings {
@@ -195,8 +195,7 @@ async fn lead(
         controllers.spawn("annotations", AnnotationController::new(clients.watching.clone(), settings.pod_name.clone()).run(term.clone()));
         let evacuations = EvacuationController::new(clients.calling.clone(), settings.namespace.clone(), settings.pod_name.clone());
         controllers.spawn("evacuations", evacuations.run(term.clone()));
-        let (mode, thresholds) = settings.rebalancer;
-        if mode != Mode::Off {
+        if let Some((mode, thresholds)) = settings.rebalancer {
             let (client, own) = (clients.calling.clone(), settings.namespace.clone());
             let rebalancer = Rebalancer::new(client, own, settings.pod_name.clone(), mode, thresholds, metrics.clone());
             controllers.spawn("rebalancer", rebalancer.run(term.clone()));

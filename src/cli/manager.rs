@@ -69,6 +69,16 @@ enum Rebalance {
     On,
 }
 
+impl Rebalance {
+    const fn mode(self) -> Option<Mode> {
+        match self {
+            Self::Off => None,
+            Self::DryRun => Some(Mode::DryRun),
+            Self::On => Some(Mode::On),
+        }
+    }
+}
+
 impl Args {
     /// Runs the manager until it is told to stop.
     ///
@@ -87,19 +97,15 @@ impl Args {
             manager_service_account: self.manager_service_account,
             webhook_cert_dir: self.webhook_cert_dir,
             kafka: self.kafka.settings(),
-            rebalancer: (
-                match self.rebalance {
-                    Rebalance::Off => Mode::Off,
-                    Rebalance::DryRun => Mode::DryRun,
-                    Rebalance::On => Mode::On,
-                },
-                rebalance::Settings {
+            rebalancer: self.rebalance.mode().map(|mode| {
+                let thresholds = rebalance::Settings {
                     cpu_percent: self.rebalance_cpu_percent,
                     memory_percent: self.rebalance_memory_percent,
                     window: Duration::from_secs(self.rebalance_window_seconds),
                     most_pods: self.rebalance_most_pods as usize,
-                },
-            ),
+                };
+                (mode, thresholds)
+            }),
         }))
     }
 }

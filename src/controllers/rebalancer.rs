@@ -4,30 +4,26 @@
 //! Runs on the leader alone, which remembers the reports of the last window: a new leader waits for one. It reads pods only of nodes that are overloaded.
 //! With [`Mode::DryRun`] it makes nothing, and says in an Event of the node what it would do.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::core::v1::{Namespace, Node, ObjectReference, Pod},
-    apimachinery::pkg::api::resource::Quantity,
-};
+use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::api::resource::Quantity};
 use kube::{
     Api, Client, ResourceExt,
-    api::{ListParams, PostParams},
+    api::ListParams,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
+use super::leaving::{self, Looks, keep_looking, pods_on, tell_node};
 use crate::{
-    api::{Migration, MigrationPolicy, NodeProfile},
+    api::NodeProfile,
     domain::{
         keys,
         load::Amount,
         migration::age,
+        preflight::NodeView,
         quantity,
         rebalance::{History, Mode, NodeLoad, Proposal, Seen, Settings, plan},
     },
@@ -37,8 +33,6 @@ use crate::{
 
 /// How often it looks; agents report as often.
 const LOOK: Duration = Duration::from_secs(15);
-/// A look's limit.
-const LIMIT: Duration = Duration::from_secs(30);
 /// How long after an Event about a pod the next one comes, where nothing is done about it.
 const TOLD_AGAIN: Duration = Duration::from_mins(10);
 
@@ -56,31 +50,9 @@ pub struct Rebalancer {
     told: HashMap<String, Timestamp>,
 }
 
-impl Rebalancer {
-    /// The controller; `instance` is the manager's pod name, which its Events carry.
-    #[must_use]
-    pub fn new(client: Client, own_namespace: String, instance: String, mode: Mode, settings: Settings, metrics: Metrics) -> Self {
-        let reporter = Reporter { controller: keys::MANAGER.to_owned(), instance: Some(instance) };
-        let recorder = Recorder::new(client.clone(), reporter);
-        Self { client, recorder, own_namespace, mode, settings, metrics, history: History::default(), told: HashMap::new() }
-    }
-
-    /// Works until the token is cancelled.
-    ///
-    /// # Errors
-    /// Never; what a look meets is logged, and the next one tries again.
-    pub async fn run(mut self, token: CancellationToken) -> anyhow::Result<()> {
-        let mut looks = tokio::time::interval(LOOK);
-        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while token.run_until_cancelled(looks.tick()).await.is_some() {
-            match tokio::time::timeout(LIMIT, self.look()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => warn!(%error, "the nodes' load could not be looked at"),
-                Err(_) => warn!("the API server did not answer within {} s", LIMIT.as_secs()),
-            }
-        }
-        Ok(())
-    }
+impl Looks for Rebalancer {
+    const EVERY: Duration = LOOK;
+    const AT: &'static str = "the nodes' load";
 
     async fn look(&mut self) -> Result<(), kube::Error> {
         let nodes = self.loads().await?;
@@ -98,6 +70,25 @@ impl Rebalancer {
         self.told.retain(|_, told| age(*told, now) < TOLD_AGAIN);
         Ok(())
     }
+}
+
+impl Rebalancer {
+    /// The controller; `instance` is the manager's pod name, which its Events carry.
+    #[must_use]
+    pub fn new(client: Client, own_namespace: String, instance: String, mode: Mode, settings: Settings, metrics: Metrics) -> Self {
+        let reporter = Reporter { controller: keys::MANAGER.to_owned(), instance: Some(instance) };
+        let recorder = Recorder::new(client.clone(), reporter);
+        Self { client, recorder, own_namespace, mode, settings, metrics, history: History::default(), told: HashMap::new() }
+    }
+
+    /// Works until the token is cancelled.
+    ///
+    /// # Errors
+    /// Never; what a look meets is logged, and the next one tries again.
+    pub async fn run(self, token: CancellationToken) -> anyhow::Result<()> {
+        keep_looking(self, token).await;
+        Ok(())
+    }
 
     /// The nodes whose agents report.
     async fn loads(&self) -> Result<Vec<NodeLoad>, kube::Error> {
@@ -105,48 +96,29 @@ impl Rebalancer {
         let profiles = Api::<NodeProfile>::all(self.client.clone()).list(&every).await?;
         let nodes = Api::<Node>::all(self.client.clone()).list(&every).await?;
         let load = |node: &Node| {
-            let usage = profiles.iter().find(|profile| profile.name_any() == node.name_any())?.status.as_ref()?.usage.clone()?;
-            Some(NodeLoad { name: node.name_any(), takes_pods: takes_pods(node), allocatable: allocatable(node), usage })
+            let view = NodeView::new(node, profiles.iter().find(|profile| profile.name_any() == node.name_any()));
+            let takes_pods = view.ready && !view.cordoned;
+            Some(NodeLoad { name: view.name, takes_pods, allocatable: allocatable(node), usage: view.profile?.usage? })
         };
         Ok(nodes.iter().filter_map(load).collect())
     }
 
     async fn observe(&self, nodes: Vec<NodeLoad>, overloaded: &[String]) -> Result<Seen, kube::Error> {
-        let every = ListParams::default();
-        let mut pods = vec![];
-        for node in overloaded {
-            let on_node = ListParams::default().fields(&format!("spec.nodeName={node}"));
-            pods.extend(Api::<Pod>::all(self.client.clone()).list(&on_node).await?.items);
-        }
-        pods.retain(|pod| pod.namespace().as_deref() != Some(&self.own_namespace));
-        let mut namespaces = BTreeMap::new();
-        for namespace in pods.iter().filter_map(ResourceExt::namespace).collect::<BTreeSet<_>>() {
-            let found = Api::<Namespace>::all(self.client.clone()).get_metadata_opt(&namespace).await?;
-            namespaces.insert(namespace, found.and_then(|found| found.metadata.labels).unwrap_or_default());
-        }
-        let policies = Api::<MigrationPolicy>::all(self.client.clone()).list(&every).await?.items;
-        let migrations = Api::<Migration>::all(self.client.clone()).list(&every).await?.items;
-        Ok(Seen { nodes, pods, migrations, policies, namespaces })
+        let pods = pods_on(&self.client, overloaded).await?;
+        let cluster = leaving::seen(&self.client, &self.own_namespace, pods, leaving::policies(&self.client).await?).await?;
+        Ok(Seen { nodes, cluster })
     }
 
     async fn propose(&mut self, proposal: &Proposal, now: Timestamp) -> Result<(), kube::Error> {
-        let (name, namespace) = (proposal.migration.name_any(), proposal.migration.namespace().unwrap_or_default());
         let pod = proposal.migration.annotations().get(keys::POD_UID).cloned().unwrap_or_default();
-        if self.mode == Mode::On {
-            let api: Api<Migration> = Api::namespaced(self.client.clone(), &namespace);
-            let params = PostParams { field_manager: Some(keys::MANAGER.to_owned()), ..PostParams::default() };
-            match api.create(&params, &proposal.migration).await {
-                Ok(_) => info!(migration = name, namespace, why = proposal.why, "a pod leaves an overloaded node"),
-                Err(kube::Error::Api(status)) if status.is_already_exists() => return Ok(()),
-                Err(kube::Error::Api(status)) if status.is_forbidden() || status.is_invalid() => {
-                    warn!(migration = name, namespace, "a move of the rebalancer's was refused: {}", status.message);
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
-            }
-        } else if self.told.contains_key(&pod) {
+        let is_news = match self.mode {
+            Mode::On => leaving::make(&self.client, &proposal.migration).await?,
+            Mode::DryRun => !self.told.contains_key(&pod),
+        };
+        if !is_news {
             return Ok(());
         }
+        info!(migration = proposal.migration.name_any(), mode = ?self.mode, why = proposal.why, "a pod is to leave an overloaded node");
         self.metrics.rebalanced(self.mode == Mode::On);
         self.told.insert(pod, now);
         self.tell(proposal).await;
@@ -156,28 +128,11 @@ impl Rebalancer {
     async fn tell(&self, proposal: &Proposal) {
         let (reason, text) = match self.mode {
             Mode::On => ("Rebalancing", proposal.why.clone()),
-            Mode::Off | Mode::DryRun => ("RebalanceProposed", format!("nothing is done (dry run): {}", proposal.why)),
+            Mode::DryRun => ("RebalanceProposed", format!("nothing is done (dry run): {}", proposal.why)),
         };
-        let event = Event {
-            type_: EventType::Normal,
-            reason: reason.to_owned(),
-            note: Some(text.chars().take(keys::LONGEST_NOTE).collect()),
-            action: "Rebalance".to_owned(),
-            secondary: None,
-        };
-        // Events of a node are found by its name as their UID (kubelet and kubectl describe node).
-        let node = Some(proposal.from.clone());
-        let about = ObjectReference { kind: Some("Node".into()), name: node.clone(), uid: node, ..ObjectReference::default() };
-        if let Err(error) = self.recorder.publish(&event, &about).await {
-            warn!(%error, node = proposal.from, "the Event was not written");
-        }
+        let event = Event { type_: EventType::Normal, reason: reason.to_owned(), note: Some(text), action: "Rebalance".to_owned(), secondary: None };
+        tell_node(&self.recorder, &proposal.from, event).await;
     }
-}
-
-fn takes_pods(node: &Node) -> bool {
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-    let is_cordoned = node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true);
-    !is_cordoned && conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 fn allocatable(node: &Node) -> Amount {

@@ -129,9 +129,28 @@ impl UnderWay {
     }
 }
 
-/// How long a pod stays where its last migration has left it, before it may leave by itself; none where it may.
+impl Seen {
+    /// How a pod leaves its node on this occasion, if it does.
+    #[must_use]
+    pub fn evacuation(&self, pod: &Pod, trigger: Trigger) -> Option<&Evacuation> {
+        let unlabelled = BTreeMap::new();
+        let namespace = self.namespaces.get(&pod.namespace().unwrap_or_default()).unwrap_or(&unlabelled);
+        policy::evacuation(&self.policies, namespace, pod, trigger)
+    }
+
+    /// Whether nothing keeps a pod from leaving by itself: it runs, is not on its way, has not failed to, and has cooled down.
+    #[must_use]
+    pub fn may_leave(&self, pod: &Pod, cool_down: Duration, now: Timestamp) -> bool {
+        can_leave(pod)
+            && active_migration(pod, &self.migrations).is_none()
+            && failed(pod, &self.migrations).is_none()
+            && cools_down(pod, cool_down, &self.migrations, now).is_none()
+    }
+}
+
+/// How long a pod still stays where its last migration has left it; none where it has done so for `cool_down`.
 #[must_use]
-pub fn cools_down(pod: &Pod, evacuation: &Evacuation, migrations: &[Migration], now: Timestamp) -> Option<Duration> {
+pub fn cools_down(pod: &Pod, cool_down: Duration, migrations: &[Migration], now: Timestamp) -> Option<Duration> {
     let uid = pod.metadata.uid.as_ref()?;
     let frozen_till = |migration: &Migration| {
         let status = migration.status.as_ref().filter(|status| status.phases.iter().any(|timing| timing.phase == Phase::Freezing))?;
@@ -140,30 +159,24 @@ pub fn cools_down(pod: &Pod, evacuation: &Evacuation, migrations: &[Migration], 
         copies.chain(source).any(|known| known == uid).then(|| ended_at(status)).flatten()
     };
     let last = migrations.iter().filter(|m| m.namespace() == pod.namespace()).filter_map(frozen_till).max()?;
-    Duration::from_secs(evacuation.cool_down_seconds.into()).checked_sub(age(last, now)).filter(|left| !left.is_zero())
+    cool_down.checked_sub(age(last, now)).filter(|left| !left.is_zero())
 }
 
 /// The pods that are to leave and have not begun to, those of the highest priority first.
 fn wanted(seen: &Seen, now: Timestamp) -> Vec<(&Pod, &str, &Evacuation, Trigger)> {
-    let mut wanted: Vec<_> = seen
-        .pods
-        .iter()
-        .filter(|pod| can_leave(pod) && active_migration(pod, &seen.migrations).is_none() && failed(pod, &seen.migrations).is_none())
-        .filter_map(|pod| {
-            let node = node_of(pod)?;
-            let (evacuation, trigger) = occasion(pod, node, seen, now)?;
-            cools_down(pod, evacuation, &seen.migrations, now).is_none().then_some((pod, node, evacuation, trigger))
-        })
-        .collect();
+    let leaves = |pod| {
+        let node = node_of(pod)?;
+        let (evacuation, trigger) = occasion(pod, node, seen, now)?;
+        seen.may_leave(pod, evacuation.cool_down(), now).then_some((pod, node, evacuation, trigger))
+    };
+    let mut wanted: Vec<_> = seen.pods.iter().filter_map(leaves).collect();
     let priority = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or_default();
     wanted.sort_by_key(|(pod, ..)| (Reverse(priority(pod)), pod.namespace(), pod.name_any()));
     wanted
 }
 
 fn occasion<'s>(pod: &Pod, node: &str, seen: &'s Seen, now: Timestamp) -> Option<(&'s Evacuation, Trigger)> {
-    let unlabelled = BTreeMap::new();
-    let namespace = seen.namespaces.get(&pod.namespace().unwrap_or_default()).unwrap_or(&unlabelled);
-    let on = |trigger| Some((policy::evacuation(&seen.policies, namespace, pod, trigger)?, trigger));
+    let on = |trigger| Some((seen.evacuation(pod, trigger)?, trigger));
     let cordon = on(Trigger::Cordon).filter(|_| seen.cordoned.contains(node));
     cordon.or_else(|| on(Trigger::Drain).filter(|_| asked_at(pod).is_some_and(|asked| age(asked, now) < LAPSES_AFTER)))
 }

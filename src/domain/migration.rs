@@ -30,6 +30,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
 use course::Course;
+pub(in crate::domain) use observed::condition;
 pub(in crate::domain) use observed::node_of;
 pub use observed::{Observed, Told, pod_is_gone};
 pub(in crate::domain) use status::StatusExt;

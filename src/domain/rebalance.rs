@@ -19,14 +19,12 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
 use super::{
-    admission::active_migration,
-    evacuation::{can_leave, cools_down, failed, leaving},
+    evacuation::{self, leaving},
     keys,
     load::{Amount, Percent},
     migration::{age, node_of},
-    policy,
 };
-use crate::api::{Migration, MigrationPolicy, node_profile::NodeUsage, policy::Trigger};
+use crate::api::{Migration, node_profile::NodeUsage, policy::Trigger};
 
 /// So many percent of a node stay free below its threshold when a pod comes.
 pub const MARGIN: u32 = 5;
@@ -34,11 +32,8 @@ pub const MARGIN: u32 = 5;
 pub const STALE_AFTER: Duration = Duration::from_mins(2);
 
 /// What is done about load.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Nothing.
-    #[default]
-    Off,
     /// It is said what would be done.
     DryRun,
     /// Pods are moved.
@@ -121,14 +116,8 @@ impl History {
 pub struct Seen {
     /// Every node that reports.
     pub nodes: Vec<NodeLoad>,
-    /// The pods of those that are overloaded.
-    pub pods: Vec<Pod>,
-    /// Every Migration.
-    pub migrations: Vec<Migration>,
-    /// Every policy.
-    pub policies: Vec<MigrationPolicy>,
-    /// Namespace → labels, of the pods' namespaces.
-    pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
+    /// The pods of those that are overloaded, and what they are judged by.
+    pub cluster: evacuation::Seen,
 }
 
 /// A pod that is to go.
@@ -147,7 +136,7 @@ pub struct Proposal {
 /// Who leaves the `overloaded` nodes.
 #[must_use]
 pub fn plan(overloaded: &[&str], seen: &Seen, settings: &Settings, now: Timestamp) -> Vec<Proposal> {
-    let moving = nodes_of_migrations(&seen.migrations);
+    let moving = nodes_of_migrations(&seen.cluster.migrations);
     let mut used: BTreeMap<&str, Amount> = seen.nodes.iter().map(|node| (node.name.as_str(), node.used())).collect();
     let mut proposals = vec![];
     for node in seen.nodes.iter().filter(|node| overloaded.contains(&node.name.as_str()) && !moving.contains(node.name.as_str())) {
@@ -191,24 +180,23 @@ fn nodes_of_migrations(migrations: &[Migration]) -> BTreeSet<String> {
 
 /// The pods that may leave a node, those first that use most of what it is short of.
 fn heaviest<'s>(node: &NodeLoad, seen: &'s Seen, settings: &Settings, now: Timestamp) -> Vec<(&'s Pod, Amount)> {
-    let unlabelled = BTreeMap::new();
-    let is_free = |pod: &&Pod| {
-        let namespace = seen.namespaces.get(&pod.namespace().unwrap_or_default()).unwrap_or(&unlabelled);
-        let Some(evacuation) = policy::evacuation(&seen.policies, namespace, pod, Trigger::Load) else { return false };
-        let window = u32::try_from(settings.window.as_secs()).unwrap_or(u32::MAX);
-        let patient = crate::api::policy::Evacuation { cool_down_seconds: evacuation.cool_down_seconds.max(window), ..evacuation.clone() };
-        can_leave(pod)
-            && active_migration(pod, &seen.migrations).is_none()
-            && failed(pod, &seen.migrations).is_none()
-            && cools_down(pod, &patient, &seen.migrations, now).is_none()
+    let may_leave = |pod: &&Pod| {
+        let policy = seen.cluster.evacuation(pod, Trigger::Load);
+        policy.is_some_and(|evacuation| seen.cluster.may_leave(pod, evacuation.cool_down().max(settings.window), now))
     };
     let amount = |pod: &Pod| {
         let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
         node.usage.pods.iter().find(|usage| usage.namespace == namespace && usage.name == name).map(Amount::of)
     };
     let short_of_cpu = node.used().percent_of(&node.allocatable).cpu > settings.cpu_percent;
-    let mut pods: Vec<_> =
-        seen.pods.iter().filter(|pod| node_of(pod) == Some(&node.name)).filter(is_free).filter_map(|pod| Some((pod, amount(pod)?))).collect();
+    let mut pods: Vec<_> = seen
+        .cluster
+        .pods
+        .iter()
+        .filter(|pod| node_of(pod) == Some(&node.name))
+        .filter(may_leave)
+        .filter_map(|pod| Some((pod, amount(pod)?)))
+        .collect();
     pods.sort_by_key(|(pod, amount)| {
         let used = if short_of_cpu { amount.cpu_millis } else { amount.memory_bytes };
         (std::cmp::Reverse(used), pod.namespace(), pod.name_any())

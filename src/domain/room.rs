@@ -11,6 +11,9 @@ const AT_SOURCE: u64 = 3;
 /// And on the destination's: in the registry, in containerd's content store, and unpacked for the restore. Seen with 256 MiB: 4.0 times.
 const AT_DESTINATION: u64 = 4;
 
+/// What to do about a pod that carries more than one migration may store.
+pub const RAISE: &str = "raise registry.maxBytesPerMigration of Drover's chart, or move the pod when it holds less";
+
 /// What a node has room for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
@@ -34,11 +37,7 @@ pub fn missing(bytes: u64, rooms: &BTreeMap<String, Room>, source: &str, destina
     let allowed = || {
         let most = rooms.get(destination)?.most.filter(|most| *most < bytes)?;
         let message = format!("lets one migration store {}, and the pod carries {}", mebibytes(most), mebibytes(bytes));
-        Some(Blocker::new(
-            format!("node {destination}"),
-            message,
-            "raise registry.maxBytesPerMigration of Drover's chart, or move the pod when it holds less",
-        ))
+        Some(Blocker::new(format!("node {destination}"), message, RAISE))
     };
     [of(source, AT_SOURCE), of(destination, AT_DESTINATION), allowed()].into_iter().flatten().collect()
 }

@@ -11,6 +11,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Time,
 };
 
+use super::migration::condition;
 use crate::api::{AttestationStatus, MigrationStatus, Verdict};
 
 /// Reason in the pod's condition `Ready` while it is frozen.
@@ -43,10 +44,6 @@ pub fn readiness(status: &MigrationStatus, said: &AttestationStatus, source: &Po
 #[must_use]
 pub fn is_taken_out(pod: &Pod) -> bool {
     condition(pod, READY).is_some_and(|c| c.status == "False" && c.reason.as_deref() == Some(FROZEN))
-}
-
-fn condition<'p>(pod: &'p Pod, kind: &str) -> Option<&'p PodCondition> {
-    pod.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == kind)
 }
 
 #[cfg(test)]

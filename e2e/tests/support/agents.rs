@@ -1,6 +1,11 @@
 //! The processes of Drover, found from outside the nodes, which are namespaces of this machine: a signal must not wait for a shell in a node.
 
-use std::{fs, process::Command, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use axum::http::{HeaderName, HeaderValue, Request};
 use kube::{
@@ -22,6 +27,11 @@ pub enum Part {
     Registry(&'static str),
     /// A node's kubelet, which is none of Drover's.
     Kubelet(&'static str),
+}
+
+/// A path on a node's disk, as it is seen from outside of the node.
+pub fn on_disk(node: &str, path: &Path) -> PathBuf {
+    PathBuf::from(format!("/proc/{}/root", first_process(node))).join(path.strip_prefix("/").unwrap_or(path))
 }
 
 /// A node's network namespace tells its processes from others'. The registry has the agent pod's, which is the node's.

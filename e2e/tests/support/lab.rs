@@ -63,6 +63,13 @@ pub fn taint(node: &'static str, effect: &str) -> impl Drop + use<> {
     Restore(move || drop(try_lab(&["kubectl", "taint", "node", node, "e2e-"])))
 }
 
+/// Gives the installed chart these values, `a=b,c=d`, and keeps the others; returns before Drover is ready.
+#[track_caller]
+pub fn set_values(values: &str) {
+    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/drover");
+    lab(&["helm", "upgrade", "drover", chart.to_str().unwrap(), "--namespace", super::SYSTEM, "--reuse-values", "--set", values]);
+}
+
 /// Undoes an injected fault also when the test fails.
 pub struct Restore<F: FnMut()>(pub F);
 

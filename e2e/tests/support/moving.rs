@@ -1,7 +1,7 @@
 //! A counter on its way from n1 to n2, held at a moment that is otherwise over in milliseconds, so that a fault hits it just there.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -15,7 +15,7 @@ use drover::{
 
 use super::{
     NODES, Namespace,
-    agents::{Part, first_process, signal_all},
+    agents::{Part, on_disk, signal_all},
     counter::{Follower, assert_contiguous, assert_went_on},
     eventually, lab,
     leftovers::AFTER_SWEEP,
@@ -155,8 +155,7 @@ impl Moving {
     /// The replacement's claim on n2's disk, as it is while it stands so; seen from outside, since a shell in the node would come too late.
     fn claim(&self, claim: Claim) -> PathBuf {
         let uid = status(&self.migration).replacement.map(|r| r.uid).unwrap_or_default();
-        let root = PathBuf::from(format!("/proc/{}/root", first_process("n2")));
-        root.join(GATE_ROOT.trim_start_matches('/')).join(uid).join(format!("c.{}", claim.as_str()))
+        on_disk("n2", Path::new(GATE_ROOT)).join(uid).join(format!("c.{}", claim.as_str()))
     }
 
     /// Waits until the replacement, of which nobody has said anything yet, prints a number that the source has not.

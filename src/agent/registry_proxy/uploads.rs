@@ -18,6 +18,8 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::domain::{quantity::mebibytes, room::RAISE};
+
 /// How long a body may bring nothing before it counts as broken. Whoever comes back asks much earlier; this is for those who never do, since the registry would keep
 /// what they have sent open, and on its disk.
 const IDLE: Duration = Duration::from_mins(1);
@@ -121,11 +123,8 @@ impl Quota {
 
     /// What is said of it.
     pub(super) fn message(&self) -> String {
-        format!(
-            "one migration may store {} in this node's registry, and this one needs more: raise registry.maxBytesPerMigration of Drover's chart, or move the pod when it \
-             holds less",
-            crate::domain::quantity::mebibytes(self.most)
-        )
+        let most = mebibytes(self.most);
+        format!("one migration may store {most} in this node's registry, and this one needs more: {RAISE}")
     }
 }
 

@@ -65,7 +65,7 @@ pub fn judge(pod: &Pod, world: &World, now: Timestamp) -> Eviction {
         None => {
             // Not at each try: a write that every few seconds changes nothing else.
             let mark = asked_at(pod).is_none_or(|asked| age(asked, now) > LAPSES_AFTER / 3);
-            let when = match cools_down(pod, evacuation, &world.migrations, now) {
+            let when = match cools_down(pod, evacuation.cool_down(), &world.migrations, now) {
                 Some(left) => {
                     format!("{} s from now, since it was moved a moment ago (coolDownSeconds of its MigrationPolicy)", left.as_secs().max(1))
                 }

@@ -196,7 +196,7 @@ pub(super) fn scheduling_message(pod: &Pod) -> String {
     if said.is_empty() { "waiting for the scheduler".to_owned() } else { format!("waiting for the scheduler: {said}") }
 }
 
-fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a k8s_openapi::api::core::v1::PodCondition> {
+pub(in crate::domain) fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a k8s_openapi::api::core::v1::PodCondition> {
     pod.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == kind)
 }
 

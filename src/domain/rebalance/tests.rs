@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::api::{MigrationSpec, node_profile::PodUsage};
+use crate::api::{MigrationPolicy, MigrationSpec, node_profile::PodUsage};
 
 const NOW: i64 = 10_000;
 const SETTINGS: Settings = Settings { cpu_percent: 60, memory_percent: 70, window: Duration::from_mins(5), most_pods: 5 };
@@ -45,9 +45,11 @@ fn policy(triggers: &Value) -> MigrationPolicy {
 fn seen() -> Seen {
     Seen {
         nodes: vec![node("n1", &[("busy", 1400, GIB), ("brisk", 1000, GIB), ("idle", 200, GIB)]), node("n2", &[("other", 300, GIB)])],
-        pods: ["idle", "brisk", "busy"].map(|name| pod(name, "n1")).into(),
-        policies: vec![policy(&json!(["Load"]))],
-        ..Seen::default()
+        cluster: evacuation::Seen {
+            pods: ["idle", "brisk", "busy"].map(|name| pod(name, "n1")).into(),
+            policies: vec![policy(&json!(["Load"]))],
+            ..evacuation::Seen::default()
+        },
     }
 }
 
@@ -133,7 +135,7 @@ fn so_many_pods_leave_at_once_and_no_more() {
     let names = ["a", "b", "c", "d", "e", "f", "g"];
     seen.nodes[0] = node("n1", &names.map(|name| (name, 570, 0)));
     seen.nodes.push(node("n3", &[]));
-    seen.pods = names.map(|name| pod(name, "n1")).into();
+    seen.cluster.pods = names.map(|name| pod(name, "n1")).into();
     assert_eq!(moved(&seen), [to("a", "n3"), to("b", "n2"), to("c", "n3")], "99 % become 57 %, and each goes where there is most room by then");
     let few = Settings { most_pods: 2, ..SETTINGS };
     assert_eq!(plan(&["n1"], &seen, &few, at(NOW)).len(), 2);
@@ -142,10 +144,10 @@ fn so_many_pods_leave_at_once_and_no_more() {
 #[test]
 fn only_pods_whose_policy_says_so_leave() {
     let mut seen = seen();
-    seen.policies = vec![policy(&json!(["Cordon", "Drain"]))];
+    seen.cluster.policies = vec![policy(&json!(["Cordon", "Drain"]))];
     assert_eq!(moved(&seen), []);
-    seen.policies = vec![policy(&json!(["Load"]))];
-    seen.pods[2].metadata.labels = None;
+    seen.cluster.policies = vec![policy(&json!(["Load"]))];
+    seen.cluster.pods[2].metadata.labels = None;
     assert_eq!(moved(&seen), [to("brisk", "n2")]);
 }
 
@@ -159,7 +161,9 @@ fn a_node_that_a_migration_changes_and_a_pod_that_has_just_moved_are_left_alone(
         let mut migration = Migration::new("m", MigrationSpec { pod_name: Some("x".into()), ..MigrationSpec::default() });
         migration.metadata.namespace = Some("shop".into());
         migration.status = Some(serde_json::from_value(status.clone()).unwrap());
-        Seen { migrations: vec![migration], ..seen() }
+        let mut seen = seen();
+        seen.cluster.migrations = vec![migration];
+        seen
     };
     assert_eq!(moved(&with(&json!({"phase": "Preparing", "source": {"name": "x", "uid": "x", "nodeName": "n1"}}))), []);
     assert_eq!(moved(&with(&json!({"phase": "Preparing", "destination": {"nodeName": "n1"}}))), []);

@@ -1,0 +1,101 @@
+//! What the controllers share that have pods leave nodes: they look again and again, read the same things, and make Migrations.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use k8s_openapi::api::core::v1::{Namespace, ObjectReference, Pod};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{ListParams, PostParams},
+    runtime::events::{Event, Recorder},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::{
+    api::{Migration, MigrationPolicy},
+    domain::{evacuation::Seen, keys},
+};
+
+/// A look's limit.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A controller that looks again and again.
+pub(super) trait Looks: Send {
+    /// How often.
+    const EVERY: Duration;
+    /// What it looks at, in the words of a log.
+    const AT: &'static str;
+    /// One look.
+    fn look(&mut self) -> impl Future<Output = Result<(), kube::Error>> + Send;
+}
+
+/// Looks until the token is cancelled; what a look meets is logged, and the next one tries again.
+pub(super) async fn keep_looking<L: Looks>(mut controller: L, token: CancellationToken) {
+    let mut looks = tokio::time::interval(L::EVERY);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while token.run_until_cancelled(looks.tick()).await.is_some() {
+        match tokio::time::timeout(LIMIT, controller.look()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "{} could not be looked at", L::AT),
+            Err(_) => warn!("the API server did not answer within {} s", LIMIT.as_secs()),
+        }
+    }
+}
+
+/// Every policy.
+pub(super) async fn policies(client: &Client) -> Result<Vec<MigrationPolicy>, kube::Error> {
+    Ok(Api::<MigrationPolicy>::all(client.clone()).list(&ListParams::default()).await?.items)
+}
+
+/// The pods of these nodes.
+pub(super) async fn pods_on(client: &Client, nodes: impl IntoIterator<Item = &String>) -> Result<Vec<Pod>, kube::Error> {
+    let pods = Api::<Pod>::all(client.clone());
+    let mut found = vec![];
+    for node in nodes {
+        found.extend(pods.list(&ListParams::default().fields(&format!("spec.nodeName={node}"))).await?.items);
+    }
+    Ok(found)
+}
+
+/// These pods, each once and without those of Drover's own namespace, which do the work; with what it takes to judge them.
+pub(super) async fn seen(client: &Client, own_namespace: &str, mut pods: Vec<Pod>, policies: Vec<MigrationPolicy>) -> Result<Seen, kube::Error> {
+    let mut uids = BTreeSet::new();
+    pods.retain(|pod| pod.namespace().as_deref() != Some(own_namespace) && uids.insert(pod.uid()));
+    let mut namespaces = BTreeMap::new();
+    for namespace in pods.iter().filter_map(ResourceExt::namespace).collect::<BTreeSet<_>>() {
+        let found = Api::<Namespace>::all(client.clone()).get_metadata_opt(&namespace).await?;
+        namespaces.insert(namespace, found.and_then(|found| found.metadata.labels).unwrap_or_default());
+    }
+    let migrations = Api::<Migration>::all(client.clone()).list(&ListParams::default()).await?.items;
+    Ok(Seen { pods, migrations, policies, namespaces, ..Seen::default() })
+}
+
+/// Makes a Migration; whether it was made now. It may be there already, or be refused, which is logged.
+pub(super) async fn make(client: &Client, migration: &Migration) -> Result<bool, kube::Error> {
+    let (name, namespace) = (migration.name_any(), migration.namespace().unwrap_or_default());
+    let api: Api<Migration> = Api::namespaced(client.clone(), &namespace);
+    let params = PostParams { field_manager: Some(keys::MANAGER.to_owned()), ..PostParams::default() };
+    match api.create(&params, migration).await {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(false),
+        // Not our webhook's word, which lets an evacuation be made that cannot succeed, so that its reasons stand somewhere.
+        Err(kube::Error::Api(status)) if status.is_forbidden() || status.is_invalid() => {
+            warn!(migration = name, namespace, "an evacuation was refused: {}", status.message);
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes an Event of a node; the note is cut to what an Event may have.
+pub(super) async fn tell_node(recorder: &Recorder, node: &str, mut event: Event) {
+    event.note = event.note.map(|note| note.chars().take(keys::LONGEST_NOTE).collect());
+    // Events of a node are found by its name as their UID (kubelet and kubectl describe node).
+    let about = ObjectReference { kind: Some("Node".into()), name: Some(node.to_owned()), uid: Some(node.to_owned()), ..ObjectReference::default() };
+    if let Err(error) = recorder.publish(&event, &about).await {
+        warn!(%error, node, "the Event was not written");
+    }
+}
