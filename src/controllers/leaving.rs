@@ -51,7 +51,7 @@ pub(super) async fn policies(client: &Client) -> Result<Vec<MigrationPolicy>, ku
 }
 
 /// The pods of these nodes.
-pub(super) async fn pods_on(client: &Client, nodes: impl IntoIterator<Item = &String>) -> Result<Vec<Pod>, kube::Error> {
+pub(super) async fn pods_on(client: &Client, nodes: &BTreeSet<String>) -> Result<Vec<Pod>, kube::Error> {
     let pods = Api::<Pod>::all(client.clone());
     let mut found = vec![];
     for node in nodes {

@@ -25,7 +25,7 @@ use crate::{
         migration::age,
         preflight::NodeView,
         quantity,
-        rebalance::{History, Mode, NodeLoad, Proposal, Seen, Settings, plan},
+        rebalance::{History, Mode, NodeLoad, Overloaded, Proposal, Seen, Settings, plan},
     },
     metrics::Metrics,
     ports::{Clock as _, SystemClock},
@@ -58,12 +58,11 @@ impl Looks for Rebalancer {
         let nodes = self.loads().await?;
         self.history.note(&nodes, self.settings.window);
         let now = SystemClock.now();
-        let overloaded: Vec<String> = self.history.overloaded(&self.settings, now).into_iter().map(str::to_owned).collect();
+        let overloaded = self.history.overloaded(&self.settings, now);
         if overloaded.is_empty() {
             return Ok(());
         }
         let seen = self.observe(nodes, &overloaded).await?;
-        let overloaded: Vec<&str> = overloaded.iter().map(String::as_str).collect();
         for proposal in plan(&overloaded, &seen, &self.settings, now) {
             self.propose(&proposal, now).await?;
         }
@@ -103,8 +102,8 @@ impl Rebalancer {
         Ok(nodes.iter().filter_map(load).collect())
     }
 
-    async fn observe(&self, nodes: Vec<NodeLoad>, overloaded: &[String]) -> Result<Seen, kube::Error> {
-        let pods = pods_on(&self.client, overloaded).await?;
+    async fn observe(&self, nodes: Vec<NodeLoad>, overloaded: &[Overloaded]) -> Result<Seen, kube::Error> {
+        let pods = pods_on(&self.client, &overloaded.iter().map(|it| it.node.clone()).collect()).await?;
         let cluster = leaving::seen(&self.client, &self.own_namespace, pods, leaving::policies(&self.client).await?).await?;
         Ok(Seen { nodes, cluster })
     }

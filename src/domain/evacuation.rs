@@ -152,13 +152,13 @@ impl Seen {
 #[must_use]
 pub fn cools_down(pod: &Pod, cool_down: Duration, migrations: &[Migration], now: Timestamp) -> Option<Duration> {
     let uid = pod.metadata.uid.as_ref()?;
-    let frozen_till = |migration: &Migration| {
-        let status = migration.status.as_ref().filter(|status| status.phases.iter().any(|timing| timing.phase == Phase::Freezing))?;
+    let left_there = |migration: &Migration| {
+        let status = migration.status.as_ref()?;
         let source = status.source.as_ref().map(|source| &source.uid);
         let copies = [&status.replacement, &status.fallback].into_iter().flatten().map(|copy| &copy.uid);
-        copies.chain(source).any(|known| known == uid).then(|| ended_at(status)).flatten()
+        copies.chain(source).any(|known| known == uid).then(|| frozen_till(status)).flatten()
     };
-    let last = migrations.iter().filter(|m| m.namespace() == pod.namespace()).filter_map(frozen_till).max()?;
+    let last = migrations.iter().filter(|m| m.namespace() == pod.namespace()).filter_map(left_there).max()?;
     cool_down.checked_sub(age(last, now)).filter(|left| !left.is_zero())
 }
 
@@ -222,6 +222,12 @@ fn is_over(migration: &Migration, seen: &Seen, now: Timestamp) -> bool {
         return is_given_up || ended.is_some_and(|ended| age(ended, now) >= RETRY_AFTER);
     }
     is_given_up && !migration.is_done() && migration.phase() < Phase::Freezing
+}
+
+/// When a migration has ended that had frozen its pod.
+#[must_use]
+pub fn frozen_till(status: &MigrationStatus) -> Option<Timestamp> {
+    status.phases.iter().any(|timing| timing.phase == Phase::Freezing).then(|| ended_at(status)).flatten()
 }
 
 fn ended_at(status: &MigrationStatus) -> Option<Timestamp> {

@@ -6,11 +6,11 @@
 //!
 //! # Never back and forth
 //! A pod goes only where its new node stays [`MARGIN`] percent below the very thresholds that it leaves its old one for, so that its arrival is no reason to
-//! leave again; a node that a migration comes to or leaves is not judged; and a pod that has moved stays for its policy's `coolDownSeconds` and for
+//! leave again; a node that a migration comes to or leaves is not judged until a window after its end is full; and a pod that has moved stays for its policy's `coolDownSeconds` and for
 //! [`Settings::window`].
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     time::Duration,
 };
 
@@ -19,8 +19,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
 use super::{
-    evacuation::{self, leaving},
-    keys,
+    evacuation::{self, evacuates, frozen_till, leaving},
     load::{Amount, Percent},
     migration::{age, node_of},
 };
@@ -100,15 +99,28 @@ impl History {
 
     /// Nodes that were over a threshold, the same one, at every report of the window, which they fill.
     #[must_use]
-    pub fn overloaded(&self, settings: &Settings, now: Timestamp) -> Vec<&str> {
+    pub fn overloaded(&self, settings: &Settings, now: Timestamp) -> Vec<Overloaded> {
         let limits = settings.thresholds();
         let is_over = |reports: &VecDeque<(Timestamp, Percent)>| {
             let (Some((first, _)), Some((last, _))) = (reports.front(), reports.back()) else { return false };
             let fills = reports.len() > 1 && age(*first, *last) >= settings.window && age(*last, now) < STALE_AFTER;
             fills && (reports.iter().all(|(_, used)| used.cpu > limits.cpu) || reports.iter().all(|(_, used)| used.memory > limits.memory))
         };
-        self.0.iter().filter(|(_, reports)| is_over(reports)).map(|(name, _)| name.as_str()).collect()
+        let overloaded = |(name, reports): (&String, &VecDeque<_>)| {
+            let (since, _) = reports.front().filter(|_| is_over(reports))?;
+            Some(Overloaded { node: name.clone(), since: *since })
+        };
+        self.0.iter().filter_map(overloaded).collect()
     }
+}
+
+/// A node that has too much to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overloaded {
+    /// Its name.
+    pub node: String,
+    /// The first of the reports that say so.
+    pub since: Timestamp,
 }
 
 /// What is read once a node is overloaded.
@@ -135,11 +147,13 @@ pub struct Proposal {
 
 /// Who leaves the `overloaded` nodes.
 #[must_use]
-pub fn plan(overloaded: &[&str], seen: &Seen, settings: &Settings, now: Timestamp) -> Vec<Proposal> {
-    let moving = nodes_of_migrations(&seen.cluster.migrations);
+pub fn plan(overloaded: &[Overloaded], seen: &Seen, settings: &Settings, now: Timestamp) -> Vec<Proposal> {
+    // What was reported before the last change says nothing about what is left.
+    let is_as_reported = |it: &Overloaded| changed_at(&it.node, &seen.cluster.migrations, now).is_none_or(|at| at < it.since);
+    let overloaded = |node: &&NodeLoad| overloaded.iter().any(|it| it.node == node.name && is_as_reported(it));
     let mut used: BTreeMap<&str, Amount> = seen.nodes.iter().map(|node| (node.name.as_str(), node.used())).collect();
     let mut proposals = vec![];
-    for node in seen.nodes.iter().filter(|node| overloaded.contains(&node.name.as_str()) && !moving.contains(node.name.as_str())) {
+    for node in seen.nodes.iter().filter(overloaded) {
         let mut left = settings.most_pods;
         for (pod, amount) in heaviest(node, seen, settings, now) {
             let before = used[node.name.as_str()].percent_of(&node.allocatable);
@@ -166,16 +180,17 @@ pub fn plan(overloaded: &[&str], seen: &Seen, settings: &Settings, now: Timestam
     proposals
 }
 
-/// Nodes whose load is about to change.
-fn nodes_of_migrations(migrations: &[Migration]) -> BTreeSet<String> {
-    let ends = |migration: &Migration| {
-        let status = migration.status.clone().unwrap_or_default();
-        let asked = migration.spec.destination.node_name.clone();
-        let evacuated = migration.annotations().get(keys::EVACUATES).cloned();
-        let (source, destination) = (status.source.map(|it| it.node_name), status.destination.map(|it| it.node_name));
-        [asked, evacuated, source, destination]
+/// When a migration has changed last what a node has to do: `now` while one does, its end where it has frozen a pod.
+fn changed_at(node: &str, migrations: &[Migration], now: Timestamp) -> Option<Timestamp> {
+    let touches = |migration: &Migration| {
+        let status = migration.status.as_ref();
+        let (asked, evacuated) = (migration.spec.destination.node_name.as_deref(), evacuates(migration));
+        let source = status.and_then(|status| status.source.as_ref()).map(|it| it.node_name.as_str());
+        let destination = status.and_then(|status| status.destination.as_ref()).map(|it| it.node_name.as_str());
+        [asked, evacuated, source, destination].contains(&Some(node))
     };
-    migrations.iter().filter(|migration| !migration.is_done()).flat_map(ends).flatten().filter(|name| !name.is_empty()).collect()
+    let at = |migration: &Migration| if migration.is_done() { migration.status.as_ref().and_then(frozen_till) } else { Some(now) };
+    migrations.iter().filter(|migration| touches(migration)).filter_map(at).max()
 }
 
 /// The pods that may leave a node, those first that use most of what it is short of.

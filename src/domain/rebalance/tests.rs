@@ -53,8 +53,13 @@ fn seen() -> Seen {
     }
 }
 
+/// n1, from this moment on.
+fn overloaded(since: i64) -> [Overloaded; 1] {
+    [Overloaded { node: "n1".into(), since: at(since) }]
+}
+
 fn moved(seen: &Seen) -> Vec<(String, String)> {
-    plan(&["n1"], seen, &SETTINGS, at(NOW)).into_iter().map(|it| (it.migration.spec.pod_name.unwrap(), it.to)).collect()
+    plan(&overloaded(0), seen, &SETTINGS, at(NOW)).into_iter().map(|it| (it.migration.spec.pod_name.unwrap(), it.to)).collect()
 }
 
 fn to(pod: &str, node: &str) -> (String, String) {
@@ -95,7 +100,7 @@ fn one_threshold_must_have_been_passed_all_the_time() {
 fn the_heaviest_pod_leaves_and_no_more_than_needed() {
     let seen = seen();
     assert_eq!(moved(&seen), [to("busy", "n2")], "30 % are left on n1");
-    let proposal = plan(&["n1"], &seen, &SETTINGS, at(NOW)).remove(0);
+    let proposal = plan(&overloaded(0), &seen, &SETTINGS, at(NOW)).remove(0);
     assert!(
         proposal.why.contains("node n1 is at 65 % of CPU, 37 % of memory (thresholds 60 % of CPU, 70 % of memory), node n2 has room"),
         "{}",
@@ -138,7 +143,7 @@ fn so_many_pods_leave_at_once_and_no_more() {
     seen.cluster.pods = names.map(|name| pod(name, "n1")).into();
     assert_eq!(moved(&seen), [to("a", "n3"), to("b", "n2"), to("c", "n3")], "99 % become 57 %, and each goes where there is most room by then");
     let few = Settings { most_pods: 2, ..SETTINGS };
-    assert_eq!(plan(&["n1"], &seen, &few, at(NOW)).len(), 2);
+    assert_eq!(plan(&overloaded(0), &seen, &few, at(NOW)).len(), 2);
 }
 
 #[test]
@@ -169,4 +174,25 @@ fn a_node_that_a_migration_changes_and_a_pod_that_has_just_moved_are_left_alone(
     assert_eq!(moved(&with(&json!({"phase": "Preparing", "destination": {"nodeName": "n1"}}))), []);
     assert_eq!(moved(&with(&ended(NOW - 299))), [to("brisk", "n2")], "for the window, though its policy would let it go after a minute");
     assert_eq!(moved(&with(&ended(NOW - 300))), [to("busy", "n2")]);
+}
+
+#[test]
+fn what_was_reported_before_a_migration_ended_moves_no_further_pod() {
+    let ended = |end: &str, frozen: bool| {
+        let mut phases = vec![json!({"phase": "Done", "startedAt": MicroTime(at(NOW - 60))})];
+        phases.extend(frozen.then(|| json!({"phase": "Freezing", "startedAt": MicroTime(at(NOW - 65))})));
+        let mut migration = Migration::new("m", MigrationSpec::default());
+        let mut status = json!({"phase": "Done", "outcome": "Migrated", "phases": phases});
+        status[end] = json!({"name": "x", "uid": "x", "nodeName": "n1"});
+        migration.status = Some(serde_json::from_value(status).unwrap());
+        let mut seen = seen();
+        seen.cluster.migrations = vec![migration];
+        seen
+    };
+    let moves = |seen: &Seen, since: i64| plan(&overloaded(since), seen, &SETTINGS, at(NOW)).len();
+    for end in ["source", "destination"] {
+        assert_eq!(moves(&ended(end, true), NOW - 61), 0, "{end}");
+        assert_eq!(moves(&ended(end, true), NOW - 59), 1, "{end}: it is still too much");
+        assert_eq!(moves(&ended(end, false), NOW - 61), 1, "{end}: nothing was moved");
+    }
 }
