@@ -179,7 +179,13 @@ impl Distribution {
     pub(super) async fn send_upload(&self, place: Url, from: u64, size: u64, body: Body) -> PortResult<Url> {
         let doing = format!("send bytes {from} to {size} of a layer");
         let range = format!("{from}-{}", size.saturating_sub(1));
-        let answer = self.send(self.upload(Method::PATCH, place, size - from, body).header(CONTENT_RANGE, range), &doing).await?;
+        let request = self.upload(Method::PATCH, place, size - from, body).header(CONTENT_RANGE, range);
+        // An answer that comes while the body is still sent is lost where the connection is reset before it is read.
+        let cut = |error: reqwest::Error| {
+            let remedy = if error.is_connect() { "" } else { SEE_LOG };
+            PortError::transient(format!("could not {doing}{remedy}: {}", chain(&error.without_url())))
+        };
+        let answer = request.send().await.map_err(cut)?;
         if answer.status() == StatusCode::ACCEPTED { self.location(&answer, &doing) } else { Err(refused(answer, &doing).await) }
     }
 
@@ -198,6 +204,9 @@ fn with_digest(mut place: Url, digest: &Digest) -> Url {
     place
 }
 
+/// What to do about a registry that fails, or that ends a connection.
+const SEE_LOG: &str = " (see the registry's log; a full disk shows like this too)";
+
 /// A refusal of a registry, or of the agent in front of it.
 async fn refused(answer: Response, doing: &str) -> PortError {
     let status = answer.status();
@@ -213,7 +222,7 @@ async fn refused(answer: Response, doing: &str) -> PortError {
         StatusCode::INSUFFICIENT_STORAGE => (Failure::Permanent, " (the destination's disk is full)"),
         // An upload whose last request is not over in the registry: asked again, it tells how far it has come.
         StatusCode::TOO_MANY_REQUESTS | StatusCode::RANGE_NOT_SATISFIABLE => (Failure::Transient, ""),
-        _ if status.is_server_error() => (Failure::Transient, " (see the registry's log; a full disk shows like this too)"),
+        _ if status.is_server_error() => (Failure::Transient, SEE_LOG),
         _ => (Failure::Permanent, ""),
     };
     PortError::new(kind, format!("could not {doing}: the registry answered {}{remedy}: {}", status.as_u16(), body.trim()))

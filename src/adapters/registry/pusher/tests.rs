@@ -120,6 +120,17 @@ async fn a_cut_push_goes_on_where_it_stopped() {
     assert!(scene.pusher.metrics.text().unwrap().contains("drover_push_resumed_total 2"));
 }
 
+/// As where the registry's disk is full, and its answer is lost with the connection.
+#[tokio::test]
+async fn a_push_that_is_cut_again_and_again_says_what_it_may_be_and_not_where() {
+    let mut scene = scene("n2", of_n1);
+    breaks_after(&mut scene.target, vec![1 << 20; 20]);
+    let error = scene.push_pages(&pages()).await.unwrap_err();
+    assert_eq!(error.kind, Failure::Transient);
+    assert!(error.message.contains("a full disk shows like this too"), "{error}");
+    assert!(!error.message.contains(REPOSITORY), "the name is a capability: {error}");
+}
+
 #[tokio::test]
 async fn volumes_go_on_too_and_are_not_sent_where_they_are_already() {
     let mut scene = scene("n2", of_n1);
