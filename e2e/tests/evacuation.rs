@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
-use kube::{Api, ResourceExt as _, api::PostParams};
+use kube::ResourceExt as _;
 use serde_json::json;
 
 use drover::{
-    api::{Migration, MigrationPolicy, Outcome, Phase},
+    api::{Migration, Outcome, Phase},
     domain::keys,
 };
 
@@ -18,34 +18,15 @@ use crate::{
         Namespace,
         counter::{Follower, assert_contiguous, assert_went_on},
         eventually, lab,
+        leaving::Leaving,
         migrations::{assert_outcome, replacement, status},
         pods::{counter, counting, pod},
         with_namespace,
     },
 };
 
-/// A policy that has the pods of one namespace leave, until this is dropped.
-struct Leaving(String);
-
-impl Leaving {
-    async fn of(namespace: &Namespace) -> Self {
-        namespace.kubectl(&["label", "namespace", &namespace.name, "drover.dev/evacuate=enabled"]).unwrap();
-        let policy: MigrationPolicy = serde_json::from_value(json!({
-            "apiVersion": "drover.dev/v1alpha1", "kind": "MigrationPolicy", "metadata": {"name": namespace.name},
-            "spec": {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace.name}}, "evacuation": {"triggers": ["Cordon", "Drain"]}}
-        }))
-        .unwrap();
-        Api::<MigrationPolicy>::all(namespace.client.clone()).create(&PostParams::default(), &policy).await.unwrap();
-        Self(namespace.name.clone())
-    }
-}
-
-impl Drop for Leaving {
-    fn drop(&mut self) {
-        drop(lab::try_lab(&["kubectl", "delete", "migrationpolicy", &self.0]));
-        drop(lab::try_lab(&["kubectl", "uncordon", "n1"]));
-    }
-}
+/// Pods leave for these reasons.
+const TRIGGERS: [&str; 2] = ["Cordon", "Drain"];
 
 impl Namespace {
     /// The evacuation of a pod, once it is there and as wanted.
@@ -71,7 +52,7 @@ async fn assert_went_on_as(namespace: &Namespace, before: &Follower, migration: 
 #[test]
 fn a_cordoned_node_empties_itself_with_all_that_its_pods_remember() {
     with_namespace("cordon", |namespace| async move {
-        let _leaving = Leaving::of(&namespace).await;
+        let _leaving = Leaving::on(&TRIGGERS, &namespace).await;
         let mut followed = vec![];
         for pod in made::<Deployment>(&namespace, "Deployment", 2).await {
             assert_eq!(pod.spec.as_ref().unwrap().node_name.as_deref(), Some("n1"), "both start on n1");
@@ -98,7 +79,7 @@ fn a_cordoned_node_empties_itself_with_all_that_its_pods_remember() {
 #[test]
 fn an_uncordoned_node_keeps_what_is_not_frozen_yet() {
     with_namespace("uncordon", |namespace| async move {
-        let _leaving = Leaving::of(&namespace).await;
+        let _leaving = Leaving::on(&TRIGGERS, &namespace).await;
         // The copy finds no room.
         let big = |name: &str, node: &str| {
             let mut container = counting("c", 4, 50);
@@ -130,7 +111,7 @@ mod slow {
     #[test]
     fn a_drain_of_five_replicas_keeps_to_their_budget() {
         with_namespace("drain-budget", |namespace| async move {
-            let _leaving = Leaving::of(&namespace).await;
+            let _leaving = Leaving::on(&TRIGGERS, &namespace).await;
             let pods = made::<Deployment>(&namespace, "Deployment", 5).await;
             let mut followed = vec![];
             for pod in pods.iter().filter(|pod| pod.spec.as_ref().unwrap().node_name.as_deref() == Some("n1")) {
@@ -178,7 +159,7 @@ fn a_node_is_emptied_by_hand_with_an_exit_code_that_tells_of_what_stays() {
 #[test]
 fn kubectl_drain_waits_for_those_that_move_and_ends_well() {
     with_namespace("drain", |namespace| async move {
-        let _leaving = Leaving::of(&namespace).await;
+        let _leaving = Leaving::on(&TRIGGERS, &namespace).await;
         let set = made::<StatefulSet>(&namespace, "StatefulSet", 1).await;
         assert_eq!(set[0].spec.as_ref().unwrap().node_name.as_deref(), Some("n1"));
         let in_set = namespace.counts(&set[0]).await;

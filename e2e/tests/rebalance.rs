@@ -3,14 +3,11 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::{
-    Api, ResourceExt as _,
-    api::{ListParams, PostParams},
-};
+use kube::{ResourceExt as _, api::ListParams};
 use serde_json::json;
 
 use drover::{
-    api::{Migration, MigrationPolicy, Outcome},
+    api::{Migration, Outcome},
     domain::keys,
 };
 
@@ -18,6 +15,7 @@ use crate::support::{
     Namespace,
     agents::ready,
     eventually, lab,
+    leaving::Leaving,
     migrations::{assert_outcome, replacement},
     pods::{TOOLBOX, counter, pod},
     with_namespace,
@@ -41,31 +39,18 @@ fn busy(name: &str, cpu: &str) -> Pod {
 }
 
 impl Namespace {
-    async fn moves_by_load(&self) {
-        let policy: MigrationPolicy = serde_json::from_value(json!({
-            "apiVersion": "drover.dev/v1alpha1", "kind": "MigrationPolicy", "metadata": {"name": self.name},
-            "spec": {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self.name}}, "evacuation": {"triggers": ["Load"]}}
-        }))
-        .unwrap();
-        Api::<MigrationPolicy>::all(self.client.clone()).create(&PostParams::default(), &policy).await.unwrap();
-    }
-
     async fn counted(&self, pod: &str) -> Vec<u64> {
         self.logs(pod, "c").await.lines().map(|line| line.parse().unwrap()).collect()
     }
 }
 
-/// The busiest, a busy one and an idle one.
-async fn three_pods(namespace: &Namespace) -> lab::Restore<impl FnMut() + use<>> {
-    namespace.moves_by_load().await;
+/// The busiest, a busy one and an idle one, and what is undone in the end.
+async fn three_pods(namespace: &Namespace) -> (Leaving, lab::Restore<fn()>) {
+    let made = (Leaving::on(&["Load"], namespace).await, lab::Restore::<fn()>(|| rebalancer("Off")));
     for pod in [busy("busiest", "450m"), busy("busy", "400m"), counter("idle", "n1", 4, 50)] {
         namespace.run(&pod).await;
     }
-    let policy = namespace.name.clone();
-    lab::Restore(move || {
-        drop(lab::try_lab(&["kubectl", "delete", "migrationpolicy", &policy]));
-        rebalancer("Off");
-    })
+    made
 }
 
 #[test]

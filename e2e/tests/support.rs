@@ -5,6 +5,7 @@ pub mod counter;
 pub mod explain;
 pub mod kafka;
 pub mod lab;
+pub mod leaving;
 pub mod leftovers;
 pub mod migrations;
 pub mod moving;

@@ -1,0 +1,32 @@
+//! Pods that leave their node by themselves.
+
+use kube::{Api, api::PostParams};
+use serde_json::json;
+
+use drover::api::MigrationPolicy;
+
+use super::{Namespace, lab};
+
+/// A policy that has the pods of one namespace leave, until this is dropped.
+pub struct Leaving(String);
+
+impl Leaving {
+    /// On these of an evacuation's triggers.
+    pub async fn on(triggers: &[&str], namespace: &Namespace) -> Self {
+        namespace.kubectl(&["label", "namespace", &namespace.name, "drover.dev/evacuate=enabled"]).unwrap();
+        let policy: MigrationPolicy = serde_json::from_value(json!({
+            "apiVersion": "drover.dev/v1alpha1", "kind": "MigrationPolicy", "metadata": {"name": namespace.name},
+            "spec": {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace.name}}, "evacuation": {"triggers": triggers}}
+        }))
+        .unwrap();
+        Api::<MigrationPolicy>::all(namespace.client.clone()).create(&PostParams::default(), &policy).await.unwrap();
+        Self(namespace.name.clone())
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        drop(lab::try_lab(&["kubectl", "delete", "migrationpolicy", &self.0]));
+        drop(lab::try_lab(&["kubectl", "uncordon", "n1"]));
+    }
+}
