@@ -121,6 +121,24 @@ const SOURCE_FIRST: &[Broken] = &[
         "Finishing verdict=Rollback sourceFirst=true",
         "status.fallback stays",
     ),
+    broken(
+        "what has not fallen back is given up",
+        "SourceDeleting sourceFirst=true",
+        "Finishing verdict=Commit sourceFirst=true givenUp=at",
+        "status.givenUp is for a fallback that has failed",
+    ),
+    broken(
+        "it is given up a second time",
+        "Finishing verdict=Rollback sourceFirst=true fallback=p givenUp=at",
+        "Finishing verdict=Rollback sourceFirst=true fallback=p givenUp=later",
+        "status.givenUp is written once",
+    ),
+    broken(
+        "what was given up is called a rollback",
+        "Finishing verdict=Rollback sourceFirst=true fallback=p givenUp=at",
+        "Done verdict=Rollback sourceFirst=true fallback=p givenUp=at outcome=RolledBack",
+        "status.outcome is GivenUp where a person has given the pod up",
+    ),
 ];
 
 /// Courses that pass, one status after the other.
@@ -148,6 +166,11 @@ const LEGAL: &[&[&str]] = &[
         "SourceDeleting sourceFirst=true",
         "Finishing verdict=Rollback sourceFirst=true fallback=p",
         "Done verdict=Rollback sourceFirst=true fallback=p outcome=RolledBack",
+    ],
+    &[
+        "Finishing verdict=Rollback sourceFirst=true fallback=p",
+        "Finishing verdict=Rollback sourceFirst=true fallback=p givenUp=at",
+        "Done verdict=Rollback sourceFirst=true fallback=p givenUp=at outcome=GivenUp",
     ],
     &["SourceDeleting sourceFirst=true", "Restoring sourceFirst=true", "Finishing verdict=Commit sourceFirst=true"],
 ];

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::SecurityContext;
 use kube::{ResourceExt as _, api::ListParams};
 use serde_json::json;
 
 use drover::{
     api::{Migration, MigrationSpec, Outcome, Phase},
-    domain::keys,
+    domain::{keys, resolution::FALLBACK_FAILED},
 };
 
 use crate::support::{
@@ -17,6 +18,7 @@ use crate::support::{
     eventually, lab,
     leftovers::AFTER_SWEEP,
     migrations::{assert_outcome, status, to},
+    moving::is_held,
     pods::{container, counter},
     with_namespace,
 };
@@ -200,6 +202,39 @@ fn a_source_that_cannot_be_proved_to_have_ended_is_held_and_goes_on_when_its_age
         assert_goes_on(&namespace, &source, "n2", &migration).await;
         eventually(Duration::from_secs(30), || Part::Agent("n1").pids().is_empty().then(|| "the agent of n1".to_owned()));
         ready();
+        namespace.assert_no_leftovers(&migration).await;
+    });
+}
+
+/// CRIU refuses it on either node (MEASURED.md 8: a read-only root without /tmp).
+#[test]
+fn a_pod_that_is_restored_nowhere_is_given_up_by_a_person_and_its_checkpoint_is_kept() {
+    with_namespace("given-up", |namespace| async move {
+        let mut pod = counter("c", "n1", 4, 50);
+        let security = SecurityContext { read_only_root_filesystem: Some(true), ..SecurityContext::default() };
+        pod.spec.as_mut().unwrap().containers[0].security_context = Some(security);
+        namespace.run(&pod).await;
+        namespace.follow("c", "c").await.beyond(5).await;
+        namespace.make(keeping("c", "n2")).await;
+        let migration = namespace.first("it is held", |m| is_held(m, FALLBACK_FAILED)).await;
+        let (name, message) = (migration.name_any(), status(&migration).message);
+        assert!(message.contains(&format!("drover resolve {name} -n {} --give-up", namespace.name)), "{message}");
+        assert!(
+            namespace.kubectl(&["delete", "pod", "c", "--wait=false"]).unwrap_err().contains("drover"),
+            "nobody deletes it as long as that is open"
+        );
+        let (code, told) = lab::drover(&["resolve", &name, "-n", &namespace.name, "--give-up"]);
+        assert_eq!(code, Some(0), "{told}");
+        let migration = namespace.until_done(&name).await;
+        assert_outcome(&migration, Outcome::GivenUp);
+        let message = status(&migration).message;
+        let kept = format!("/var/lib/kubelet/checkpoints/{}", keys::kept_archive(&migration.uid().unwrap(), "c"));
+        assert!(message.contains("was given up by drover resolve") && message.contains(&kept), "{message}");
+        assert!(lab::on_node("n1", &format!("tar -tf {kept}")).contains("checkpoint/inventory.img"), "the memory is there");
+        lab::on_node("n1", &format!("rm {kept}"));
+        assert!(namespace.pods().list(&ListParams::default()).await.unwrap().items.is_empty());
+        // The name is free.
+        namespace.run(&counter("c", "n1", 4, 50)).await;
         namespace.assert_no_leftovers(&migration).await;
     });
 }

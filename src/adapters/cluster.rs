@@ -279,6 +279,9 @@ impl Cluster for KubeCluster {
             Effect::ReleaseSource { uid } => self.release_source(migration, uid).await,
             Effect::HandOver { uid, ready } => self.hand_over(migration, uid, *ready).await,
             Effect::DeleteSource { uid } => delete(&self.pods(migration), &source_of(migration)?.name, Some(uid), false, "delete the source").await,
+            Effect::DeleteFallback { uid } => {
+                delete(&self.pods(migration), &source_of(migration)?.name, Some(uid), false, "delete the fallback").await
+            }
             Effect::DeleteMigration => {
                 delete(&self.migrations(migration), &migration.name_any(), migration.uid().as_deref(), false, "delete the ended Migration").await
             }

@@ -227,6 +227,8 @@ pub enum Outcome {
     RolledBack,
     /// The replacement started from its base image instead of the checkpoint.
     ColdStarted,
+    /// Nothing of the pod goes on: the fallback of a source that had been deleted has failed too, and a person has given it up. Its archives are kept.
+    GivenUp,
     /// Refused or failed before anything was touched.
     Failed,
     /// Of several pods some were moved and some were not: `status.children` says which.
@@ -241,6 +243,7 @@ impl Outcome {
             Self::Migrated => "Migrated",
             Self::RolledBack => "RolledBack",
             Self::ColdStarted => "ColdStarted",
+            Self::GivenUp => "GivenUp",
             Self::Failed => "Failed",
             Self::Partial => "Partial",
         }

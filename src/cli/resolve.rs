@@ -14,7 +14,10 @@ use crate::{
         Migration, Phase, Verdict,
         migration::{Decider, Side, condition},
     },
-    domain::{keys, resolution::Preference},
+    domain::{
+        keys,
+        resolution::{self, Preference},
+    },
 };
 
 /// What is decided.
@@ -26,8 +29,11 @@ pub struct Args {
     #[arg(long, short, default_value = "default")]
     namespace: String,
     /// The copy that goes on: the frozen source, or the replacement (from its image, where its memory is lost)
-    #[arg(long, value_enum)]
-    prefer: Copy,
+    #[arg(long, value_enum, required_unless_present = "give_up")]
+    prefer: Option<Copy>,
+    /// Give up a pod that could not be restored on its old node either: it is deleted, its checkpoint is kept
+    #[arg(long, conflicts_with_all = ["prefer", "destination_is_down"])]
+    give_up: bool,
     /// You have seen that the destination node is powered off, and it stays so until the migration has ended. If it still runs, two copies will run
     #[arg(long)]
     destination_is_down: bool,
@@ -49,29 +55,37 @@ impl Args {
             let api: Api<Migration> = Api::namespaced(client, &self.namespace);
             let migration =
                 api.get(&self.migration).await.with_context(|| format!("no Migration {} in namespace {}", self.migration, self.namespace))?;
-            let preference = self.decide(&migration)?;
+            let (decision, consequence) = self.decide(&migration)?;
             let patch = serde_json::json!({"metadata": {
                 "resourceVersion": migration.resource_version(),
-                "annotations": {keys::RESOLVE: preference.as_annotation()},
+                "annotations": {keys::RESOLVE: decision},
             }});
             // A merge patch with the version that was judged: whoever wrote in between is read first.
             api.patch(&self.migration, &PatchParams::default(), &Patch::Merge(patch))
                 .await
                 .context("failed to write the decision; look again and repeat it")?;
-            println!("{}", consequence(preference));
+            println!("{consequence}");
             println!("drover status {} -n {} --watch shows how it goes on", self.migration, self.namespace);
             Ok(ExitCode::SUCCESS)
         })
     }
 
-    fn decide(&self, migration: &Migration) -> anyhow::Result<Preference> {
+    /// The value of the annotation, and what follows from it.
+    fn decide(&self, migration: &Migration) -> anyhow::Result<(&'static str, &'static str)> {
         let status = migration.status.clone().unwrap_or_default();
-        if !status.conditions.iter().any(|c| c.type_ == condition::HELD && c.status == "True") {
+        let Some(held) = status.conditions.iter().find(|c| c.type_ == condition::HELD && c.status == "True") else {
             bail!("Migration {} is not held (phase {}): there is nothing to decide; it goes on by itself", self.migration, migration.phase());
-        }
+        };
         let side = match self.prefer {
-            Copy::Source => Side::Source,
-            Copy::Destination => Side::Destination,
+            None if held.reason == resolution::FALLBACK_FAILED => return Ok((resolution::GIVE_UP, GIVEN_UP)),
+            None => bail!(
+                "Migration {} is held for {}: only a pod that could not be restored on its old node either ({}) is given up; see the Migration's message",
+                self.migration,
+                held.reason,
+                resolution::FALLBACK_FAILED
+            ),
+            Some(Copy::Source) => Side::Source,
+            Some(Copy::Destination) => Side::Destination,
         };
         if self.destination_is_down && side == Side::Destination {
             bail!("--destination-is-down goes with --prefer source: nothing can go on where a node is down");
@@ -79,9 +93,13 @@ impl Args {
         if side == Side::Source && (migration.phase() > Phase::Restoring || status.verdict == Some(Verdict::Commit)) {
             bail!("Migration {} is committed, and a verdict is written once; see docs/operations.md, Held, NotConfirmed", self.migration);
         }
-        Ok(Preference { side, by: Decider::Person, destination_is_down: self.destination_is_down })
+        let preference = Preference { side, by: Decider::Person, destination_is_down: self.destination_is_down };
+        Ok((preference.as_annotation(), consequence(preference)))
     }
 }
+
+const GIVEN_UP: &str = "given up: the pod is deleted, and if it was restored after all, what it has done since is lost; the checkpoint is kept on the source node, \
+                        and whoever owns the pod may start another from its image";
 
 fn consequence(preference: Preference) -> &'static str {
     match (preference.side, preference.destination_is_down) {
@@ -108,7 +126,7 @@ mod tests {
     }
 
     fn args(prefer: Copy, destination_is_down: bool) -> Args {
-        Args { migration: "m".into(), namespace: "d".into(), prefer, destination_is_down }
+        Args { migration: "m".into(), namespace: "d".into(), prefer: Some(prefer), give_up: false, destination_is_down }
     }
 
     fn held(phase: &str) -> serde_json::Value {
@@ -121,7 +139,7 @@ mod tests {
         let refused = args(Copy::Source, false).decide(&migration(serde_json::json!({"phase": "Restoring"}))).unwrap_err().to_string();
         assert!(refused.contains("is not held (phase Restoring)"), "{refused}");
         let decided = args(Copy::Source, true).decide(&migration(held("Restoring"))).unwrap();
-        assert_eq!(decided.as_annotation(), "source-destination-is-down");
+        assert_eq!(decided.0, "source-destination-is-down");
     }
 
     #[test]
@@ -131,5 +149,16 @@ mod tests {
         committed["verdict"] = "Commit".into();
         assert!(args(Copy::Source, false).decide(&migration(committed.clone())).unwrap_err().to_string().contains("written once"));
         assert!(args(Copy::Destination, false).decide(&migration(committed)).is_ok());
+    }
+
+    #[test]
+    fn only_a_pod_that_could_not_be_restored_on_its_old_node_is_given_up() {
+        let given_up = Args { prefer: None, give_up: true, ..args(Copy::Source, false) };
+        let mut status = held("Finishing");
+        status["verdict"] = "Rollback".into();
+        let refused = given_up.decide(&migration(status.clone())).unwrap_err().to_string();
+        assert!(refused.contains("is held for InDoubt"), "{refused}");
+        status["conditions"][0]["reason"] = resolution::FALLBACK_FAILED.into();
+        assert_eq!(given_up.decide(&migration(status)).unwrap().0, "give-up");
     }
 }

@@ -174,7 +174,9 @@ fn outcome(children: &[Child]) -> Option<Outcome> {
     if moved > 0 {
         return Some(Outcome::Partial);
     }
-    let worst = [Outcome::ColdStarted, Outcome::RolledBack].into_iter().find(|outcome| children.iter().any(|child| child.outcome == Some(*outcome)));
+    let worst = [Outcome::GivenUp, Outcome::ColdStarted, Outcome::RolledBack]
+        .into_iter()
+        .find(|outcome| children.iter().any(|child| child.outcome == Some(*outcome)));
     Some(worst.unwrap_or(Outcome::Failed))
 }
 

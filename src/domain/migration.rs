@@ -105,6 +105,11 @@ pub enum Effect {
     CreateSameName,
     /// Make the pod that goes on from the kept archive on the source node, from the template (R13).
     CreateFallback,
+    /// Delete that pod again: it was given up.
+    DeleteFallback {
+        /// UID of that pod.
+        uid: String,
+    },
     /// Delete the placeholder.
     DeletePlaceholder {
         /// UID of the placeholder.

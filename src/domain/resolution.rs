@@ -56,6 +56,17 @@ pub fn preference(migration: &Migration) -> Option<Preference> {
     Some(Preference { side, by: Decider::Policy, destination_is_down: false })
 }
 
+/// The reason of the hold of a fallback that does not get on.
+pub const FALLBACK_FAILED: &str = "FallbackFailed";
+/// What [`keys::RESOLVE`] says where a person gives up a pod whose fallback has failed: neither copy goes on.
+pub const GIVE_UP: &str = "give-up";
+
+/// Whether a person has given the pod up.
+#[must_use]
+pub fn gives_up(migration: &Migration) -> bool {
+    migration.annotations().get(keys::RESOLVE).is_some_and(|value| value == GIVE_UP)
+}
+
 /// What a decision leads to now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Course {

@@ -57,7 +57,7 @@ pub fn may_end_first(status: &MigrationStatus, voted: bool, deletion_shown: bool
 #[must_use]
 pub fn may_collect(status: &MigrationStatus, copy: &AttestationStatus) -> bool {
     let cold = status.verdict == Some(Verdict::Commit) && status.resolved.is_some();
-    status.verdict.is_some() && !cold && copy.restored.is_some() && copy.confirmed.is_some()
+    status.verdict.is_some() && !cold && status.given_up.is_none() && copy.restored.is_some() && copy.confirmed.is_some()
 }
 
 /// May the destination's checkpoint be collected after the Commit?
@@ -68,10 +68,11 @@ pub fn may_collect_copy(status: &MigrationStatus, source: &AttestationStatus) ->
     status.resolved.is_none() || source.frozen.is_none() || source.ended.is_some()
 }
 
-/// Must the archives of a source that went first be kept for a person? R15: the replacement was let start without the memory, and runs.
+/// Must the archives of a source that went first be kept for a person? R15: the replacement was let start without the memory, and runs; or the pod was given
+/// up, and nothing of it does.
 #[must_use]
 pub fn must_keep(status: &MigrationStatus, copy: &AttestationStatus) -> bool {
-    status.verdict == Some(Verdict::Commit) && status.resolved.is_some() && copy.confirmed.is_some()
+    status.given_up.is_some() || (status.verdict == Some(Verdict::Commit) && status.resolved.is_some() && copy.confirmed.is_some())
 }
 
 /// Is the source over, so that something else may run in its place (R8)? `gone`: the API server has no pod of its UID. Absence there is no proof (R6): the

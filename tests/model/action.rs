@@ -160,6 +160,7 @@ impl fmt::Display for Action {
             A::PersonResolves(Resolve::SourceSinceDestinationIsDown) => {
                 "a person, knowing that the destination stays off, types: drover resolve --prefer source --destination-is-down"
             }
+            A::PersonResolves(Resolve::GiveUp) => "a person types: drover resolve --give-up",
             A::PersonResolves(Resolve::Destination) => "a person types: drover resolve --prefer destination",
             A::OwnerLooks => "the pod's controller counts its pods and decides",
             A::OwnerActs => "the pod's controller does what it has decided",

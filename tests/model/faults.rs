@@ -2,14 +2,17 @@
 
 use std::fmt;
 
-use drover::api::{Phase, Verdict, migration::Side};
+use drover::{
+    api::{Phase, Verdict, migration::Side},
+    domain::resolution::FALLBACK_FAILED,
+};
 
 use crate::{
     decide::{Clock, aged},
     intern::WORDS,
     kubelets::{end, gone},
     model::Drover,
-    properties::{has_the_memory, is_held, survives},
+    properties::{has_the_memory, is_held, is_held_for, survives},
     rules::Rule,
     state::{
         Age, Container, Decision, DestinationStep, Doing, Eff, Fence, Img, Journal, Log, MOST, Mig, Object, Resolve, SourceStep, SourceTask, View,
@@ -73,7 +76,7 @@ fn loses_the_memory(world: &mut World, node: Node) {
 }
 
 fn is_decided_for_source(world: &World) -> bool {
-    let asked = world.migration.and_then(|mig| mig.resolve).is_some_and(|resolve| resolve != Resolve::Destination);
+    let asked = world.migration.and_then(|mig| mig.resolve).is_some_and(|resolve| !matches!(resolve, Resolve::Destination | Resolve::GiveUp));
     asked || world.status().and_then(|status| status.resolved.as_ref()).is_some_and(|resolved| resolved.prefer == Side::Source)
 }
 
@@ -262,7 +265,10 @@ impl Drover {
 
     /// A person decides a migration that is held, truthfully: who says that the destination is down keeps it down.
     pub fn person_resolves(&self, world: &mut World, resolve: Resolve) -> Option<()> {
-        let mig = world.migration.filter(|mig| mig.resolve.is_none() && is_held(world) && !mig.deleting)?;
+        // Who has decided for the source may find that it cannot be restored there.
+        let is_open =
+            |mig: &Mig| if resolve == Resolve::GiveUp { is_held_for(world, FALLBACK_FAILED) } else { mig.resolve.is_none() && is_held(world) };
+        let mig = world.migration.filter(|mig| is_open(mig) && !mig.deleting && mig.resolve != Some(resolve))?;
         if resolve == Resolve::SourceSinceDestinationIsDown {
             (!world.destination.up).then(|| world.destination.lost = true)?;
         }

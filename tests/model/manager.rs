@@ -153,6 +153,13 @@ impl Drover {
                     self.owner_loses_source(world);
                 }
             }
+            // One of the second UID no kubelet of the model runs.
+            Eff::DeleteFallback(uid) => {
+                if let Some(fallback) = &mut world.first.fallback {
+                    let pod = fallback.pod.filter(|pod| pod.uid + FALLBACK != uid || pod.uid == 1);
+                    fallback.pod = pod.map(|pod| Replacement { deleting: pod.deleting || pod.uid + FALLBACK == uid, ..pod });
+                }
+            }
             Eff::ReleaseSource => return done(self.releases_source(world)),
             Eff::MarkSurplus => return done(self.marks_surplus(world)),
             Eff::HandOver(uid, ready) => return done(self.hands_over(world, uid, ready)),

@@ -317,7 +317,7 @@ impl Model for Drover {
 
     fn actions(&self, world: &World, actions: &mut Vec<Action>) {
         actions.extend(self.ordinary());
-        actions.extend([Resolve::Source, Resolve::SourceSinceDestinationIsDown, Resolve::Destination].map(Action::PersonResolves));
+        actions.extend([Resolve::Source, Resolve::SourceSinceDestinationIsDown, Resolve::Destination, Resolve::GiveUp].map(Action::PersonResolves));
         if world.faults > 0 {
             actions.extend(self.faults());
         }

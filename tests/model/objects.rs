@@ -13,7 +13,7 @@ use drover::{
         keys,
         preflight::{self, Blocker, Facts, NodeView},
         replacement,
-        resolution::Preference,
+        resolution::{GIVE_UP, Preference},
         tasks::{self, TaskState},
     },
 };
@@ -79,6 +79,7 @@ pub fn migration(mig: Mig, overdue: bool, in_doubt: InDoubt, keep_name: bool) ->
         Resolve::Source => decision(Side::Source, false),
         Resolve::SourceSinceDestinationIsDown => decision(Side::Source, true),
         Resolve::Destination => decision(Side::Destination, false),
+        Resolve::GiveUp => GIVE_UP,
     });
     migration.metadata.annotations = decision.map(|value| [(keys::RESOLVE.to_owned(), value.to_owned())].into());
     migration.status = Some(mig.status().clone());

@@ -44,6 +44,11 @@ pub fn is_held(world: &World) -> bool {
     world.status().is_some_and(|status| status.conditions.iter().any(held))
 }
 
+/// Held, for this reason.
+pub fn is_held_for(world: &World, reason: &str) -> bool {
+    world.status().is_some_and(|status| status.conditions.iter().any(|c| c.type_ == condition::HELD && c.status == "True" && c.reason == reason))
+}
+
 /// A person has decided for the source, and both nodes are there and know their claims: an ordinary course must lead to the end.
 pub fn is_decided(model: &Drover, world: &World) -> bool {
     let open = world.status().is_some_and(|status| status.verdict.is_none());
@@ -130,6 +135,9 @@ pub fn of_states() -> Vec<Property<Drover>> {
         Property::<Drover>::always("I5 no false RolledBack onto the archive", |model, w| {
             let fell_back = outcome(w) == Some(Outcome::RolledBack) && w.status().is_some_and(|status| status.fallback.is_some());
             !fell_back || w.first.fallback.as_ref().is_some_and(|it| it.restores == model.all() && !it.cold)
+        }),
+        Property::<Drover>::always("R15 what was given up keeps its archive", |_, w| {
+            outcome(w) != Some(Outcome::GivenUp) || w.source.archive || w.past.disks_lost[0]
         }),
         Property::<Drover>::always("I7 nothing is restored but what the source voted for", |_, w| never(Wrongs::FORGED)(w)),
         Property::<Drover>::always("I8 no rewind", |_, w| never(Wrongs::REWOUND)(w)),

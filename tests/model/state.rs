@@ -59,6 +59,8 @@ pub enum Resolve {
     /// The destination node is powered off and stays so.
     SourceSinceDestinationIsDown,
     Destination,
+    /// A pod whose fallback has failed.
+    GiveUp,
 }
 
 impl Mig {
@@ -124,6 +126,7 @@ pub enum Eff {
     RewriteImages(u8),
     DeleteReplacement(u8, bool),
     DeleteSource,
+    DeleteFallback(u8),
     ReleaseSource,
     MarkSurplus,
     HandOver(u8, bool),

@@ -310,7 +310,7 @@ impl Cluster for Handle {
             Effect::WriteInitImages { .. } => unreachable!("no pod of the simulation has init containers"),
             Effect::RewriteImages { uid } => self.rewrite_images(migration, uid).await,
             Effect::DeleteReplacement { uid, force } => self.delete_pod(replacement_name(migration)?, uid, *force).await,
-            Effect::DeleteSource { uid } => self.delete_pod(source_name(migration)?, uid, false).await,
+            Effect::DeleteSource { uid } | Effect::DeleteFallback { uid } => self.delete_pod(source_name(migration)?, uid, false).await,
             Effect::TakeDisruption { .. } | Effect::GiveBackDisruption { .. } => unreachable!("nothing simulated has a disruption budget"),
             Effect::MarkSurplus { .. } | Effect::ReleaseSource { .. } | Effect::HandOver { .. } => {
                 unreachable!("the simulated pods belong to nobody")

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use drover::{
     api::{Migration, MigrationSpec, Outcome, migration::Destination},
-    domain::keys,
+    domain::{
+        keys,
+        resolution::{FALLBACK_FAILED, GIVE_UP},
+    },
     ports::TaskState,
 };
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time};
@@ -17,6 +20,7 @@ use crate::{
     api::name_of,
     faults::{self, FAULTS_END, What},
     node::Container,
+    run::{held_for, is_held},
     runtime::base_image,
     truth,
     world::{NODES, POD, Process, Sim, World},
@@ -65,8 +69,7 @@ fn tick(world: &mut World) {
 
 /// A person reads why a migration is held, and types what the message says.
 fn decide(world: &mut World) {
-    let held: Vec<Migration> =
-        world.api.migrations.values().filter(|m| crate::run::is_held(m) && !m.annotations().contains_key(keys::RESOLVE)).cloned().collect();
+    let held: Vec<Migration> = world.api.migrations.values().filter(|m| is_held(m) && is_undecided(m)).cloned().collect();
     for migration in held {
         let status = migration.status.clone().unwrap_or_default();
         let Some(node) = status.destination.and_then(|d| NODES.iter().position(|name| *name == d.node_name)) else { continue };
@@ -84,6 +87,11 @@ fn decide(world: &mut World) {
                 life.starts_at = life.starts_at.map(|at| at + KEPT_DOWN);
             }
             "source-destination-is-down"
+        } else if held_for(&migration) == FALLBACK_FAILED {
+            if !world.faults.are_over() || world.plan.person != Some("source") {
+                continue;
+            }
+            GIVE_UP
         } else if world.faults.are_over() && status.verdict.is_none_or(|_| world.plan.person == Some("destination")) {
             let Some(decision) = world.plan.person else { continue };
             decision
@@ -91,9 +99,15 @@ fn decide(world: &mut World) {
             continue;
         };
         let name = name_of(&migration.metadata);
-        world.tell(format_args!("a person types: drover resolve {name} --prefer {decision}"));
+        world.tell(format_args!("a person types: drover resolve {name}: {decision}"));
         world.api.annotate_migration(&name, keys::RESOLVE, decision);
     }
+}
+
+/// Whether a person may still decide: also anew, where what was decided has failed.
+pub fn is_undecided(migration: &Migration) -> bool {
+    let decision = migration.annotations().get(keys::RESOLVE);
+    decision.is_none_or(|decision| held_for(migration) == FALLBACK_FAILED && decision != GIVE_UP)
 }
 
 /// Binds pods to a ready node of their affinity.

@@ -26,7 +26,9 @@ pub const MIGRATION: &[Rule<MigrationStatus>] = &[
     ("status.outcome follows the verdict (I5)", |_, new| match new.outcome {
         None | Some(Outcome::Failed) => true,
         Some(_) if !new.children.is_empty() => true,
-        Some(outcome) => new.verdict.is_some_and(|verdict| (outcome == Outcome::RolledBack) == (verdict == Verdict::Rollback)),
+        Some(outcome) => {
+            new.verdict.is_some_and(|verdict| matches!(outcome, Outcome::RolledBack | Outcome::GivenUp) == (verdict == Verdict::Rollback))
+        }
     }),
     ("status.children: a Migration of several pods moves none itself", |_, new| {
         new.children.is_empty() || (new.source.is_none() && new.verdict.is_none() && new.replacement.is_none())
@@ -54,6 +56,11 @@ pub const MIGRATION: &[Rule<MigrationStatus>] = &[
         let Some(old) = old else { return true };
         let rolls_back = new.verdict == Some(Verdict::Rollback) && old.verdict.is_none() && new.is_source_first();
         !(rolls_back && matches!(old.phase, Phase::SourceDeleting | Phase::Restoring) && new.fallback.is_none())
+    }),
+    ("status.givenUp is for a fallback that has failed (status.fallback)", |_, new| new.given_up.is_none() || new.fallback.is_some()),
+    ("status.givenUp is written once", |old, new| old.is_none_or(|old| kept(&old.given_up, &new.given_up))),
+    ("status.outcome is GivenUp where a person has given the pod up (status.givenUp)", |_, new| {
+        new.outcome.is_none_or(|outcome| (outcome == Outcome::GivenUp) == new.given_up.is_some())
     }),
 ];
 

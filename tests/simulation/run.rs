@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
 use crate::{
-    environment,
+    environment::{self, is_undecided},
     faults::{Fault, Plan, What},
     kind::Kind,
     mutation::Mutation,
@@ -130,7 +130,7 @@ fn report(world: &World) -> Report {
 
 /// Ended, or held, and no person is going to decide.
 fn has_ended(world: &World, migration: &Migration) -> bool {
-    let decides = world.plan.person.is_some() && !migration.annotations().contains_key(keys::RESOLVE);
+    let decides = world.plan.person.is_some() && is_undecided(migration);
     (is_held(migration) && !decides) || (migration.is_done() && migration.finalizers().is_empty())
 }
 
@@ -140,7 +140,7 @@ pub fn is_held(migration: &Migration) -> bool {
 }
 
 /// The reason of a hold.
-fn held_for(migration: &Migration) -> &str {
+pub fn held_for(migration: &Migration) -> &str {
     let conditions = migration.status.iter().flat_map(|status| &status.conditions);
     conditions.into_iter().find(|c| c.type_ == condition::HELD).map_or("", |c| c.reason.as_str())
 }
@@ -199,14 +199,16 @@ fn leftovers(world: &mut World) {
     found.extend(world.api.pods.iter().filter(|(_, pod)| active(pod)).map(|(name, _)| format!("a lock on pod {name}")));
     // One pod of the workload goes on, and it runs.
     let outcomes: Vec<Outcome> = world.api.migrations.values().filter_map(|m| m.status.as_ref()?.outcome).collect();
-    if world.api.pods.is_empty() && !world.truth.user_deleted {
+    // Nothing of the pod is to be left where a user has deleted it, or a person has given it up.
+    let deleted = world.truth.user_deleted || outcomes.contains(&Outcome::GivenUp);
+    if world.api.pods.is_empty() && !deleted {
         found.push(format!("no pod of {POD} is left after {outcomes:?}"));
     }
     if world.api.pods.len() > 1 {
         found.push(format!("{} pods are left: {:?}", world.api.pods.len(), world.api.pods.keys()));
     }
     let running = world.nodes.iter().flat_map(|node| node.containers.values()).filter(|c| c.executes).count();
-    if running != world.plan.containers && !world.truth.user_deleted {
+    if running != world.plan.containers && !deleted {
         found.push(format!("{running} of {} containers run", world.plan.containers));
     }
     if !found.is_empty() {

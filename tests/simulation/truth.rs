@@ -328,6 +328,13 @@ pub fn status_written(world: &mut World, migration: &Migration, before: &Migrati
             world.breaks("RolledBack is written though the source is still frozen");
         }
     }
+    if before.outcome.is_none()
+        && status.outcome == Some(Outcome::GivenUp)
+        && let Some(fallback) = &status.fallback
+        && world.nodes.iter().flat_map(|node| node.of_pod(&fallback.uid)).any(|c| c.ended.is_none())
+    {
+        world.breaks("GivenUp is written though something of the fallback has not ended");
+    }
     debug_assert!(status.phase != Phase::Done || status.outcome.is_some() || migration.spec.check_only, "an end has an outcome");
 }
 

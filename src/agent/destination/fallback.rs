@@ -28,6 +28,7 @@ impl DestinationAgent {
                 FallbackAction::Restore => self.restore(&look).await,
                 FallbackAction::Confirm => self.confirm(&look).await.map(|()| true),
                 FallbackAction::Clean => self.clean_after_commit(&look).await.map(|()| true),
+                FallbackAction::Clear => self.clean_after_rollback(&look).await,
             };
             match done {
                 Ok(true) => {

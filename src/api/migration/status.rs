@@ -21,7 +21,7 @@ use crate::api::attestation::ContainerId;
     validation = Rule::new("!has(self.phase) || self.phase != 'Restoring' || !has(self.verdict)").message("no release once a verdict stands"),
     validation = Rule::new("!(has(self.verdict) && self.verdict == 'Rollback' && !has(oldSelf.verdict) && has(oldSelf.phase) && (oldSelf.phase in ['Finishing', 'Done'] || (oldSelf.phase == 'Restoring' && !has(self.neverStarted) && !(has(self.resolved) && self.resolved.prefer == 'Source'))))").message("no rollback after the release without proof that the replacement never started (status.neverStarted), or a decision for the source (status.resolved)"),
     validation = Rule::new("!has(oldSelf.resolved) || (has(self.resolved) && self.resolved == oldSelf.resolved)").message("status.resolved is written once"),
-    validation = Rule::new("!has(self.outcome) || self.outcome == 'Failed' || has(self.children) || (has(self.verdict) && (self.outcome == 'RolledBack') == (self.verdict == 'Rollback'))").message("status.outcome follows the verdict (I5)"),
+    validation = Rule::new("!has(self.outcome) || self.outcome == 'Failed' || has(self.children) || (has(self.verdict) && (self.outcome in ['RolledBack', 'GivenUp']) == (self.verdict == 'Rollback'))").message("status.outcome follows the verdict (I5)"),
     validation = Rule::new("!(has(self.outcome) && has(self.resolved) && self.outcome == 'Migrated')").message("what was decided in doubt is never Migrated (R7)"),
     validation = Rule::new("!has(self.children) || !(has(self.source) || has(self.verdict) || has(self.replacement))").message("status.children: a Migration of several pods moves none itself"),
     validation = Rule::new("!has(self.outcome) || self.outcome != 'Partial' || has(self.children)").message("status.outcome is Partial only for a Migration of several pods"),
@@ -33,7 +33,10 @@ use crate::api::attestation::ContainerId;
     validation = Rule::new("!has(self.phase) || self.phase != 'Restoring' || !has(self.sourceFirst) || !self.sourceFirst || (has(oldSelf.phase) && oldSelf.phase in ['SourceDeleting', 'Restoring'])").message("status.sourceFirst: no release before the source is deleted (R8)"),
     validation = Rule::new("!has(self.fallback) || (has(self.verdict) && self.verdict == 'Rollback')").message("status.fallback is for a rollback (R13)"),
     validation = Rule::new("!has(oldSelf.fallback) || has(self.fallback)").message("status.fallback stays"),
-    validation = Rule::new("!(has(self.verdict) && self.verdict == 'Rollback' && !has(oldSelf.verdict) && has(oldSelf.phase) && has(self.sourceFirst) && self.sourceFirst && oldSelf.phase in ['SourceDeleting', 'Restoring'] && !has(self.fallback))").message("a source that was deleted is not thawed: such a rollback needs status.fallback (R13)")
+    validation = Rule::new("!(has(self.verdict) && self.verdict == 'Rollback' && !has(oldSelf.verdict) && has(oldSelf.phase) && has(self.sourceFirst) && self.sourceFirst && oldSelf.phase in ['SourceDeleting', 'Restoring'] && !has(self.fallback))").message("a source that was deleted is not thawed: such a rollback needs status.fallback (R13)"),
+    validation = Rule::new("!has(self.givenUp) || has(self.fallback)").message("status.givenUp is for a fallback that has failed (status.fallback)"),
+    validation = Rule::new("!has(oldSelf.givenUp) || (has(self.givenUp) && self.givenUp == oldSelf.givenUp)").message("status.givenUp is written once"),
+    validation = Rule::new("!has(self.outcome) || (self.outcome == 'GivenUp') == has(self.givenUp)").message("status.outcome is GivenUp where a person has given the pod up (status.givenUp)")
 )]
 pub struct MigrationStatus {
     /// Where the migration is.
@@ -85,6 +88,9 @@ pub struct MigrationStatus {
     /// The pod on the source node that goes on from the archive kept there, since the migration failed after its source was deleted (R13).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fallback: Option<ReplacementStatus>,
+    /// When a person has given up a pod whose fallback has failed: nothing of it goes on, its archives are kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub given_up: Option<MicroTime>,
     /// Each container's checkpoint.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub containers: Vec<ContainerCheckpoint>,

@@ -9,14 +9,19 @@
 //!
 //! # Failures
 //! Nothing is left to roll back to: every failure is a hold with the reason `FallbackFailed` that names the archives. It goes on by itself where the cause
-//! passes without a second restore (a node or an agent that comes back); a restore that was refused, or a pod that was deleted, is not tried again (R20).
+//! passes without a second restore (a node or an agent that comes back); a restore that was refused, or a pod that was deleted, is not tried again (R20). Then
+//! a person may give the pod up, which is written before anything is done: its pod goes, the archives are kept, and whoever owns the name may use it again.
 
 use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::MicroTime};
 
 use super::{
     Effect, Step,
     course::{Course, attestation},
     observed::{self, pod_is_gone},
+    released::{WAITING, before_waiting},
     source_first::is_going,
     status::{self, StatusExt as _},
 };
@@ -25,7 +30,10 @@ use crate::{
         MigrationStatus, Outcome, Phase, Role,
         migration::{ReplacementStatus, RestoredContainer, SourceStatus, condition},
     },
-    domain::replacement::init_images,
+    domain::{
+        replacement::init_images,
+        resolution::{FALLBACK_FAILED, gives_up},
+    },
 };
 
 /// How long the fallback may take before a person is told; a restore of 1 GiB takes half a minute.
@@ -40,6 +48,10 @@ const CLEAN_PATIENCE: Duration = Duration::from_secs(45);
 impl Course<'_> {
     pub(super) fn finish_fallback(&self, mut status: MigrationStatus) -> Step {
         let (Some(source), Some(fallback)) = (status.source.clone(), status.fallback.clone()) else { return Step::wait() };
+        if let Some(given_up) = &status.given_up {
+            let since = given_up.0;
+            return self.end_given_up(status, &source, &fallback, since);
+        }
         let said = self.observed.fallback_status();
         // R4: a pod that is being deleted is no copy; its agent confirms only what is written here, and until then the archives stay.
         let pod = self.observed.source.as_ref();
@@ -85,13 +97,7 @@ impl Course<'_> {
         Some(if is_going(pod) && !force { soon } else { Step::perform(vec![Effect::DeleteReplacement { uid, force }]) })
     }
 
-    fn restore_fallback(
-        &self,
-        status: MigrationStatus,
-        source: &SourceStatus,
-        fallback: &ReplacementStatus,
-        pod: &k8s_openapi::api::core::v1::Pod,
-    ) -> Step {
+    fn restore_fallback(&self, status: MigrationStatus, source: &SourceStatus, fallback: &ReplacementStatus, pod: &Pod) -> Step {
         let said = self.observed.fallback_status();
         if self.observed.fallback_attestation.is_none() {
             return Step::perform(vec![Effect::LayOutPullCredentials, attestation(Role::Fallback, &source.node_name, &fallback.uid)]);
@@ -129,14 +135,52 @@ impl Course<'_> {
         Step::told(status, &message)
     }
 
-    pub(super) fn fallback_failed(&self, status: MigrationStatus, why: &str) -> Step {
+    pub(super) fn fallback_failed(&self, mut status: MigrationStatus, why: &str) -> Step {
+        if gives_up(self.migration) && status.given_up.is_none() {
+            status.message = format!("{}{SUFFIX} has failed: {why}, and it was given up by drover resolve: nothing of the pod runs", cause(&status));
+            status.given_up = Some(MicroTime(self.now));
+            status.clear_condition(condition::HELD, "GivenUp", self.now);
+            return Step::write(status);
+        }
         let message = format!(
             "{}{SUFFIX} has failed: {why}. Nothing of the pod runs. Look at the pod with kubectl describe pod and at the node: what comes back by itself goes \
-             on, a restore that was refused or a pod that was deleted is not tried again, and the checkpoint stays{}",
+             on, a restore that was refused or a pod that was deleted is not tried again, and the checkpoint stays{}. To give it up, so that its controller \
+             may start another from the image: {}",
             cause(&status),
-            self.archives()
+            self.archives(),
+            self.command("--give-up")
         );
-        self.held(status, "FallbackFailed", message)
+        self.held(status, FALLBACK_FAILED, message)
+    }
+
+    /// Nothing is asked of what a restore may have come to: the pod is deleted like any other, and only its kubelet's word ends it.
+    fn end_given_up(&self, status: MigrationStatus, source: &SourceStatus, fallback: &ReplacementStatus, since: Timestamp) -> Step {
+        if let Some(step) = self.remove_failed(&status) {
+            return step;
+        }
+        let is_ours = |pod: &&Pod| pod.metadata.uid.as_ref() == Some(&fallback.uid) || observed::is_our_fallback(pod, self.migration);
+        if let Some(pod) = self.observed.source.as_ref().filter(is_ours) {
+            let uid = pod.metadata.uid.clone().unwrap_or_default();
+            return if is_going(pod) {
+                self.await_end(status, source, since, "end the pod")
+            } else {
+                Step::perform(vec![Effect::DeleteFallback { uid }])
+            };
+        }
+        let cleaned = self.observed.fallback_attestation.is_none() || self.observed.fallback_status().cleaned.is_some();
+        match self.observed.source_status().cleaned.as_ref().filter(|_| cleaned) {
+            Some(collected) => self.end_onto_source(status, collected.at.0, Outcome::GivenUp),
+            None => self.await_end(status, source, since, "give the archives their lasting names"),
+        }
+    }
+
+    fn await_end(&self, status: MigrationStatus, source: &SourceStatus, since: Timestamp, what: &str) -> Step {
+        let node = &source.node_name;
+        let message = format!("{}{WAITING} {node} to {what}", before_waiting(&status.message));
+        if self.since(since) <= PATIENCE {
+            return Step::told(status, &message);
+        }
+        self.waits_for(status, node, &message, "The checkpoint stays there.")
     }
 
     fn end_fallback(&self, mut status: MigrationStatus, source: &SourceStatus) -> Step {
@@ -152,8 +196,14 @@ impl Course<'_> {
             let meanwhile = format!("It goes on meanwhile, and a copy of the checkpoint stays in the registry of node {there} until then.");
             return self.waits_for(status, node, &message, &meanwhile);
         };
+        status.message = format!("{}; restored on the source node {node} from the kept archive", cause(&status));
+        self.end_onto_source(status, collected.at.0, Outcome::RolledBack)
+    }
+
+    /// The last of the end, whatever has become of the fallback: `collected` is when the source's agent was done with the archives.
+    fn end_onto_source(&self, mut status: MigrationStatus, collected: Timestamp, outcome: Outcome) -> Step {
         let there = self.observed.destination_attestation.is_none() || self.observed.destination_status().cleaned.is_some();
-        if !there && self.observed.destination_ready != Some(false) && self.since(collected.at.0) <= CLEAN_PATIENCE {
+        if !there && self.observed.destination_ready != Some(false) && self.since(collected) <= CLEAN_PATIENCE {
             return Step { after: Some(Duration::from_secs(1)), ..Step::default() };
         }
         if self.observed.pull_credentials_left {
@@ -162,13 +212,15 @@ impl Course<'_> {
         if let Some(effect) = self.remove_rest(true).or_else(|| self.unlock()) {
             return Step::perform(vec![effect]);
         }
-        status.message = format!("{}; restored on the source node {node} from the kept archive", cause(&status));
+        let reason = before_waiting(&status.message).to_owned();
+        status.message = reason;
         if !there {
             status.message.push_str("; the destination's agent does not answer and cleans up when it is back");
         }
-        status.clear_condition(condition::FROZEN, "RolledBack", self.now);
-        status.clear_condition(condition::HELD, "RolledBack", self.now);
-        status.finish(Outcome::RolledBack, self.now);
+        status.message.push_str(&self.kept());
+        status.clear_condition(condition::FROZEN, outcome.as_str(), self.now);
+        status.clear_condition(condition::HELD, outcome.as_str(), self.now);
+        status.finish(outcome, self.now);
         Step::write(status)
     }
 }

@@ -32,7 +32,7 @@ const FORCE_AFTER: Duration = Duration::from_secs(20);
 /// How long the end of a committed or rolled back migration may take before a person is told which node it waits for.
 pub(super) const END_PATIENCE: Duration = Duration::from_mins(2);
 /// Begins what follows the reason of a rollback while it waits.
-const WAITING: &str = "; waiting for the agent of node";
+pub(super) const WAITING: &str = "; waiting for the agent of node";
 /// Why a migration is held whose replacement has ended.
 const DIED: &str = "the replacement may have run, and nothing of it runs any more; what it did since the release is lost";
 /// Why a migration is held whose replacement began without the memory.
@@ -284,7 +284,7 @@ impl Course<'_> {
 }
 
 /// Why it was rolled back, without what was awaited since.
-fn before_waiting(message: &str) -> &str {
+pub(super) fn before_waiting(message: &str) -> &str {
     message.split_once(WAITING).map_or(message, |(before, _)| before)
 }
 

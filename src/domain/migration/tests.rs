@@ -2,6 +2,7 @@
 
 mod disruption;
 mod doubt;
+mod fallback;
 mod init_containers;
 mod meddling;
 mod owner;

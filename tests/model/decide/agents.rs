@@ -150,6 +150,7 @@ impl Drover {
             FallbackAction::Restore => Some(DestinationStep::Restore),
             FallbackAction::Confirm => Some(DestinationStep::Confirm),
             FallbackAction::Clean => Some(DestinationStep::CleanAfterCommit),
+            FallbackAction::Clear => Some(DestinationStep::CleanAfterRollback),
         })
     }
 

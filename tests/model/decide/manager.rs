@@ -159,6 +159,7 @@ fn compact(effect: &Effect) -> Eff {
         Effect::RewriteImages { uid } => Eff::RewriteImages(number(uid)),
         Effect::DeleteReplacement { uid, force } => Eff::DeleteReplacement(number(uid), *force),
         Effect::DeleteSource { .. } => Eff::DeleteSource,
+        Effect::DeleteFallback { uid } => Eff::DeleteFallback(number(uid)),
         Effect::DeleteMigration => unreachable!("the model's Migration has no time to live"),
         Effect::TakeDisruption { .. } | Effect::GiveBackDisruption { .. } => unreachable!("the model has no disruption budgets"),
         Effect::MarkSurplus { .. } => Eff::MarkSurplus,

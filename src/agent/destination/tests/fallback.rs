@@ -139,6 +139,23 @@ async fn the_fallback_is_restored_from_the_kept_archive() {
 }
 
 #[tokio::test]
+async fn a_fallback_that_was_given_up_leaves_nothing_once_its_pod_is_gone() {
+    let course = Course::falling_back();
+    course.look_back().unwrap();
+    assert_eq!(course.claim_of(NEW), Some(Claim::Waiting));
+    course.node.state().tasks = vec![restored_task("new")];
+    course.node.manager_writes(|status| status.given_up = Some(at(5)));
+    course.node.state().trace.clear();
+    assert_eq!(course.look_back().unwrap(), Some(SOON), "something of the pod is left");
+    assert_eq!(course.claim_of(NEW), Some(Claim::Revoked), "nothing of it starts any more");
+    course.node.state().tasks.clear();
+    course.node.state().pods.clear();
+    course.look_back().unwrap();
+    assert!(course.trace().contains(&"attest cleaned".to_owned()), "{:?}", course.trace());
+    assert!(course.claim_of(NEW).is_none() && course.node.state().registry.is_empty(), "{:?}", course.node.state().registry);
+}
+
+#[tokio::test]
 async fn the_fallback_gets_its_volumes_back() {
     let course = Course::falling_back();
     let vote = Some(Vote { at: at(1), containers: vec![], images: vec![image('a'), volumes()] });

@@ -1,8 +1,6 @@
 //! The order in which the source goes first, and what it falls back to.
 
-use kube::ResourceExt as _;
-
-use super::*;
+use super::{fallback::fallen, *};
 use crate::{
     api::{
         attestation::{Archived, Armed},
@@ -12,7 +10,7 @@ use crate::{
 };
 
 impl Walk {
-    fn same_name() -> Self {
+    pub(super) fn same_name() -> Self {
         let mut walk = Self::new();
         walk.migration.spec.keep_name = true;
         walk
@@ -39,6 +37,7 @@ impl Walk {
                 let pod = replacement::fallback(self.observed.template.as_ref().unwrap(), &migration, "n1");
                 self.take_name(Self::placed(pod, "fallback-uid", "n1"));
             }
+            Effect::DeleteFallback { .. } => self.lose_replacement(),
             Effect::RehearseReplacement => assert!(self.observed.source.is_some(), "it is rehearsed while the source is there"),
             other => panic!("{other:?} is of no order"),
         }
@@ -100,11 +99,11 @@ impl Walk {
     }
 
     /// The source's agent has done what a confirmed copy allows.
-    fn collect(&mut self) {
+    pub(super) fn collect(&mut self) {
         self.attest(Role::Source, |s| s.cleaned = Some(At { at: at(12) }));
     }
 
-    fn effects(&mut self) -> Vec<Effect> {
+    pub(super) fn effects(&mut self) -> Vec<Effect> {
         self.step().effects
     }
 }
@@ -231,129 +230,6 @@ fn past_the_point_of_no_return_nothing_is_decided_before_the_source_is_over() {
     assert_eq!(walk.settle(), Phase::Finishing);
     assert_eq!(walk.status().verdict, Some(Verdict::Rollback));
     assert!(!walk.is_held() && walk.status().message.contains("full"), "{}", walk.status().message);
-}
-
-/// Fallen back in SourceDeleting, with the pod of the fallback made.
-fn fallen() -> Walk {
-    let mut walk = Walk::same_name();
-    walk.walk_to(Phase::SourceDeleting);
-    walk.end_source();
-    walk.settle();
-    assert_eq!(walk.observed.replacement.as_ref().and_then(|pod| pod.metadata.uid.as_deref()), Some("same-name-uid"));
-    walk.observed.destination_ready = Some(false);
-    assert_eq!(walk.settle(), Phase::Finishing);
-    walk
-}
-
-#[test]
-fn a_destination_that_fails_leads_back_to_the_source_node() {
-    let mut walk = fallen();
-    assert_eq!(walk.status().fallback.as_ref().map(|f| (f.name.as_str(), f.uid.as_str())), Some(("p", "fallback-uid")));
-    assert!(walk.status().message.contains("n2 is not Ready"), "{}", walk.status().message);
-    assert!(walk.observed.fallback_attestation.as_ref().is_some_and(|a| a.spec.node_name == "n1" && a.spec.pod_uid == "fallback-uid"));
-    assert!(!walk.observed.source.as_ref().unwrap().annotations().contains_key(keys::CLAIM), "no claim before the archive is there");
-    walk.attest(Role::Fallback, |s| s.prepared = Some(Prepared { at: at(9), push_address: String::new(), pull_address: String::new() }));
-    assert_eq!(walk.effects(), vec![Effect::Claim { uid: "fallback-uid".into() }]);
-    walk.settle();
-    walk.attest(Role::Fallback, |s| s.restored = Some(Restored { at: at(10), containers: containers() }));
-    walk.settle();
-    assert_eq!(walk.status().frozen_millis, Some(7000));
-    walk.attest(Role::Fallback, |s| {
-        s.confirmed = Some(At { at: at(11) });
-        s.cleaned = Some(At { at: at(11) });
-    });
-    assert_eq!(walk.settle(), Phase::Finishing, "the archives are not collected yet");
-    walk.collect();
-    walk.now = 200;
-    assert_eq!(walk.settle(), Phase::Done);
-    assert_eq!(walk.status().outcome, Some(Outcome::RolledBack));
-    for words in ["n2 is not Ready", "restored on the source node n1 from the kept archive"] {
-        assert!(walk.status().message.contains(words), "{}", walk.status().message);
-    }
-    assert!(walk.observed.template.is_none());
-}
-
-#[test]
-fn a_fallback_that_fails_is_held_with_the_archive_and_goes_on_when_it_can() {
-    let mut walk = fallen();
-    walk.attest(Role::Fallback, |s| s.failure = Some(Remark { at: at(9), message: "the disk is full".into() }));
-    walk.settle();
-    assert!(walk.is_held());
-    for words in ["the disk is full", "/checkpoints/c.tar", "node n1"] {
-        assert!(walk.status().message.contains(words), "{}", walk.status().message);
-    }
-    walk.attest(Role::Fallback, |s| {
-        s.failure = None;
-        s.prepared = Some(Prepared { at: at(9), push_address: String::new(), pull_address: String::new() });
-    });
-    walk.settle();
-    assert!(walk.observed.source.as_ref().unwrap().annotations().contains_key(keys::CLAIM));
-    walk.now = 1000;
-    walk.settle();
-    assert!(walk.is_held() && walk.status().message.matches("the fallback onto").count() == 1, "{}", walk.status().message);
-}
-
-#[test]
-fn a_fallback_that_is_deleted_is_held() {
-    let mut walk = fallen();
-    walk.lose_replacement();
-    walk.settle();
-    assert!(walk.is_held() && walk.status().message.contains("its pod was deleted"), "{}", walk.status().message);
-}
-
-/// Fallen back, and restored on the source node.
-fn restored_back() -> Walk {
-    let mut walk = fallen();
-    walk.attest(Role::Fallback, |s| {
-        s.prepared = Some(Prepared { at: at(9), push_address: String::new(), pull_address: String::new() });
-        s.restored = Some(Restored { at: at(10), containers: containers() });
-    });
-    walk
-}
-
-#[test]
-fn a_restored_fallback_that_is_being_deleted_is_not_written_down() {
-    let mut walk = restored_back();
-    walk.observed.source.as_mut().unwrap().metadata.deletion_timestamp = Some(Time(second(10)));
-    walk.observed.replacement = walk.observed.source.clone();
-    walk.settle();
-    assert!(walk.is_held() && walk.status().message.contains("its pod was deleted"), "{}", walk.status().message);
-    assert!(walk.status().fallback.as_ref().unwrap().containers.is_empty(), "its agent confirms nothing, and the archives stay");
-}
-
-#[test]
-fn a_source_node_that_is_lost_after_the_fallback_is_a_hold_and_a_silent_destination_is_not_waited_for() {
-    let mut walk = restored_back();
-    walk.settle();
-    walk.attest(Role::Fallback, |s| s.confirmed = Some(At { at: at(11) }));
-    walk.settle();
-    assert!(!walk.is_held(), "{}", walk.status().message);
-    walk.now = 1000;
-    assert_eq!(walk.settle(), Phase::Finishing);
-    for words in ["look at node n1", "a copy of the checkpoint stays in the registry of node n2"] {
-        assert!(walk.is_held() && walk.status().message.contains(words), "{}", walk.status().message);
-    }
-    walk.attest(Role::Fallback, |s| s.cleaned = Some(At { at: at(1000) }));
-    walk.attest(Role::Source, |s| s.cleaned = Some(At { at: at(1000) }));
-    walk.observed.destination_ready = Some(true);
-    assert_eq!(walk.settle(), Phase::Finishing, "the destination begins to clean up only now");
-    walk.now = 1060;
-    assert_eq!(walk.settle(), Phase::Done);
-    assert!(walk.status().message.contains("cleans up when it is back") && !walk.is_held(), "{}", walk.status().message);
-}
-
-#[test]
-fn after_the_release_a_fallback_needs_the_proof() {
-    let mut walk = Walk::same_name();
-    walk.walk_to(Phase::Restoring);
-    walk.attest(Role::Destination, |s| s.failure = Some(Remark { at: at(8), message: "restore failed".into() }));
-    walk.settle();
-    walk.now = 60;
-    walk.settle();
-    assert!(walk.is_held() && walk.status().verdict.is_none());
-    walk.attest(Role::Destination, |s| s.never_started = Some(never_started()));
-    assert_eq!(walk.settle(), Phase::Finishing);
-    assert_eq!(walk.status().fallback.as_ref().map(|f| f.uid.as_str()), Some("fallback-uid"), "the failed replacement made room for it");
 }
 
 #[test]
