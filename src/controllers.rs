@@ -3,6 +3,7 @@
 pub mod annotation;
 pub mod certificates;
 pub mod evacuation;
+mod eviction_requests;
 mod leaving;
 pub mod migration;
 pub mod rebalancer;

@@ -38,6 +38,7 @@ part_apiserver() {
     "--service-account-key-file=$PKI/sa.pub" "--service-account-signing-key-file=$PKI/sa.key"
     --service-cluster-ip-range=10.96.0.0/24 --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction
     --enable-aggregator-routing=true --allow-privileged=true
+    --feature-gates=EvictionRequestAPI=true --runtime-config=lifecycle.k8s.io/v1alpha1=true
     "--requestheader-client-ca-file=$PKI/ca.crt" --requestheader-allowed-names=front-proxy-client
     --requestheader-extra-headers-prefix=X-Remote-Extra- --requestheader-group-headers=X-Remote-Group
     --requestheader-username-headers=X-Remote-User

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::{core::v1::Pod, scheduling::v1::PriorityClass};
 use kube::{
     Api, ResourceExt as _,
     api::{Patch, PatchParams, PostParams},
@@ -11,7 +11,7 @@ use kube::{
 use serde_json::json;
 
 use drover::{
-    api::{NodeProfile, Phase},
+    api::{NodeProfile, Outcome, Phase},
     domain::keys,
 };
 
@@ -20,8 +20,8 @@ use crate::support::{
     eventually,
     kafka::counted_by_managers,
     lab::{self, Restore},
-    migrations::{replacement, to},
-    moving::Moving,
+    migrations::{assert_outcome, replacement, to},
+    moving::{Moment, Moving},
     pods::{container, counter},
     with_namespace,
 };
@@ -105,5 +105,44 @@ fn pods_are_scheduled_while_no_manager_answers() {
         namespace.until_pod(&pod.name_any(), "runs", ready).await;
         assert!(!pod.annotations().contains_key(keys::REPLACES));
         agents::ready();
+    });
+}
+
+/// Of two pods that could make room for one of a higher priority, kube-scheduler takes the younger; here it is on its way to another node.
+#[test]
+fn a_pod_that_moves_is_no_victim_of_a_preemption() {
+    with_namespace("preemption", |namespace| async move {
+        let requesting = |name: &str, node: &str| {
+            let mut pod = counter(name, node, 4, 50);
+            pod.spec.as_mut().unwrap().containers[0].resources = serde_json::from_value(json!({"requests": {"cpu": "700m"}})).unwrap();
+            pod
+        };
+        let class = json!({"metadata": {"name": namespace.name}, "value": 1000, "globalDefault": false, "description": "e2e"});
+        let classes = Api::<PriorityClass>::all(namespace.client.clone());
+        classes.create(&PostParams::default(), &serde_json::from_value(class).unwrap()).await.unwrap();
+        let name = namespace.name.clone();
+        let _class = Restore(move || drop(lab::try_lab(&["kubectl", "delete", "priorityclass", &name])));
+        for (pod, node) in [("old", "n1"), ("c", "n1")] {
+            namespace.run(&requesting(pod, node)).await;
+            tokio::time::sleep(Duration::from_millis(1100)).await;
+        }
+        let source = namespace.follow("c", "c").await;
+        source.beyond(5).await;
+        let mut moving = Moving::of(&namespace, source, namespace.make(to("c", "n2")).await);
+        moving.hold(Moment::BeforeVote).await;
+        let kept = answered("preempt", "refused");
+        let mut important = requesting("important", "");
+        let spec = important.spec.as_mut().unwrap();
+        (spec.node_name, spec.priority_class_name) = (None, Some(namespace.name.clone()));
+        spec.node_selector = Some([("kubernetes.io/hostname".to_owned(), "n1".to_owned())].into());
+        namespace.pods().create(&PostParams::default(), &important).await.unwrap();
+        namespace.until_pod("important", "finds no room", |pod| unscheduled(pod).contains("Insufficient cpu")).await;
+        moving.go_on();
+        moving.migration = namespace.until_done(&moving.name()).await;
+        assert_outcome(&moving.migration, Outcome::Migrated);
+        // The source has made the room.
+        namespace.until_pod("important", "runs", |pod| pod.is_some_and(|pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some()))).await;
+        assert!(namespace.pods().get("old").await.unwrap().metadata.deletion_timestamp.is_none());
+        assert!(answered("preempt", "refused") > kept, "kube-scheduler has asked whom it may take");
     });
 }

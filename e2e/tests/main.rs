@@ -28,6 +28,7 @@ mod crash;
 mod crd_rules;
 mod disruptions;
 mod evacuation;
+mod eviction_requests;
 mod extender;
 mod fan_out;
 mod faults;

@@ -38,7 +38,7 @@ pub struct MigrationPolicySpec {
 #[serde(rename_all = "camelCase")]
 pub struct Evacuation {
     /// On which occasions.
-    #[schemars(length(min = 1, max = 3))]
+    #[schemars(length(min = 1, max = 4))]
     pub triggers: Vec<Trigger>,
     /// How many of a node's pods leave it at the same time.
     #[serde(default = "default_concurrent")]
@@ -92,6 +92,9 @@ pub enum Trigger {
     Cordon,
     /// The pod is to be evicted, as `kubectl drain` does; only in namespaces that are labelled for it.
     Drain,
+    /// An eviction of the API `lifecycle.k8s.io` is Drover's turn: the pod has `drover.dev/migration` in its `spec.evictionResponders`; only where that is on (chart:
+    /// `evictionRequests.enabled`).
+    EvictionRequest,
     /// The node has too much to do; only where the rebalancer is on (chart: `rebalancer.mode`).
     Load,
 }
@@ -113,6 +116,7 @@ impl Trigger {
         match self {
             Self::Cordon => "cordon",
             Self::Drain => "drain",
+            Self::EvictionRequest => "eviction-request",
             Self::Load => "load",
         }
     }

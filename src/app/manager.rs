@@ -82,6 +82,8 @@ pub struct Settings {
     pub webhook_cert_dir: Option<PathBuf>,
     /// The readiness bus; none: the API server.
     pub kafka: Option<KafkaSettings>,
+    /// Whether evictions of the API `lifecycle.k8s.io` are answered.
+    pub eviction_requests: bool,
     /// What is done about nodes that have too much to do, and when they have; none: nothing.
     pub rebalancer: Option<(Mode, rebalance::Settings)>,
 }
@@ -193,7 +195,8 @@ async fn lead(
         let mut controllers = Tasks::new(term.clone());
         move_pods(&settings, &clients, &metrics, &mut controllers)?;
         controllers.spawn("annotations", AnnotationController::new(clients.watching.clone(), settings.pod_name.clone()).run(term.clone()));
-        let evacuations = EvacuationController::new(clients.calling.clone(), settings.namespace.clone(), settings.pod_name.clone());
+        let evacuations =
+            EvacuationController::new(clients.calling.clone(), settings.namespace.clone(), settings.pod_name.clone(), settings.eviction_requests);
         controllers.spawn("evacuations", evacuations.run(term.clone()));
         if let Some((mode, thresholds)) = settings.rebalancer {
             let (client, own) = (clients.calling.clone(), settings.namespace.clone());

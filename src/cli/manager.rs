@@ -40,6 +40,9 @@ pub struct Args {
     /// Folder with tls.crt, tls.key and ca.crt for the webhooks, where somebody else makes certificates
     #[arg(long)]
     webhook_cert_dir: Option<PathBuf>,
+    /// Answer evictions of the API lifecycle.k8s.io (alpha) that name drover.dev/migration as a responder
+    #[arg(long)]
+    eviction_requests: bool,
     /// What is done about nodes that have too much to do
     #[arg(long, value_enum, default_value_t = Rebalance::Off)]
     rebalance: Rebalance,
@@ -97,6 +100,7 @@ impl Args {
             manager_service_account: self.manager_service_account,
             webhook_cert_dir: self.webhook_cert_dir,
             kafka: self.kafka.settings(),
+            eviction_requests: self.eviction_requests,
             rebalancer: self.rebalance.mode().map(|mode| {
                 let thresholds = rebalance::Settings {
                     cpu_percent: self.rebalance_cpu_percent,

@@ -18,7 +18,10 @@ use kube::{
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::leaving::{self, Looks, keep_looking, pods_on, tell_node};
+use super::{
+    eviction_requests,
+    leaving::{self, Looks, keep_looking, pods_on, tell_node},
+};
 use crate::{
     api::{Migration, Outcome},
     domain::{
@@ -38,6 +41,8 @@ pub struct EvacuationController {
     recorder: Recorder,
     /// Its pods stay: they do the work.
     own_namespace: String,
+    /// Whether it answers evictions of the API `lifecycle.k8s.io`.
+    eviction_requests: bool,
     /// UIDs of the evacuations that have failed and were told of.
     told: HashSet<String>,
 }
@@ -55,16 +60,16 @@ impl Looks for EvacuationController {
             }
         }
         self.tell(&seen).await;
-        Ok(())
+        eviction_requests::answer(&self.client, &seen, SystemClock.now()).await
     }
 }
 
 impl EvacuationController {
     /// The controller; `instance` is the manager's pod name, which its Events carry.
     #[must_use]
-    pub fn new(client: Client, own_namespace: String, instance: String) -> Self {
+    pub fn new(client: Client, own_namespace: String, instance: String, eviction_requests: bool) -> Self {
         let reporter = Reporter { controller: keys::MANAGER.to_owned(), instance: Some(instance) };
-        Self { recorder: Recorder::new(client.clone(), reporter), client, own_namespace, told: HashSet::new() }
+        Self { recorder: Recorder::new(client.clone(), reporter), client, own_namespace, eviction_requests, told: HashSet::new() }
     }
 
     /// Works until the token is cancelled.
@@ -78,7 +83,8 @@ impl EvacuationController {
 
     async fn observe(&self) -> Result<Option<Seen>, kube::Error> {
         let policies = leaving::policies(&self.client).await?;
-        if policies.iter().all(|policy| policy.spec.evacuation.is_none()) {
+        let evictions = if self.eviction_requests { eviction_requests::awaited(&self.client).await? } else { vec![] };
+        if evictions.is_empty() && policies.iter().all(|policy| policy.spec.evacuation.is_none()) {
             return Ok(None);
         }
         let nodes = Api::<Node>::all(self.client.clone()).list(&ListParams::default()).await?;
@@ -86,8 +92,9 @@ impl EvacuationController {
         let to_be_evicted = ListParams::default().labels(keys::EVICTION_REQUESTED);
         let mut pods = Api::<Pod>::all(self.client.clone()).list(&to_be_evicted).await?.items;
         pods.extend(pods_on(&self.client, &cordoned).await?);
+        pods.extend(eviction_requests::pods_of(&self.client, &evictions).await?);
         let seen = leaving::seen(&self.client, &self.own_namespace, pods, policies).await?;
-        Ok(Some(Seen { cordoned, ..seen }))
+        Ok(Some(Seen { cordoned, evictions, ..seen }))
     }
 
     async fn make(&self, migration: &Migration) -> Result<(), kube::Error> {

@@ -9,6 +9,7 @@
 //! the node is cordoned anew.
 
 mod eviction;
+pub mod responder;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +24,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
 pub use eviction::{Eviction, judge};
+use responder::{EvictionIntent, awaited};
 
 use super::{
     admission::active_migration,
@@ -56,6 +58,8 @@ pub struct Seen {
     pub pods: Vec<Pod>,
     /// Every Migration.
     pub migrations: Vec<Migration>,
+    /// The evictions of the API `lifecycle.k8s.io` in which it is Drover's turn; their pods are among `pods`.
+    pub evictions: Vec<EvictionIntent>,
     /// Every policy.
     pub policies: Vec<MigrationPolicy>,
     /// Namespace → labels, of the pods' namespaces.
@@ -67,7 +71,7 @@ pub struct Seen {
 pub enum Action {
     /// Make this Migration. It may be there already.
     Make(Box<Migration>),
-    /// Delete this one: its node is not cordoned any more and nothing was frozen, or it has failed and is to be tried again.
+    /// Delete this one: its node is not cordoned any more, or its eviction not asked for, and nothing was frozen; or it has failed and is to be tried again.
     Delete(Box<Migration>),
 }
 
@@ -138,6 +142,10 @@ impl Seen {
         policy::evacuation(&self.policies, namespace, pod, trigger)
     }
 
+    fn is_requested(&self, uid: &str) -> bool {
+        self.evictions.iter().filter_map(awaited).any(|pod| pod.uid == uid)
+    }
+
     /// Whether nothing keeps a pod from leaving by itself: it runs, is not on its way, has not failed to, and has cooled down.
     #[must_use]
     pub fn may_leave(&self, pod: &Pod, cool_down: Duration, now: Timestamp) -> bool {
@@ -178,7 +186,8 @@ fn wanted(seen: &Seen, now: Timestamp) -> Vec<(&Pod, &str, &Evacuation, Trigger)
 fn occasion<'s>(pod: &Pod, node: &str, seen: &'s Seen, now: Timestamp) -> Option<(&'s Evacuation, Trigger)> {
     let on = |trigger| Some((seen.evacuation(pod, trigger)?, trigger));
     let cordon = on(Trigger::Cordon).filter(|_| seen.cordoned.contains(node));
-    cordon.or_else(|| on(Trigger::Drain).filter(|_| asked_at(pod).is_some_and(|asked| age(asked, now) < LAPSES_AFTER)))
+    let requested = || on(Trigger::EvictionRequest).filter(|_| pod.metadata.uid.as_ref().is_some_and(|uid| seen.is_requested(uid)));
+    cordon.or_else(requested).or_else(|| on(Trigger::Drain).filter(|_| asked_at(pod).is_some_and(|asked| age(asked, now) < LAPSES_AFTER)))
 }
 
 /// Whether a pod is one that leaves a node by itself. What it holds is the preflight's business.
@@ -216,11 +225,14 @@ fn has_failed(migration: &Migration) -> bool {
 
 fn is_over(migration: &Migration, seen: &Seen, now: Timestamp) -> bool {
     let Some(node) = evacuates(migration).filter(|_| migration.metadata.deletion_timestamp.is_none()) else { return false };
-    let is_given_up = migration.labels().get(keys::TRIGGER).map(String::as_str) == Some(Trigger::Cordon.as_label()) && !seen.cordoned.contains(node);
+    let is_for = |trigger: Trigger| migration.labels().get(keys::TRIGGER).map(String::as_str) == Some(trigger.as_label());
+    let is_uncordoned = is_for(Trigger::Cordon) && !seen.cordoned.contains(node);
     if has_failed(migration) {
         let ended = migration.status.as_ref().and_then(ended_at);
-        return is_given_up || ended.is_some_and(|ended| age(ended, now) >= RETRY_AFTER);
+        return is_uncordoned || ended.is_some_and(|ended| age(ended, now) >= RETRY_AFTER);
     }
+    let is_requested = || migration.annotations().get(keys::POD_UID).is_some_and(|uid| seen.is_requested(uid));
+    let is_given_up = is_uncordoned || (is_for(Trigger::EvictionRequest) && !is_requested());
     is_given_up && !migration.is_done() && migration.phase() < Phase::Freezing
 }
 

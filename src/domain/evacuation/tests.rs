@@ -1,5 +1,7 @@
 //! Which pods leave, in which order, and what their evictions are answered.
 
+mod responder;
+
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::MicroTime};
 use serde_json::{Value, json};
 
