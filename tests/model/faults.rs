@@ -3,7 +3,7 @@
 use std::fmt;
 
 use drover::{
-    api::{Phase, Verdict, migration::Side},
+    api::{MigrationStatus, Phase, Verdict, migration::Side},
     domain::resolution::FALLBACK_FAILED,
 };
 
@@ -68,10 +68,14 @@ fn copies_are_lost(world: &mut World) {
 }
 
 /// Where it was on both nodes and both have lost it, no protocol can mend that: there is no third one to keep it on. A copy that executes is no survivor
-/// where a person has decided for the source, whose loss looks like a node that does not answer, or has deleted its pod.
+/// where a person has decided for the source, whose loss looks like a node that does not answer, or has deleted its pod. What is kept for a person after a
+/// decision against the memory lies on one disk, until that person fetches it.
 fn loses_the_memory(world: &mut World, node: Node) {
     world.past.disks_lost[usize::from(node == Node::Destination)] = true;
     let deleted = world.replacement.is_none_or(|pod| pod.deleting) && !world.past.deleted_in_doubt;
+    let was_kept = world.source_says.is_some_and(|id| WORDS.get(id).kept.is_some());
+    let is_cold = |status: &MigrationStatus| status.given_up.is_some() || (status.verdict == Some(Verdict::Commit) && status.resolved.is_some());
+    world.past.excused |= node == Node::Source && was_kept && world.status().is_some_and(is_cold);
     world.past.excused |= world.past.disks_lost == [true; 2] && (deleted || is_decided_for_source(world) || !survives(world));
 }
 

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     api::{
         MigrationStatus, Phase, Verdict,
-        migration::{Decider, ReplacementStatus, Resolved, Side, condition},
+        migration::{Decider, ReplacementStatus, Resolved, Side, SourceStatus, condition},
     },
     domain::{
         keys,
@@ -181,6 +181,18 @@ impl Course<'_> {
                 )
             }
         };
+        self.held(status, "NotConfirmed", text)
+    }
+
+    /// R4: a pod that is being deleted is no copy, whatever was confirmed of it: the source is not ended for it.
+    pub(super) fn copy_is_going(&self, status: MigrationStatus, source: &SourceStatus) -> Step {
+        let text = format!(
+            "committed, and the copy is being deleted, or was; {}. If that is what you want, delete the source as well: kubectl delete pod {} -n {}; to go on with the \
+             frozen source see docs/operations.md, Held",
+            self.survivor(),
+            source.name,
+            self.migration.namespace().unwrap_or_default()
+        );
         self.held(status, "NotConfirmed", text)
     }
 

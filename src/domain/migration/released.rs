@@ -142,6 +142,9 @@ impl Course<'_> {
             let deleting = self.observed.source.as_ref().is_some_and(|pod| pod.metadata.deletion_timestamp.is_some());
             return if deleting {
                 self.waits_for(status, &source.node_name, "the copy is confirmed; waiting for the source to end", "The copy goes on meanwhile.")
+            } else if !self.replacement_is_there(&status.replacement.clone().unwrap_or_default()) {
+                // A manager may have slept between its last look at the copy and the Commit, and the kubelet that confirms it may hear late of its deletion.
+                self.copy_is_going(status, &source)
             } else {
                 Step::perform(vec![Effect::DeleteSource { uid: source.uid }])
             };

@@ -296,3 +296,20 @@ fn what_was_deleted_as_a_whole_is_waited_for_no_longer() {
     assert_ne!(gone(Phase::Restoring, |now, before| now.destination_attestation = before.destination_attestation), abandoned);
     assert_ne!(gone(Phase::Transferring, |_, _| {}), abandoned, "before the release it is undone in order");
 }
+
+/// Its kubelet, which may hear late of the deletion, has confirmed it all the same.
+#[test]
+fn the_source_is_not_ended_for_a_copy_that_is_being_deleted() {
+    for goes in [false, true] {
+        let mut walk = Walk::new();
+        walk.walk_to(Phase::Finishing);
+        walk.observed.replacement.as_mut().unwrap().metadata.deletion_timestamp = Some(Time(second(9)));
+        if goes {
+            walk.observed.replacement = None;
+        }
+        walk.attest(Role::Destination, |s| s.confirmed = Some(At { at: at(9) }));
+        assert_eq!(walk.settle(), Phase::Finishing);
+        assert!(walk.observed.source.is_some(), "it may be the only copy");
+        assert!(walk.is_held() && walk.status().message.contains("kubectl delete pod p -n d"), "{}", walk.status().message);
+    }
+}
