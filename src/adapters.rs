@@ -4,6 +4,7 @@ pub mod agent_api;
 pub mod agent_certificate;
 pub mod archive;
 pub mod ca;
+pub mod callers;
 pub mod certificate_dir;
 pub mod certificates;
 pub mod cluster;

@@ -6,6 +6,7 @@
 pub mod admission;
 pub mod agent_certificate;
 pub mod attest;
+pub mod caller;
 pub mod comparison;
 pub mod containers;
 pub mod criu;

@@ -112,6 +112,7 @@ pub struct Metrics {
     push_seconds: Histogram,
     rebalanced: Family<ResultLabels, Counter>,
     pushes_resumed: Counter,
+    pull_connections: Family<ResultLabels, Counter>,
 }
 
 fn seconds() -> Histogram {
@@ -145,6 +146,8 @@ impl Default for Metrics {
         registry.register("bus_lag_records", "Records on the readiness bus that are not settled", bus_lag.clone());
         let rebalanced = Family::default();
         registry.register("rebalance_proposals", "Pods that were to leave an overloaded node", rebalanced.clone());
+        let pull_connections = Family::default();
+        registry.register("pull_connections", "Connections to the door for pulls, by who made them", pull_connections.clone());
         Self {
             registry: Arc::new(registry),
             admissions,
@@ -161,6 +164,7 @@ impl Default for Metrics {
             push_seconds,
             rebalanced,
             pushes_resumed,
+            pull_connections,
         }
     }
 }
@@ -230,6 +234,11 @@ impl Metrics {
         self.pushes_resumed.inc();
     }
 
+    /// Counts a connection to the door for pulls, by who made it.
+    pub fn pull_connection(&self, result: &'static str) {
+        self.pull_connections.get_or_create(&ResultLabels { result }).inc();
+    }
+
     /// All of it in OpenMetrics text.
     ///
     /// # Errors
@@ -262,6 +271,7 @@ mod tests {
         metrics.rebalanced(false);
         metrics.bus_connected(true);
         metrics.bus_lag(3);
+        metrics.pull_connection("contained");
         metrics.pushed(7, std::time::Duration::from_millis(250));
         let text = metrics.text().expect("text");
         for line in [
@@ -274,6 +284,7 @@ mod tests {
             r#"drover_registry_notifications_total{result="taken"} 1"#,
             r#"drover_registry_events_total{result="recorded"} 1"#,
             r#"drover_rebalance_proposals_total{result="dry_run"} 1"#,
+            r#"drover_pull_connections_total{result="contained"} 1"#,
             "drover_bus_connected 1",
             "drover_bus_lag_records 3",
             "drover_pushed_bytes_total 7",

@@ -24,6 +24,7 @@ use crate::{
 };
 
 pub mod bus;
+pub mod callers;
 pub mod front;
 pub mod inside;
 

@@ -1,6 +1,9 @@
-//! Who may push into a node's registry, and what a disk that is full does.
+//! Who may push into a node's registry and pull from it, and what a disk that is full does.
 
 use std::{fs, path::Path, process::Command, time::Duration};
+
+use kube::api::DeleteParams;
+use serde_json::json;
 
 use drover::{api::MigrationSpec, domain::ids::node_server_name};
 
@@ -10,6 +13,7 @@ use crate::support::{
     lab,
     migrations::{status, to},
     moving::{Moment, Moving},
+    pods::{TOOLBOX, container, pod},
     with_namespace,
 };
 
@@ -70,6 +74,53 @@ fn only_the_sources_agent_pushes_and_only_into_its_migrations_repository() {
         assert_eq!(upload(Some("n1"), "drover/00112233445566778899aabbccddeeff"), "403", "another repository");
         assert_ne!(ask(folder.path(), Some("n1"), "GET", "/v2/_catalog"), "200", "nothing is listed");
         moving.go_on();
+        moving.migrates().await;
+    });
+}
+
+/// The count of a kind of connection to the pull door of n2.
+fn connections(kind: &str) -> u64 {
+    let text = lab::on_node("n2", "curl -sf http://10.88.0.12:5787/metrics");
+    let line = format!("drover_pull_connections_total{{result=\"{kind}\"}} ");
+    text.lines().find_map(|found| found.strip_prefix(&line)?.parse().ok()).unwrap_or_default()
+}
+
+#[test]
+fn only_the_node_itself_pulls_and_no_pod_that_has_its_network() {
+    with_namespace("pulls", |namespace| async move {
+        let sleeping = json!({"name": "c", "image": TOOLBOX, "command": ["sleep", "600"], "securityContext": {"runAsUser": 0}});
+        let mut nosy = pod("nosy", "n2", &[sleeping]);
+        nosy.spec.as_mut().unwrap().host_network = Some(true);
+        let nosy = namespace.run(&nosy).await;
+        assert!(container(&nosy, "c").ready);
+        let mut moving = Moving::begin(&namespace, 0, to("c", "n2")).await;
+        moving.hold(Moment::BeforeRelease).await;
+        let repository = status(&moving.migration).destination.unwrap().repository;
+        let manifest = format!("/v2/{repository}/manifests/c");
+        let accept = "Accept: application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
+                      application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json";
+        let from_node = || lab::on_node("n2", &format!("curl -s -o /dev/null -w '%{{http_code}}' -H '{accept}' http://127.0.0.1:5785{manifest}"));
+        let script = format!(
+            "exec 3<>/dev/tcp/127.0.0.1/5785; printf 'GET {manifest} HTTP/1.1\\r\\nHost: 127.0.0.1:5785\\r\\n{accept}\\r\\nConnection: close\\r\\n\\r\\n' >&3; cat <&3"
+        );
+        let from_pod = || namespace.exec("nosy", &["bash", "-c", &script]);
+
+        let refused = connections("contained");
+        assert_eq!(from_node(), "200", "the node itself is answered");
+        let answer = from_pod();
+        assert!(answer.starts_with("HTTP/1.1 403 "), "a pod was answered: {answer}");
+        assert!(answer.contains("not for those of pods") && !answer.contains(&repository), "{answer}");
+        assert_eq!(connections("contained"), refused + 1);
+
+        let pulled = connections("node");
+        moving.go_on();
+        namespace.until_done(&moving.name()).await;
+        assert!(connections("node") > pulled, "the runtime has pulled through this door");
+        // The tag stays, for restarts of the pod.
+        assert_eq!(from_node(), "200");
+        assert!(from_pod().starts_with("HTTP/1.1 403 "));
+        // Only the copy is to run now.
+        namespace.pods().delete("nosy", &DeleteParams::default().grace_period(0)).await.unwrap();
         moving.migrates().await;
     });
 }

@@ -132,7 +132,7 @@ struct Pod {
 }
 
 /// The process, or one of its files, went away while it was looked at.
-fn is_gone(error: &io::Error) -> bool {
+pub(super) fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
 

@@ -6,10 +6,11 @@
 //! another node's agent ── mTLS, HOST_IP:5786 ───▶ push door: only what `may_push` grants to that node, now ────────┘
 //! ```
 //!
-//! Checkpoint images hold the memory of processes. Neither door lists anything: who wants a checkpoint must know its repository's 128 random bits,
-//! and, for the push door, hold a certificate of the node that the migration leaves. Bodies are streamed both ways, never kept; a push that was cut goes on
-//! where it stopped, and no migration stores more than it may.
+//! Checkpoint images hold the memory of processes. Neither door lists anything: who wants a checkpoint must know its repository's 128 random bits, and be a
+//! process of the node itself, or, for the push door, hold a certificate of the node that the migration leaves. Bodies are streamed both ways, never kept; a push
+//! that was cut goes on where it stopped, and no migration stores more than it may.
 
+mod doorkeeper;
 mod forward;
 mod peer;
 mod route;
@@ -26,8 +27,11 @@ use axum::{
 };
 use axum_server::{Handle, tls::TlsInfo, tls_rustls::RustlsConfig};
 
+pub use doorkeeper::Doorkeeper;
 pub use forward::Upstream;
 use uploads::Uploads;
+
+use crate::domain::caller::Caller;
 
 /// How long a new connection may take until its first request: neither runtime nor agent waits, a port scanner does.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
@@ -48,9 +52,14 @@ pub struct Grant {
 ///
 /// # Errors
 /// Where the listener cannot be used.
-pub fn serve_pulls(listener: TcpListener, upstream: Upstream, handle: Handle<SocketAddr>) -> io::Result<impl Future<Output = io::Result<()>>> {
+pub fn serve_pulls(
+    listener: TcpListener,
+    upstream: Upstream,
+    keeper: Doorkeeper,
+    handle: Handle<SocketAddr>,
+) -> io::Result<impl Future<Output = io::Result<()>>> {
     listener.set_nonblocking(true)?;
-    let server = axum_server::from_tcp(listener)?.handle(handle).first_request_timeout(FIRST_REQUEST);
+    let server = axum_server::from_tcp(listener)?.acceptor(keeper).handle(handle).first_request_timeout(FIRST_REQUEST);
     Ok(server.serve(pull_door(upstream).into_make_service()))
 }
 
@@ -72,9 +81,12 @@ pub fn serve_pushes(
 }
 
 fn pull_door(upstream: Upstream) -> Router {
-    Router::new().fallback(move |request: Request| {
+    Router::new().fallback(move |caller: Option<Extension<Caller>>, request: Request| {
         let upstream = upstream.clone();
         async move {
+            if let Some(refusal) = doorkeeper::refusal(caller.as_deref()) {
+                return refusal;
+            }
             match route::pull(request.method(), request.uri().path()) {
                 Ok(()) => upstream.read(request).await,
                 Err(refusal) => refuse(refusal, "this door is for pulls of checkpoints by this node's runtime"),

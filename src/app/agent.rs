@@ -26,6 +26,7 @@ use crate::{
     adapters::{
         agent_api::KubeAgentApi,
         agent_certificate::AgentCertificate,
+        callers::NodeCallers,
         containerd::Containerd,
         inside::NodeInside,
         kubelet::{Credential, KubeletSettings, LocalKubelet, ServerTrust},
@@ -38,7 +39,7 @@ use crate::{
         journal::Journals,
         notified::{self, Announcing, Verified},
         profile::{self, Parts, Pushes},
-        registry_proxy::{Grant, Upstream, serve_pulls, serve_pushes},
+        registry_proxy::{Doorkeeper, Grant, Upstream, serve_pulls, serve_pushes},
         source::{SourceAgent, SourceParts},
     },
     api::Migration,
@@ -166,9 +167,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     tasks.spawn("agent identity", pass_on(certificate.identity(), identified, tasks.token()));
     tasks.spawn("agent certificate", certificate.run(tasks.token()));
     let migrations = follow_migrations(client, &mut tasks);
-    announce(&settings, &node, Told { bus, pushed, migrations: migrations.clone(), metrics }, &mut tasks)?;
+    announce(&settings, &node, Told { bus, pushed, migrations: migrations.clone(), metrics: metrics.clone() }, &mut tasks)?;
     let tls = FollowingTls::new(identity, Clients::Verified)?;
-    open_doors(&settings, &tls, migrations, &mut tasks)?;
+    open_doors(&settings, &tls, migrations, metrics, &mut tasks)?;
     tasks.spawn("push door certificate", tls.run(tasks.token()));
     doors.set(true);
     tasks.run(GRACE).await
@@ -312,12 +313,13 @@ fn announce(settings: &Settings, node: &Node, told: Told, tasks: &mut Tasks) -> 
     Ok(())
 }
 
-fn open_doors(settings: &Settings, tls: &FollowingTls, migrations: Store<Migration>, tasks: &mut Tasks) -> anyhow::Result<()> {
+fn open_doors(settings: &Settings, tls: &FollowingTls, migrations: Store<Migration>, metrics: Metrics, tasks: &mut Tasks) -> anyhow::Result<()> {
     let upstream = Upstream::at(&settings.registry_socket).context("failed to make a client of the node's registry")?;
     let pull_address: SocketAddr = keys::PULL_ADDRESS.parse()?;
     let pulls = bind((Ipv4Addr::LOCALHOST, pull_address.port()).into())?;
+    let keeper = Doorkeeper { callers: Arc::new(NodeCallers::default()), metrics };
     let handle = Handle::new();
-    tasks.spawn("pull door", until_told(serve_pulls(pulls, upstream.clone(), handle.clone())?, handle, tasks.token()));
+    tasks.spawn("pull door", until_told(serve_pulls(pulls, upstream.clone(), keeper, handle.clone())?, handle, tasks.token()));
     let node = settings.node.clone();
     let grant = Grant {
         may_push: Arc::new(move |repository, peer| may_push(&migrations, &node, repository, peer)),

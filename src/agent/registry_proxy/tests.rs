@@ -1,15 +1,27 @@
 //! Both doors of the registry: who gets through, and to what.
 
-use std::sync::Mutex;
+use std::{
+    collections::VecDeque,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
+use async_trait::async_trait;
 use axum::http::{HeaderMap, Method};
 use futures::StreamExt as _;
 use reqwest::{Certificate, Client, Identity};
-use tokio::sync::{Notify, mpsc};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::JoinHandle,
+};
 
 use super::*;
 use crate::{
     domain::ids::node_server_name,
+    metrics::Metrics,
+    ports::callers::Callers,
     testing::{Ca, Leaf},
 };
 
@@ -138,25 +150,89 @@ async fn certificates_rotate_while_it_serves() {
     assert_eq!(renewed.status(&source, Method::PUT, &format!("{GRANTED}/manifests/redis")).await, 202);
 }
 
-#[tokio::test]
-async fn the_runtime_pulls_and_lists_nothing() {
+/// Answers what it was told to, in turn, and counts how often it was asked.
+struct Known {
+    answers: Mutex<VecDeque<Caller>>,
+    asked: AtomicUsize,
+}
+
+#[async_trait]
+impl Callers for Known {
+    async fn who(&self, theirs: SocketAddr, ours: SocketAddr) -> Caller {
+        assert!(theirs.ip().is_loopback() && ours.ip().is_loopback() && theirs != ours);
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        self.answers.lock().unwrap().pop_front().expect("it was not to be asked")
+    }
+}
+
+struct PullDoor {
+    port: u16,
+    seen: Arc<Mutex<Vec<String>>>,
+    known: Arc<Known>,
+    metrics: Metrics,
+    handle: Handle<SocketAddr>,
+    serving: JoinHandle<io::Result<()>>,
+    _folder: tempfile::TempDir,
+}
+
+/// The pull door, to which these connect, one after the other.
+fn pull_scene(callers: impl IntoIterator<Item = Caller>) -> PullDoor {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let folder = tempfile::tempdir().unwrap();
     let (upstream, seen) = upstream(folder.path());
     let (listener, port) = bound();
-    let handle = Handle::new();
-    let serving = tokio::spawn(serve_pulls(listener, upstream, handle.clone()).unwrap());
+    let known = Arc::new(Known { answers: Mutex::new(callers.into_iter().collect()), asked: AtomicUsize::new(0) });
+    let (metrics, handle) = (Metrics::default(), Handle::new());
+    let keeper = Doorkeeper { callers: known.clone(), metrics: metrics.clone() };
+    let serving = tokio::spawn(serve_pulls(listener, upstream, keeper, handle.clone()).unwrap());
+    PullDoor { port, seen, known, metrics, handle, serving, _folder: folder }
+}
+
+impl PullDoor {
+    fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+}
+
+#[tokio::test]
+async fn the_runtime_pulls_and_lists_nothing() {
+    let door = pull_scene([Caller::Node]);
     let client = Client::builder().no_proxy().build().unwrap();
-    let url = |path: &str| format!("http://127.0.0.1:{port}{path}");
-    let head = client.head(url(&format!("{GRANTED}/manifests/redis"))).send().await.unwrap();
+    let head = client.head(door.url(&format!("{GRANTED}/manifests/redis"))).send().await.unwrap();
     assert_eq!(head.headers()["docker-content-digest"], "sha256:00");
-    let catalog = client.get(url("/v2/_catalog")).send().await.unwrap();
+    let catalog = client.get(door.url("/v2/_catalog")).send().await.unwrap();
     assert_eq!(catalog.status(), StatusCode::FORBIDDEN);
     assert_eq!(catalog.json::<serde_json::Value>().await.unwrap()["errors"][0]["code"], "DENIED");
-    assert_eq!(client.put(url(&format!("{GRANTED}/manifests/redis"))).send().await.unwrap().status(), StatusCode::METHOD_NOT_ALLOWED);
-    assert_eq!(seen.lock().unwrap().len(), 1);
-    handle.shutdown();
-    serving.await.unwrap().unwrap();
+    assert_eq!(client.put(door.url(&format!("{GRANTED}/manifests/redis"))).send().await.unwrap().status(), StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(door.seen.lock().unwrap().len(), 1);
+    assert_eq!(door.known.asked.load(Ordering::Relaxed), 1, "a connection that is kept is asked for once");
+    door.handle.shutdown();
+    door.serving.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn only_the_nodes_own_processes_pull() {
+    let pod = Caller::Contained { cgroup: "/kubepods/pod1".into() };
+    let unknown = || Caller::Unknown("gone".into());
+    let door = pull_scene([pod, unknown(), unknown(), Caller::Node]);
+    let client = Client::builder().no_proxy().build().unwrap();
+    let ask = async || client.get(door.url(&format!("{GRANTED}/manifests/redis"))).send().await.unwrap();
+    for (status, code) in [(403, "DENIED"), (503, "UNAVAILABLE"), (503, "UNAVAILABLE")] {
+        let answer = ask().await;
+        assert_eq!(answer.status().as_u16(), status);
+        assert_eq!(answer.headers()["connection"], "close", "whoever tries again is to be asked again");
+        assert_eq!(answer.headers().contains_key("retry-after"), status == 503);
+        let body = answer.json::<serde_json::Value>().await.unwrap();
+        assert_eq!(body["errors"][0]["code"], code);
+        assert!(!body.to_string().contains(&GRANTED[4..]), "the name of a repository opens it: {body}");
+    }
+    assert!(door.seen.lock().unwrap().is_empty(), "a refused request reached the registry");
+    assert_eq!(ask().await.status(), StatusCode::ACCEPTED);
+    assert_eq!(door.seen.lock().unwrap().len(), 1);
+    let text = door.metrics.text().unwrap();
+    for (label, count) in [("node", 1), ("contained", 1), ("unknown", 2)] {
+        assert!(text.contains(&format!(r#"drover_pull_connections_total{{result="{label}"}} {count}"#)), "{label} is not {count} in\n{text}");
+    }
 }
 
 #[tokio::test]
