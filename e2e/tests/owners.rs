@@ -222,6 +222,35 @@ fn a_scale_down_after_the_release_waits_and_takes_the_copy() {
     });
 }
 
+/// An autoscaler that needs no metrics to see that there are too many: it asks for one pod while one of two is on its way.
+#[test]
+fn an_autoscaler_that_scales_down_after_the_release_keeps_one_pod_and_loses_no_copy() {
+    with_namespace("autoscaler", |namespace| async move {
+        let pods = made::<Deployment>(&namespace, "Deployment", 2).await;
+        let name = pods[0].name_any();
+        let source = namespace.counts(&pods[0]).await;
+        let migration = namespace.make(to(&name, "n2")).await;
+        let mut moving = Moving::of(&namespace, source, migration);
+        moving.hold(Moment::Taken).await;
+        namespace.kubectl(&["autoscale", "deployment/web", "--min=1", "--max=1", "--cpu=50%"]).unwrap();
+        eventually(Duration::from_secs(40), || {
+            let wanted = namespace.kubectl(&["get", "deployment/web", "-o", "jsonpath={.spec.replicas}"]).unwrap();
+            (wanted.trim() != "1").then(|| format!("the autoscaler asks for one pod; {wanted:?} are asked for"))
+        });
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(namespace.pods().get(&name).await.unwrap().metadata.deletion_timestamp, None, "it may be the only copy");
+        moving.go_on();
+        let migration = namespace.until_done(&moving.name()).await;
+        assert_outcome(&migration, Outcome::Migrated);
+        namespace.until_ready(1).await;
+        eventually(Duration::from_secs(40), || {
+            let running = namespace.running();
+            (running.len() != 1).then(|| format!("one pod runs; there are {running:?}"))
+        });
+        assert_eq!(namespace.pods_made("ReplicaSet"), 2, "the first two alone");
+    });
+}
+
 #[test]
 fn a_stateful_sets_pod_moves_under_its_name_and_its_set_makes_no_other() {
     with_namespace("stateful-set", |namespace| async move {

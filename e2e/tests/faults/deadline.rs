@@ -33,32 +33,36 @@ fn a_source_that_its_kubelet_ends_after_the_release_moves_all_the_same() {
     });
 }
 
-#[test]
-fn a_source_that_its_kubelet_ends_before_the_vote_ends_and_nothing_takes_its_place() {
-    with_namespace("ended-early", |namespace| async move {
-        let mut moving = Moving::begin(&namespace, 16, to("c", "n2")).await;
-        moving.hold(Moment::BeforeVote).await;
-        ended(&moving, "c").await;
-        namespace.until_phase(&moving.name(), Phase::Finishing).await;
-        moving.go_on();
-        moving.migration = namespace.until_done(&moving.name()).await;
-        assert_outcome(&moving.migration, Outcome::RolledBack);
-        eprintln!("ended before the vote: {}", status(&moving.migration).message);
-        eventually(AFTER_SWEEP, || {
-            let (running, left) = (namespace.running(), namespace.on_nodes(&moving.migration, &[]));
-            (!running.is_empty() || !left.is_empty()).then(|| format!("nothing runs and nothing is left; there are {running:?}\n{left}"))
-        });
-    });
-}
+mod slow {
+    use super::*;
 
-#[test]
-fn a_replacement_that_its_kubelet_ends_before_it_is_restored_rolls_back() {
-    with_namespace("ended-copy", |namespace| async move {
-        let mut moving = Moving::begin(&namespace, 16, to("c", "n2")).await;
-        moving.hold(Moment::Released).await;
-        let copy = status(&moving.migration).replacement.unwrap().name;
-        ended(&moving, &copy).await;
-        moving.go_on();
-        moving.rolls_back("never started", AFTER_SWEEP).await;
-    });
+    #[test]
+    fn a_source_that_its_kubelet_ends_before_the_vote_ends_and_nothing_takes_its_place() {
+        with_namespace("ended-early", |namespace| async move {
+            let mut moving = Moving::begin(&namespace, 16, to("c", "n2")).await;
+            moving.hold(Moment::BeforeVote).await;
+            ended(&moving, "c").await;
+            namespace.until_phase(&moving.name(), Phase::Finishing).await;
+            moving.go_on();
+            moving.migration = namespace.until_done(&moving.name()).await;
+            assert_outcome(&moving.migration, Outcome::RolledBack);
+            eprintln!("ended before the vote: {}", status(&moving.migration).message);
+            eventually(AFTER_SWEEP, || {
+                let (running, left) = (namespace.running(), namespace.on_nodes(&moving.migration, &[]));
+                (!running.is_empty() || !left.is_empty()).then(|| format!("nothing runs and nothing is left; there are {running:?}\n{left}"))
+            });
+        });
+    }
+
+    #[test]
+    fn a_replacement_that_its_kubelet_ends_before_it_is_restored_rolls_back() {
+        with_namespace("ended-copy", |namespace| async move {
+            let mut moving = Moving::begin(&namespace, 16, to("c", "n2")).await;
+            moving.hold(Moment::Released).await;
+            let copy = status(&moving.migration).replacement.unwrap().name;
+            ended(&moving, &copy).await;
+            moving.go_on();
+            moving.rolls_back("never started", AFTER_SWEEP).await;
+        });
+    }
 }

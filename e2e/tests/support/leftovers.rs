@@ -84,8 +84,10 @@ fn node_script(migration: &Migration, namespace: &str, sizes: &[u64], node: &str
     }
     script += &format!("find journals -name '{uid}*' 2>/dev/null; ");
     script += &format!("find /var/lib/kubelet/checkpoints -name 'checkpoint-{pod}_{namespace}-*' -o -name 'volumes-{uid}.tar' 2>/dev/null; ");
+    // What lay there before is no checkpoint of this migration: a layer of a base image may be of the same size.
+    let begun = migration.metadata.creation_timestamp.as_ref().map_or(0, |at| at.0.as_second());
     for size in sizes {
-        script += &format!("find registry/docker/registry/v2/blobs -type f -size {size}c 2>/dev/null; ");
+        script += &format!("find registry/docker/registry/v2/blobs -type f -size {size}c -newermt @{begun} 2>/dev/null; ");
     }
     if let Some(destination) = status.destination.filter(|d| !d.repository.is_empty()) {
         let repository = destination.repository;
