@@ -263,8 +263,7 @@ async fn tell(before: &Migration, after: &Migration, cluster: &dyn Cluster) {
             tried("write an event", cluster.tell(after, true, "PreflightWarning", warning).await);
         }
     }
-    let held = |s: &crate::api::MigrationStatus| s.conditions.iter().any(|c| c.type_ == crate::api::migration::condition::HELD && c.status == "True");
-    let told = if held(now) && !held(&then) {
+    let told = if now.held().is_some() && then.held().is_none() {
         cluster.tell(after, true, "Held", &now.message).await
     } else if now.phase != then.phase {
         let reason = now.outcome.map_or(now.phase.as_str(), crate::api::Outcome::as_str);

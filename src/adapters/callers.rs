@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicI32, Ordering},
     },
     time::Duration,
 };
@@ -22,7 +22,7 @@ use procfs::{
 };
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
-use super::processes::is_gone;
+use super::processes::{is_gone, pids, remedy};
 use crate::{domain::caller::Caller, ports::callers::Callers};
 
 /// How long an answer may take; whoever waits for it has not sent anything yet, or waits as for a slow registry.
@@ -40,7 +40,7 @@ pub struct NodeCallers {
 struct Reader {
     proc: PathBuf,
     /// The node's process that connected last, which is the runtime as a rule; 0: none yet. It is looked at first, and judged anew.
-    last: Arc<AtomicU32>,
+    last: Arc<AtomicI32>,
 }
 
 impl Default for NodeCallers {
@@ -80,10 +80,7 @@ impl Callers for NodeCallers {
     async fn who(&self, theirs: SocketAddr, ours: SocketAddr) -> Caller {
         match tokio::time::timeout(LIMIT, self.look(theirs, ours)).await {
             Ok(Ok(caller)) => caller,
-            Ok(Err(error)) => {
-                let remedy = if error.kind() == io::ErrorKind::PermissionDenied { " (the agent needs the capability SYS_PTRACE)" } else { "" };
-                Caller::Unknown(format!("the node's processes could not be read: {error}{remedy}"))
-            }
+            Ok(Err(error)) => Caller::Unknown(format!("the node's processes could not be read: {error}{}", remedy(&error))),
             Err(_) => Caller::Unknown(format!("the node's processes were not read within {} s", LIMIT.as_secs())),
         }
     }
@@ -121,8 +118,7 @@ impl Reader {
 
     fn among_all(&self, socket: &OsString) -> io::Result<Caller> {
         let (first, mut holders) = (self.first(), vec![]);
-        for entry in fs::read_dir(&self.proc)? {
-            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        for pid in pids(&self.proc)? {
             if let Some(caller) = gone_is_none(self.holder(pid, socket, &first))? {
                 holders.push((pid, caller));
             }
@@ -136,7 +132,7 @@ impl Reader {
     }
 
     /// What a process is that has it open; none where it has not.
-    fn holder(&self, pid: u32, socket: &OsString, first: &str) -> io::Result<Option<Caller>> {
+    fn holder(&self, pid: i32, socket: &OsString, first: &str) -> io::Result<Option<Caller>> {
         let folder = self.proc.join(pid.to_string());
         if !has_open(&folder, socket)? {
             return Ok(None);

@@ -80,8 +80,7 @@ impl ProcInspector {
     /// IDs of the processes in these containers' cgroups, with their container. A cgroup's path has the container's ID in it with every runtime and driver.
     fn processes<'c>(&self, containers: &'c [ContainerId]) -> io::Result<Vec<(i32, &'c ContainerId)>> {
         let mut found = vec![];
-        for entry in fs::read_dir(&self.proc)? {
-            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        for pid in pids(&self.proc)? {
             let Ok(cgroup) = fs::read(self.proc.join(pid.to_string()).join("cgroup")) else { continue };
             let cgroup = String::from_utf8_lossy(&cgroup);
             if let Some(container) = containers.iter().find(|c| !c.container_id.is_empty() && cgroup.contains(&c.container_id)) {
@@ -131,6 +130,17 @@ struct Pod {
     network_is_read: bool,
 }
 
+/// The IDs of all processes.
+pub(super) fn pids(proc: &Path) -> io::Result<Vec<i32>> {
+    let pid = |entry: io::Result<fs::DirEntry>| entry.map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok())).transpose();
+    fs::read_dir(proc)?.filter_map(pid).collect()
+}
+
+/// What to do about a `/proc` that cannot be read, in words that follow the error.
+pub(super) fn remedy(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::PermissionDenied { " (the agent needs the capability SYS_PTRACE)" } else { "" }
+}
+
 /// The process, or one of its files, went away while it was looked at.
 pub(super) fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
@@ -152,10 +162,7 @@ impl ProcInspector {
         let reading = tokio::task::spawn_blocking(move || io::Result::Ok(PodFacts { empty_dirs: sizes()?, ..reader.read(&containers, &addresses)? }));
         match tokio::time::timeout(LIMIT, reading).await {
             Ok(Ok(Ok(facts))) => Ok(facts),
-            Ok(Ok(Err(error))) => {
-                let remedy = if error.kind() == io::ErrorKind::PermissionDenied { " (the agent needs the capability SYS_PTRACE)" } else { "" };
-                Err(PortError::permanent(format!("the pod's processes and volumes could not be read: {error}{remedy}")))
-            }
+            Ok(Ok(Err(error))) => Err(PortError::permanent(format!("the pod's processes and volumes could not be read: {error}{}", remedy(&error)))),
             Ok(Err(error)) => Err(PortError::transient(format!("the look ended early: {error}"))),
             Err(_) => Err(PortError::permanent(format!("the pod was not read within {} s; a file system that it uses may hang", LIMIT.as_secs()))),
         }

@@ -12,7 +12,7 @@ use super::ask_cluster;
 use crate::{
     api::{
         Migration, Phase, Verdict,
-        migration::{Decider, Side, condition},
+        migration::{Decider, Side},
     },
     domain::{
         keys,
@@ -73,7 +73,7 @@ impl Args {
     /// The value of the annotation, and what follows from it.
     fn decide(&self, migration: &Migration) -> anyhow::Result<(&'static str, &'static str)> {
         let status = migration.status.clone().unwrap_or_default();
-        let Some(held) = status.conditions.iter().find(|c| c.type_ == condition::HELD && c.status == "True") else {
+        let Some(held) = status.held() else {
             bail!("Migration {} is not held (phase {}): there is nothing to decide; it goes on by itself", self.migration, migration.phase());
         };
         let side = match self.prefer {

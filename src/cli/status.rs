@@ -136,8 +136,7 @@ fn table(migration: &Migration) -> String {
     if let Some(confirmed) = status.conditions.iter().find(|c| c.type_ == condition::REGISTRY_CONFIRMED) {
         let _ = writeln!(text, "  {:<18} {:>8}", "confirmed by", confirmed.reason);
     }
-    let held = status.conditions.iter().any(|c| c.type_ == condition::HELD && c.status == "True");
-    let outcome = status.outcome.map_or(if held { "HELD" } else { status.phase.as_str() }, Outcome::as_str);
+    let outcome = status.outcome.map_or(if status.held().is_some() { "HELD" } else { status.phase.as_str() }, Outcome::as_str);
     let _ = writeln!(text, "{outcome}{}{}", if status.message.is_empty() { "" } else { ": " }, status.message);
     text
 }

@@ -43,8 +43,8 @@ pub(super) async fn answer(client: &Client, seen: &Seen, now: Timestamp) -> Resu
     for eviction in &seen.evictions {
         let Some(answer) = responder::answer(eviction, seen, now) else { continue };
         let (name, namespace) = (eviction.name_any(), eviction.namespace().unwrap_or_default());
-        let api: Api<EvictionIntent> = Api::namespaced_with(client.clone(), &namespace, &responder::resource());
         let resource = responder::resource();
+        let api: Api<EvictionIntent> = Api::namespaced_with(client.clone(), &namespace, &resource);
         let patch = json!({"apiVersion": resource.api_version, "kind": resource.kind, "metadata": {"uid": eviction.uid()}, "status": {"responders": [answer]}});
         match api.patch_status(&name, &PatchParams::apply(keys::MANAGER).force(), &Patch::Apply(patch)).await {
             Ok(_) => {}

@@ -19,10 +19,7 @@ use super::{
     owner,
     preflight::{Blocker, migration_blockers},
 };
-use crate::api::{
-    Migration, MigrationSpec, MigrationStatus, Outcome, Phase,
-    migration::{Child, condition},
-};
+use crate::api::{Migration, MigrationSpec, MigrationStatus, Outcome, Phase, migration::Child};
 
 /// So much of the parent's name stands in a child's, whose limit is 52.
 const STEM: usize = 40;
@@ -143,8 +140,7 @@ fn show(child: &mut Child, migration: &Migration) {
     let status = migration.status.clone().unwrap_or_default();
     child.phase = Some(status.phase);
     child.outcome = status.outcome;
-    let held = status.conditions.iter().any(|c| c.type_ == condition::HELD && c.status == "True");
-    let worth_telling = held || status.outcome.is_some_and(|outcome| outcome != Outcome::Migrated);
+    let worth_telling = status.held().is_some() || status.outcome.is_some_and(|outcome| outcome != Outcome::Migrated);
     child.message = if worth_telling { status.message } else { String::new() };
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use drover::api::{MigrationStatus, Outcome, Phase, Verdict, migration::condition};
+use drover::api::{MigrationStatus, Outcome, Phase, Verdict};
 use stateright::Property;
 
 use crate::{
@@ -39,14 +39,12 @@ pub fn has_ended(world: &World) -> bool {
 }
 
 pub fn is_held(world: &World) -> bool {
-    let held =
-        |c: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition| c.type_ == condition::HELD && c.status == "True" && !c.message.is_empty();
-    world.status().is_some_and(|status| status.conditions.iter().any(held))
+    world.status().and_then(|status| status.held()).is_some_and(|held| !held.message.is_empty())
 }
 
 /// Held, for this reason.
 pub fn is_held_for(world: &World, reason: &str) -> bool {
-    world.status().is_some_and(|status| status.conditions.iter().any(|c| c.type_ == condition::HELD && c.status == "True" && c.reason == reason))
+    world.status().and_then(|status| status.held()).is_some_and(|held| held.reason == reason)
 }
 
 /// A person has decided for the source, and both nodes are there and know their claims: an ordinary course must lead to the end.
@@ -86,8 +84,7 @@ impl fmt::Display for Rest {
 
 pub fn rest(world: &World) -> Rest {
     let Some(status) = world.status() else { return Rest::Removed };
-    let held = status.conditions.iter().find(|c| c.type_ == condition::HELD && c.status == "True");
-    match held {
+    match status.held() {
         _ if status.phase == Phase::Done => Rest::Ended(status.outcome.map_or("no outcome", Outcome::as_str)),
         Some(held) => Rest::Held(held.reason.clone()),
         None => Rest::UnderWay(status.phase),

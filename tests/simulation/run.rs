@@ -135,11 +135,9 @@ fn has_ended(world: &World, migration: &Migration) -> bool {
 }
 
 pub fn is_held(migration: &Migration) -> bool {
-    let conditions = migration.status.iter().flat_map(|status| &status.conditions);
-    conditions.into_iter().any(|c| c.type_ == condition::HELD && c.status == "True" && !c.message.is_empty())
+    migration.status.as_ref().and_then(|status| status.held()).is_some_and(|held| !held.message.is_empty())
 }
 
-/// The reason of a hold.
 pub fn held_for(migration: &Migration) -> &str {
     let conditions = migration.status.iter().flat_map(|status| &status.conditions);
     conditions.into_iter().find(|c| c.type_ == condition::HELD).map_or("", |c| c.reason.as_str())

@@ -5,7 +5,6 @@ use drover::api::{Outcome, Phase};
 use serde_json::json;
 
 use crate::support::{
-    eventually,
     leftovers::AFTER_SWEEP,
     migrations::{assert_outcome, status, to},
     moving::{Moment, Moving},
@@ -47,10 +46,7 @@ mod slow {
             moving.migration = namespace.until_done(&moving.name()).await;
             assert_outcome(&moving.migration, Outcome::RolledBack);
             eprintln!("ended before the vote: {}", status(&moving.migration).message);
-            eventually(AFTER_SWEEP, || {
-                let (running, left) = (namespace.running(), namespace.on_nodes(&moving.migration, &[]));
-                (!running.is_empty() || !left.is_empty()).then(|| format!("nothing runs and nothing is left; there are {running:?}\n{left}"))
-            });
+            moving.leaves_nothing();
         });
     }
 

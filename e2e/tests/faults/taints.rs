@@ -5,7 +5,7 @@ use drover::api::{Outcome, Phase};
 use crate::support::{
     SYSTEM,
     agents::ready,
-    eventually, lab,
+    lab,
     leftovers::AFTER_SWEEP,
     migrations::{assert_outcome, status, to},
     moving::{Moment, Moving},
@@ -55,10 +55,7 @@ mod slow {
             moving.migration = namespace.until_done(&moving.name()).await;
             assert_outcome(&moving.migration, Outcome::RolledBack);
             assert!(status(&moving.migration).message.contains("the source pod"), "{}", status(&moving.migration).message);
-            eventually(AFTER_SWEEP, || {
-                let (running, left) = (namespace.running(), namespace.on_nodes(&moving.migration, &[]));
-                (!running.is_empty() || !left.is_empty()).then(|| format!("nothing runs and nothing is left; there are {running:?}\n{left}"))
-            });
+            moving.leaves_nothing();
         });
     }
 

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{ResourceExt as _, api::LogParams};
 
 use drover::{
-    api::{Migration, MigrationSpec, Outcome, Phase, Role, attestation::attestation_name, migration::condition},
+    api::{Migration, MigrationSpec, Outcome, Phase, Role, attestation::attestation_name},
     markers::{Claim, GATE_ROOT},
 };
 
@@ -239,6 +239,15 @@ impl Moving {
         lab::on_node("n1", &format!("rm {kept}"));
     }
 
+    /// Of a pod that has ended, and whose place nothing takes: nothing of it runs, nothing of its migration is left on the nodes.
+    #[track_caller]
+    pub fn leaves_nothing(&self) {
+        eventually(AFTER_SWEEP, || {
+            let (running, left) = (self.namespace.running(), self.namespace.on_nodes(&self.migration, &[]));
+            (!running.is_empty() || !left.is_empty()).then(|| format!("nothing runs and nothing is left; there are {running:?}\n{left}"))
+        });
+    }
+
     /// The source counts without a gap; read anew, since a fault may have ended the reading.
     pub async fn source_goes_on(&self) {
         let anew = self.namespace.follow("c", "c").await;
@@ -250,7 +259,7 @@ impl Moving {
 
 /// Whether a migration is held for this reason.
 pub fn is_held(migration: &Migration, reason: &str) -> bool {
-    status(migration).conditions.iter().any(|c| c.type_ == condition::HELD && c.status == "True" && c.reason == reason)
+    status(migration).held().is_some_and(|held| held.reason == reason)
 }
 
 impl Namespace {

@@ -13,6 +13,8 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 
+use crate::adapters::processes::{is_gone, pids};
+
 /// containerd's IDs have 64 hexadecimal digits.
 const SHORTEST_ID: usize = 32;
 
@@ -66,12 +68,8 @@ fn processes(proc: &Path, container: &str) -> io::Result<Vec<Pid>> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{container:?} is no container ID")));
     }
     let mut found = vec![];
-    for entry in std::fs::read_dir(proc)? {
-        let name = entry?.file_name();
-        let pid = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
-        if let Some(pid) = pid
-            && is_in(proc, pid, container)?
-        {
+    for pid in pids(proc)?.into_iter().filter_map(Pid::from_raw) {
+        if is_in(proc, pid, container)? {
             found.push(pid);
         }
     }
@@ -82,7 +80,7 @@ fn processes(proc: &Path, container: &str) -> io::Result<Vec<Pid>> {
 fn is_in(proc: &Path, pid: Pid, container: &str) -> io::Result<bool> {
     match std::fs::read(proc.join(pid.to_string()).join("cgroup")) {
         Ok(cgroup) => Ok(String::from_utf8_lossy(&cgroup).contains(container)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Ok(false),
+        Err(error) if is_gone(&error) => Ok(false),
         Err(error) => Err(error),
     }
 }

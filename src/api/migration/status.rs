@@ -7,7 +7,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Outcome, Phase, Verdict};
+use super::{Outcome, Phase, Verdict, condition};
 use crate::api::attestation::ContainerId;
 
 /// What has happened so far.
@@ -122,6 +122,12 @@ impl MigrationStatus {
     #[must_use]
     pub fn is_source_first(&self) -> bool {
         self.source_first == Some(true)
+    }
+
+    /// The condition `Held` while it is true: why it needs a person.
+    #[must_use]
+    pub fn held(&self) -> Option<&Condition> {
+        self.conditions.iter().find(|c| c.type_ == condition::HELD && c.status == "True")
     }
 }
 

@@ -16,10 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Seen, can_leave, cools_down, failed};
 use crate::{
-    api::{
-        migration::condition,
-        policy::{Trigger, Unmovable},
-    },
+    api::policy::{Trigger, Unmovable},
     domain::{admission::active_migration, migration::age},
 };
 
@@ -139,7 +136,7 @@ fn word(target: &TargetPod, namespace: Option<&str>, seen: &Seen, now: Timestamp
     let is_it = |pod: &&k8s_openapi::api::core::v1::Pod| pod.metadata.uid.as_ref() == Some(&target.uid) && pod.namespace().as_deref() == namespace;
     let Some(pod) = seen.pods.iter().find(is_it) else { return (true, "the pod is not here any more".to_owned()) };
     if let Some(migration) = active_migration(pod, &seen.migrations) {
-        let held = migration.status.iter().flat_map(|status| &status.conditions).find(|c| c.type_ == condition::HELD && c.status == "True");
+        let held = migration.status.as_ref().and_then(|status| status.held());
         let held = held.map(|held| format!(", held for {}: {}", held.reason, held.message)).unwrap_or_default();
         return (false, format!("it moves with its memory: Migration {} is in phase {}{held}", migration.name_any(), migration.phase()));
     }

@@ -48,9 +48,8 @@ const CLEAN_PATIENCE: Duration = Duration::from_secs(45);
 impl Course<'_> {
     pub(super) fn finish_fallback(&self, mut status: MigrationStatus) -> Step {
         let (Some(source), Some(fallback)) = (status.source.clone(), status.fallback.clone()) else { return Step::wait() };
-        if let Some(given_up) = &status.given_up {
-            let since = given_up.0;
-            return self.end_given_up(status, &source, &fallback, since);
+        if status.given_up.is_some() {
+            return self.end_given_up(status, &source.node_name, &fallback);
         }
         let said = self.observed.fallback_status();
         // R4: a pod that is being deleted is no copy; its agent confirms only what is written here, and until then the archives stay.
@@ -154,30 +153,29 @@ impl Course<'_> {
     }
 
     /// Nothing is asked of what a restore may have come to: the pod is deleted like any other, and only its kubelet's word ends it.
-    fn end_given_up(&self, status: MigrationStatus, source: &SourceStatus, fallback: &ReplacementStatus, since: Timestamp) -> Step {
+    fn end_given_up(&self, mut status: MigrationStatus, node: &str, fallback: &ReplacementStatus) -> Step {
         if let Some(step) = self.remove_failed(&status) {
             return step;
         }
         let is_ours = |pod: &&Pod| pod.metadata.uid.as_ref() == Some(&fallback.uid) || observed::is_our_fallback(pod, self.migration);
         if let Some(pod) = self.observed.source.as_ref().filter(is_ours) {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
-            return if is_going(pod) {
-                self.await_end(status, source, since, "end the pod")
-            } else {
-                Step::perform(vec![Effect::DeleteFallback { uid }])
-            };
+            return if is_going(pod) { self.await_end(status, node, "end the pod") } else { Step::perform(vec![Effect::DeleteFallback { uid }]) };
         }
         let cleaned = self.observed.fallback_attestation.is_none() || self.observed.fallback_status().cleaned.is_some();
         match self.observed.source_status().cleaned.as_ref().filter(|_| cleaned) {
-            Some(collected) => self.end_onto_source(status, collected.at.0, Outcome::GivenUp),
-            None => self.await_end(status, source, since, "give the archives their lasting names"),
+            Some(collected) => {
+                let reason = before_waiting(&status.message).to_owned();
+                status.message = reason;
+                self.end_onto_source(status, collected.at.0, Outcome::GivenUp)
+            }
+            None => self.await_end(status, node, "give the archives their lasting names"),
         }
     }
 
-    fn await_end(&self, status: MigrationStatus, source: &SourceStatus, since: Timestamp, what: &str) -> Step {
-        let node = &source.node_name;
+    fn await_end(&self, status: MigrationStatus, node: &str, what: &str) -> Step {
         let message = format!("{}{WAITING} {node} to {what}", before_waiting(&status.message));
-        if self.since(since) <= PATIENCE {
+        if status.given_up.as_ref().is_some_and(|at| self.since(at.0) <= PATIENCE) {
             return Step::told(status, &message);
         }
         self.waits_for(status, node, &message, "The checkpoint stays there.")
@@ -206,22 +204,14 @@ impl Course<'_> {
         if !there && self.observed.destination_ready != Some(false) && self.since(collected) <= CLEAN_PATIENCE {
             return Step { after: Some(Duration::from_secs(1)), ..Step::default() };
         }
-        if self.observed.pull_credentials_left {
-            return Step::perform(vec![Effect::RemovePullCredentials]);
+        if let Some(step) = self.leave_nothing() {
+            return step;
         }
-        if let Some(effect) = self.remove_rest(true).or_else(|| self.unlock()) {
-            return Step::perform(vec![effect]);
-        }
-        let reason = before_waiting(&status.message).to_owned();
-        status.message = reason;
         if !there {
             status.message.push_str("; the destination's agent does not answer and cleans up when it is back");
         }
         status.message.push_str(&self.kept());
-        status.clear_condition(condition::FROZEN, outcome.as_str(), self.now);
-        status.clear_condition(condition::HELD, outcome.as_str(), self.now);
-        status.finish(outcome, self.now);
-        Step::write(status)
+        self.end(status, outcome)
     }
 }
 

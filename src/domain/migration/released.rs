@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     api::{
-        MigrationStatus, Phase, Verdict,
+        MigrationStatus, Outcome, Phase, Verdict,
         attestation::Remark,
         migration::{ReplacementStatus, RestoredContainer, condition},
     },
@@ -161,11 +161,8 @@ impl Course<'_> {
         if !collected && self.since(confirmed.at.0) <= CLEAN_PATIENCE {
             return Step::told(status, "the copy is confirmed; waiting for the source node's agent to collect its archives");
         }
-        if self.observed.pull_credentials_left {
-            return Step::perform(vec![Effect::RemovePullCredentials]);
-        }
-        if let Some(effect) = self.remove_rest(true).or_else(|| self.unlock()) {
-            return Step::perform(vec![effect]);
+        if let Some(step) = self.leave_nothing() {
+            return step;
         }
         let outcome = verdict::outcome(Verdict::Commit, status.resolved.is_some());
         match &status.resolved {
@@ -176,10 +173,7 @@ impl Course<'_> {
             let left = self.uncollected(&status);
             status.message.push_str(&left);
         }
-        status.clear_condition(condition::FROZEN, outcome.as_str(), self.now);
-        status.clear_condition(condition::HELD, outcome.as_str(), self.now);
-        status.finish(outcome, self.now);
-        Step::write(status)
+        self.end(status, outcome)
     }
 
     pub(super) fn finish_rollback(&self, mut status: MigrationStatus) -> Step {
@@ -215,11 +209,8 @@ impl Course<'_> {
         if !cleaned && waited <= CLEAN_PATIENCE {
             return Step { after: Some(Duration::from_secs(1)), ..Step::default() };
         }
-        if self.observed.pull_credentials_left {
-            return Step::perform(vec![Effect::RemovePullCredentials]);
-        }
-        if let Some(effect) = self.remove_rest(true).or_else(|| self.unlock()) {
-            return Step::perform(vec![effect]);
+        if let Some(step) = self.leave_nothing() {
+            return step;
         }
         let reason = before_waiting(&status.message).to_owned();
         status.message = reason;
@@ -227,9 +218,22 @@ impl Course<'_> {
             status.message.push_str("; the destination's agent does not answer and cleans up when it is back");
         }
         status.message.push_str(&self.kept());
-        status.clear_condition(condition::FROZEN, "RolledBack", self.now);
-        status.clear_condition(condition::HELD, "RolledBack", self.now);
-        status.finish(verdict::outcome(Verdict::Rollback, status.resolved.is_some()), self.now);
+        let outcome = verdict::outcome(Verdict::Rollback, status.resolved.is_some());
+        self.end(status, outcome)
+    }
+
+    /// What is removed last, whatever the outcome; none where nothing is left.
+    pub(super) fn leave_nothing(&self) -> Option<Step> {
+        let credentials = self.observed.pull_credentials_left.then_some(Effect::RemovePullCredentials);
+        let effect = credentials.or_else(|| self.remove_rest(true)).or_else(|| self.unlock())?;
+        Some(Step::perform(vec![effect]))
+    }
+
+    /// The end, with the message that stands.
+    pub(super) fn end(&self, mut status: MigrationStatus, outcome: Outcome) -> Step {
+        status.clear_condition(condition::FROZEN, outcome.as_str(), self.now);
+        status.clear_condition(condition::HELD, outcome.as_str(), self.now);
+        status.finish(outcome, self.now);
         Step::write(status)
     }
 

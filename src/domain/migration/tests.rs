@@ -205,7 +205,7 @@ impl Walk {
     }
 
     fn is_held(&self) -> bool {
-        self.status().conditions.iter().any(|c| c.type_ == condition::HELD && c.status == "True")
+        self.status().held().is_some()
     }
 
     fn status(&self) -> &MigrationStatus {
