@@ -84,7 +84,8 @@ pub use crate::domain::tasks::{Task, TaskState};
 pub trait Runtime: Send + Sync {
     /// All containers of a pod, ended ones too, the sandbox not.
     async fn tasks(&self, pod_uid: &str) -> PortResult<Vec<Task>>;
-    /// Pauses a task so that nothing of it executes; nothing happens where it is paused already. Returns when it is paused.
+    /// Pauses a task so that nothing of it executes, and nothing of it is where CRIU could not checkpoint it; nothing happens where it is paused already.
+    /// Returns when it is paused.
     async fn pause(&self, id: &str) -> PortResult<()>;
     /// Resumes a paused task; nothing happens where it runs already or is gone.
     async fn resume(&self, id: &str) -> PortResult<()>;

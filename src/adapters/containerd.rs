@@ -11,6 +11,7 @@ mod images;
 mod metrics;
 mod pids;
 mod tasks;
+mod vfork;
 
 use std::{
     path::{Path, PathBuf},

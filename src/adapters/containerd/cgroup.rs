@@ -59,6 +59,28 @@ pub(super) fn is_empty(root: &Path, cgroups_path: &str) -> io::Result<bool> {
     }
 }
 
+/// IDs of the processes in the cgroup and below it, as the PID namespace of the reader has them.
+///
+/// # Errors
+/// Where neither cgroup version has it there.
+pub(super) fn members(root: &Path, cgroups_path: &str) -> io::Result<Vec<i32>> {
+    let folder = folder(cgroups_path);
+    let found = [root.join("freezer"), root.to_owned()].into_iter().map(|root| root.join(&folder)).find(|folder| folder.is_dir());
+    let mut folders = vec![found.ok_or(io::ErrorKind::NotFound)?];
+    let mut members = vec![];
+    while let Some(folder) = folders.pop() {
+        let listed = std::fs::read_to_string(folder.join("cgroup.procs"))?;
+        members.extend(listed.lines().filter_map(|pid| pid.trim().parse::<i32>().ok()));
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    Ok(members)
+}
+
 /// The processes in a cgroup whose path names this container, as every runtime and driver has it.
 ///
 /// # Errors
@@ -136,6 +158,19 @@ mod tests {
         std::fs::write(root.path().join("b/cpu.stat"), "usage_usec 5\nuser_usec 1\n").unwrap();
         assert_eq!(cpu_nanos(root.path(), "/b").unwrap(), 5000);
         assert!(cpu_nanos(root.path(), "/c").is_err());
+    }
+
+    #[test]
+    fn the_processes_of_the_cgroups_below_are_the_containers_too() {
+        let root = tempfile::tempdir().unwrap();
+        for (folder, pids) in [("freezer/a", "7\n"), ("freezer/a/below", "9\n11\n"), ("freezer/b", ""), ("c", "13\n")] {
+            std::fs::create_dir_all(root.path().join(folder)).unwrap();
+            std::fs::write(root.path().join(folder).join("cgroup.procs"), pids).unwrap();
+        }
+        assert_eq!(members(root.path(), "/a").unwrap(), [7, 9, 11]);
+        assert!(members(root.path(), "/b").unwrap().is_empty());
+        assert_eq!(members(root.path(), "/c").unwrap(), [13], "cgroup v2");
+        assert_eq!(members(root.path(), "/d").unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use containerd_client::{
 use k8s_cri::v1::ContainerState;
 use tonic::{Code, transport::Channel};
 
-use super::{Containerd, LARGEST_ANSWER, TASK_CALL, cgroup, failure, metrics, request, task_request};
+use super::{Containerd, LARGEST_ANSWER, TASK_CALL, cgroup, failure, metrics, request, task_request, vfork};
 use crate::{
     domain::ids::is_uid,
     ports::{Failure, PortError, PortResult, Runtime, Task, TaskState},
@@ -27,6 +27,9 @@ const SIGKILL: u32 = 9;
 
 /// Between two looks at a task that is being paused. Not a guess at how long it takes, only how often it is asked.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// How long a freeze is tried again for a process that is caught between vfork and exec each time. Seldom more than some 10 us pass between the two.
+const VFORK_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Containerd {
     pub(super) fn tasks_client(&self) -> TasksClient<Channel> {
@@ -106,6 +109,28 @@ impl Containerd {
             Err(PortError::transient(format!("task {id} was not paused within {TASK_CALL:?}; a process in it may be stuck in the kernel")))
         })
     }
+
+    async fn pause_once(&self, id: &str) -> PortResult<()> {
+        let pause = PauseTaskRequest { container_id: id.to_owned() };
+        if let Err(status) = self.tasks_client().pause(task_request(pause)).await {
+            // runc refuses to pause what is paused; that is the wish fulfilled.
+            if self.state(id).await != Ok(TaskState::Paused) {
+                return Err(failure(&format!("pause task {id}"), &status));
+            }
+        }
+        self.wait_paused(id).await
+    }
+
+    /// Threads of a paused task that CRIU could not seize; none where that cannot be read, for CRIU says so itself, only later.
+    async fn in_vfork(&self, id: &str) -> Vec<i32> {
+        match self.of_cgroup(id, vfork::waiting).await.and_then(|read| read.map_err(|error| self.unreadable(&error))) {
+            Ok(waiting) => waiting,
+            Err(error) => {
+                tracing::debug!(container = id, %error, "cannot tell whether a process is in vfork");
+                vec![]
+            }
+        }
+    }
 }
 
 #[async_trait]
@@ -138,14 +163,24 @@ impl Runtime for Containerd {
     }
 
     async fn pause(&self, id: &str) -> PortResult<()> {
-        let pause = PauseTaskRequest { container_id: id.to_owned() };
-        if let Err(status) = self.tasks_client().pause(task_request(pause)).await {
-            // runc refuses to pause what is paused; that is the wish fulfilled.
-            if self.state(id).await != Ok(TaskState::Paused) {
-                return Err(failure(&format!("pause task {id}"), &status));
+        let given_up = tokio::time::Instant::now() + VFORK_PATIENCE;
+        loop {
+            self.pause_once(id).await?;
+            let waiting = self.in_vfork(id).await;
+            if waiting.is_empty() {
+                return Ok(());
             }
+            if tokio::time::Instant::now() >= given_up {
+                return Err(PortError::permanent(format!(
+                    "a process of container {id} (thread {} on its node) waits in vfork for a child that executes no program and does not end: CRIU \
+                     cannot checkpoint that; try again when it has gone on",
+                    waiting[0]
+                )));
+            }
+            tracing::debug!(container = id, threads = ?waiting, "frozen between vfork and exec, which CRIU cannot checkpoint: once more");
+            self.resume(id).await?;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
-        self.wait_paused(id).await
     }
 
     async fn resume(&self, id: &str) -> PortResult<()> {
