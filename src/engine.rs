@@ -107,8 +107,8 @@ async fn observe(
         // One read where both have one name, so that they never contradict each other. One that was refused has none, and its pod may be gone.
         observed.replacement = match observed.replacement_name.as_str() {
             "" => None,
-            name if name == source_name => observed.source.clone(),
-            name => cluster.pod(namespace, name).await?,
+            name if name == source_name && migration.elsewhere().is_none() => observed.source.clone(),
+            name => cluster.pod(migration.replacement_namespace().unwrap_or_default(), name).await?,
         };
         observed.destination_attestation = attestation(cluster, migration, namespace, name, Role::Destination).await?;
         if let Some(placeholder) = &placeholder {
@@ -135,7 +135,7 @@ async fn observe(
     if status.phase == Phase::Preflight {
         observed.fresh_repository = fresh_repository();
         if let Some(pod) = &observed.source {
-            let facts = facts(pod, cluster, now).await?;
+            let facts = facts(migration, pod, cluster, now).await?;
             observed.rooms = rooms(&facts.nodes);
             observed.blockers = preflight::examine(migration, pod, &facts);
             observed.blockers.extend(disruption::blocker(pod, &observed.budgets));
@@ -168,9 +168,13 @@ fn rooms(nodes: &[NodeView]) -> BTreeMap<String, Room> {
     nodes.iter().filter_map(|node| Some((node.name.clone(), room(node.profile.as_ref()?)))).collect()
 }
 
-async fn facts(pod: &Pod, cluster: &dyn Cluster, now: Timestamp) -> PortResult<Facts> {
+async fn facts(migration: &Migration, pod: &Pod, cluster: &dyn Cluster, now: Timestamp) -> PortResult<Facts> {
     let claims = cluster.claims(pod).await?;
-    Ok(Facts { nodes: cluster.nodes().await?, active_migrations: cluster.active_migrations().await?, claims: Some(claims), now })
+    let grants = match migration.elsewhere() {
+        Some(namespace) => cluster.grants(namespace).await?,
+        None => vec![],
+    };
+    Ok(Facts { nodes: cluster.nodes().await?, active_migrations: cluster.active_migrations().await?, grants, claims: Some(claims), now })
 }
 
 async fn perform(migration: &Migration, observed: &Observed, effects: &[Effect], cluster: &dyn Cluster, now: Timestamp) -> PortResult<()> {
@@ -209,7 +213,7 @@ async fn pod_for(effect: &Effect, migration: &Migration, observed: &Observed, cl
 async fn waiting_replacement(migration: &Migration, observed: &Observed, cluster: &dyn Cluster, now: Timestamp) -> PortResult<Pod> {
     let source = observed.source.as_ref().ok_or_else(|| PortError::permanent("the source pod is gone"))?;
     let node = source.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
-    let nodes = preflight::capable_nodes(&node, &migration.spec.destination, &facts(source, cluster, now).await?);
+    let nodes = preflight::capable_nodes(&node, &migration.spec.destination, &facts(migration, source, cluster, now).await?);
     if nodes.is_empty() {
         return Err(PortError::permanent("no node can take the pod any more"));
     }

@@ -11,7 +11,7 @@ use k8s_openapi::api::{
 };
 
 use crate::{
-    api::{Attestation, AttestationStatus, Migration, MigrationStatus, NodeProfileStatus, attestation::PushedImage},
+    api::{Attestation, AttestationStatus, Migration, MigrationGrant, MigrationStatus, NodeProfileStatus, attestation::PushedImage},
     domain::{
         ids::Digest,
         init_container::StandIn,
@@ -260,6 +260,10 @@ pub trait Cluster: Send + Sync {
     async fn attestation(&self, namespace: &str, name: &str) -> PortResult<Option<Attestation>>;
     /// The labels by which a ReplicaSet or Job of this UID selects its pods; empty where it is gone.
     async fn owner_selector(&self, namespace: &str, kind: owner::Kind, name: &str, uid: &str) -> PortResult<BTreeMap<String, String>>;
+    /// What lets pods of other namespaces move into this one.
+    async fn grants(&self, _namespace: &str) -> PortResult<Vec<MigrationGrant>> {
+        Ok(vec![])
+    }
     /// The controllers of a namespace that adopt pods by their labels alone.
     async fn adopters(&self, _namespace: &str) -> PortResult<Vec<owner::Adopter>> {
         Ok(vec![])

@@ -42,6 +42,7 @@ mod kubelet_auth;
 mod meddling;
 mod mends;
 mod moves;
+mod namespaces;
 mod no_gate;
 mod notifications;
 mod owners;

@@ -21,9 +21,12 @@ use std::{
 
 use futures::FutureExt as _;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Namespace as KubeNamespace, Pod, ServiceAccount};
+use k8s_openapi::{
+    api::core::v1::{Namespace as KubeNamespace, Pod, ServiceAccount},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
 use kube::{
-    Api, Client, Config,
+    Api, Client, Config, Resource as _,
     api::{DeleteParams, ObjectMeta, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
     runtime::wait::await_condition,
@@ -56,7 +59,7 @@ pub fn with_namespace<F: Future<Output = ()>>(name: &str, test: impl FnOnce(Name
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let begun = Instant::now();
     runtime.block_on(async {
-        let namespace = Namespace::create(name).await;
+        let namespace = Namespace::create(name, None).await;
         let ended = AssertUnwindSafe(tokio::time::timeout(LIMIT, test(namespace.clone()))).catch_unwind().await;
         let failure: Option<Box<dyn std::any::Any + Send>> = match ended {
             Ok(Ok(())) => None,
@@ -82,11 +85,19 @@ pub async fn config() -> Config {
 }
 
 impl Namespace {
-    async fn create(name: &str) -> Self {
+    /// Another namespace, which goes with this one.
+    pub async fn beside(&self, name: &str) -> Self {
+        let own = Api::<KubeNamespace>::all(self.client.clone()).get(&self.name).await.unwrap();
+        Self::create(name, own.controller_owner_ref(&())).await
+    }
+
+    async fn create(name: &str, owner: Option<OwnerReference>) -> Self {
         let client = Client::try_from(config().await).unwrap();
         let millis = Timestamp::now().as_millisecond() % 100_000_000;
         let namespace = Self { client: client.clone(), name: format!("e2e-{name}-{millis}"), since: Timestamp::now() };
-        let object = KubeNamespace { metadata: ObjectMeta { name: Some(namespace.name.clone()), ..Default::default() }, ..Default::default() };
+        let owner_references = owner.map(|owner| vec![owner]);
+        let metadata = ObjectMeta { name: Some(namespace.name.clone()), owner_references, ..Default::default() };
+        let object = KubeNamespace { metadata, ..Default::default() };
         Api::<KubeNamespace>::all(client).create(&PostParams::default(), &object).await.unwrap();
         // Pods are refused before it is there.
         let accounts: Api<ServiceAccount> = Api::namespaced(namespace.client.clone(), &namespace.name);

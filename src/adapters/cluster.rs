@@ -34,7 +34,7 @@ use serde_json::json;
 use super::kube_error::{found, port_error};
 use crate::{
     api::{
-        Attestation, AttestationSpec, Migration, MigrationStatus, NodeProfile, Role,
+        Attestation, AttestationSpec, Migration, MigrationGrant, MigrationStatus, NodeProfile, Role,
         attestation::attestation_name,
         migration::{ReplacementStatus, SourceStatus},
     },
@@ -67,18 +67,24 @@ impl KubeCluster {
         Self { recorder: Recorder::new(client.clone(), reporter), client, namespace: namespace.into(), inbox }
     }
 
+    /// The pods of the Migration's own namespace, where the source is, and a fallback.
     fn pods(&self, migration: &Migration) -> Api<Pod> {
         Api::namespaced(self.client.clone(), &migration.namespace().unwrap_or_default())
+    }
+
+    /// The pods of the namespace in which the replacement is.
+    fn replacements(&self, migration: &Migration) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), migration.replacement_namespace().unwrap_or_default())
     }
 
     fn migrations(&self, migration: &Migration) -> Api<Migration> {
         Api::namespaced(self.client.clone(), &migration.namespace().unwrap_or_default())
     }
 
-    async fn patch_pod(&self, migration: &Migration, name: &str, doing: &str, patch: serde_json::Value) -> PortResult<Pod> {
+    async fn patch_pod(&self, pods: &Api<Pod>, name: &str, doing: &str, patch: serde_json::Value) -> PortResult<Pod> {
         let patch: json_patch::Patch = serde_json::from_value(patch).map_err(|e| PortError::permanent(format!("failed to {doing}: {e}")))?;
         let params = PatchParams { field_manager: Some(keys::MANAGER.into()), ..PatchParams::default() };
-        match self.pods(migration).patch(name, &params, &Patch::<Pod>::Json(patch)).await {
+        match pods.patch(name, &params, &Patch::<Pod>::Json(patch)).await {
             Err(kube::Error::Api(status)) if is_failed_test(&status) => {
                 Err(PortError::new(Failure::Conflict, format!("failed to {doing}: the pod has changed")))
             }
@@ -110,9 +116,10 @@ impl KubeCluster {
         }
     }
 
-    async fn create_replacement(&self, migration: &Migration, pod: &Pod) -> PortResult<()> {
+    async fn create_replacement(&self, pod: &Pod) -> PortResult<()> {
         let params = PostParams { field_manager: Some(keys::MANAGER.into()), ..PostParams::default() };
-        match self.pods(migration).create(&params, pod).await {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+        match pods.create(&params, pod).await {
             Ok(_) => Ok(()),
             // Made by an earlier try, or somebody else's: the next look tells them apart.
             Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
@@ -132,18 +139,18 @@ impl KubeCluster {
     }
 
     async fn claim(&self, migration: &Migration, uid: &str) -> PortResult<()> {
-        let replacement = claimed(migration, uid)?;
+        let (pods, replacement) = self.claimed(migration, uid)?;
         let claim = format!("/metadata/annotations/{}", keys::CLAIM.replace('/', "~1"));
         let patch = json!([
             {"op": "test", "path": "/metadata/uid", "value": uid},
             {"op": "add", "path": claim, "value": migration.uid()},
         ]);
-        self.patch_pod(migration, &replacement.name, "release the replacement", patch).await.map(drop)
+        self.patch_pod(&pods, &replacement.name, "release the replacement", patch).await.map(drop)
     }
 
     async fn write_images(&self, migration: &Migration, uid: &str, images: &BTreeMap<String, String>) -> PortResult<()> {
-        let replacement = claimed(migration, uid)?;
-        let Some(pod) = found(self.pods(migration).get(&replacement.name).await, "read the replacement")? else {
+        let (pods, replacement) = self.claimed(migration, uid)?;
+        let Some(pod) = found(pods.get(&replacement.name).await, "read the replacement")? else {
             return Err(PortError::new(Failure::Conflict, "the replacement is gone"));
         };
         let mut patch = vec![json!({"op": "test", "path": "/metadata/uid", "value": uid})];
@@ -156,7 +163,13 @@ impl KubeCluster {
                 }
             }
         }
-        self.patch_pod(migration, &replacement.name, "write the pod's images", patch.into()).await.map(drop)
+        self.patch_pod(&pods, &replacement.name, "write the pod's images", patch.into()).await.map(drop)
+    }
+
+    /// The pod of the migration that is to be restored, and where it is: the replacement, or the fallback.
+    fn claimed<'a>(&self, migration: &'a Migration, uid: &str) -> PortResult<(Api<Pod>, &'a ReplacementStatus)> {
+        let fallback = migration.status.as_ref().and_then(|s| s.fallback.as_ref()).filter(|f| f.uid == uid);
+        fallback.map_or_else(|| Ok((self.replacements(migration), replacement_of(migration)?)), |fallback| Ok((self.pods(migration), fallback)))
     }
 
     async fn write_finalizers(&self, migration: &Migration, finalizers: Vec<String>) -> PortResult<()> {
@@ -210,6 +223,12 @@ impl Cluster for KubeCluster {
         self.adopters_in(namespace).await
     }
 
+    async fn grants(&self, namespace: &str) -> PortResult<Vec<MigrationGrant>> {
+        let api: Api<MigrationGrant> = Api::namespaced(self.client.clone(), namespace);
+        let grants = api.list(&ListParams::default()).await.map_err(|e| port_error("list the migration grants", &e))?;
+        Ok(grants.items)
+    }
+
     async fn nodes(&self) -> PortResult<Vec<NodeView>> {
         node_views(&self.client).await
     }
@@ -260,7 +279,7 @@ impl Cluster for KubeCluster {
             Effect::CreateAttestation { role, node, pod_uid } => self.create_attestation(migration, *role, node, pod_uid).await,
             Effect::LayOutPullCredentials => self.lay_out_pull_credentials(migration).await,
             Effect::RemovePullCredentials => self.remove_pull_credentials(migration).await,
-            Effect::CreateReplacement | Effect::CreateSameName | Effect::CreateFallback => self.create_replacement(migration, made()?).await,
+            Effect::CreateReplacement | Effect::CreateSameName | Effect::CreateFallback => self.create_replacement(made()?).await,
             Effect::RehearseReplacement => self.rehearse(migration, made()?).await,
             Effect::KeepTemplate => self.keep_template(migration, made()?).await,
             Effect::RemoveTemplate => self.remove_template(migration).await,
@@ -273,7 +292,7 @@ impl Cluster for KubeCluster {
             Effect::RewriteImages { uid } => self.write_images(migration, uid, &replacement::checkpoint_images(migration)).await,
             Effect::DeleteReplacement { uid, force } => {
                 let name = &replacement_of(migration)?.name;
-                delete(&self.pods(migration), name, Some(uid), *force, "delete the replacement").await
+                delete(&self.replacements(migration), name, Some(uid), *force, "delete the replacement").await
             }
             Effect::MarkSurplus { uid } => self.mark_surplus(migration, uid).await,
             Effect::ReleaseSource { uid } => self.release_source(migration, uid).await,
@@ -359,12 +378,6 @@ fn source_of(migration: &Migration) -> PortResult<&SourceStatus> {
 fn replacement_of(migration: &Migration) -> PortResult<&ReplacementStatus> {
     let replacement = migration.status.as_ref().and_then(|s| s.replacement.as_ref());
     replacement.ok_or_else(|| PortError::permanent("the Migration's status names no replacement"))
-}
-
-/// The pod of the migration that is to be restored: the replacement, or the fallback.
-fn claimed<'a>(migration: &'a Migration, uid: &str) -> PortResult<&'a ReplacementStatus> {
-    let fallback = migration.status.as_ref().and_then(|s| s.fallback.as_ref()).filter(|f| f.uid == uid);
-    fallback.map_or_else(|| replacement_of(migration), Ok)
 }
 
 #[cfg(test)]

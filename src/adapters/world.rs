@@ -69,6 +69,9 @@ impl WorldSource for KubeWorld {
         } else if needs.claim {
             world.migrations = list(Api::<Migration>::namespaced(client(), namespace), "migrations").await?;
         }
+        if let Some(elsewhere) = needs.elsewhere.as_deref().filter(|elsewhere| *elsewhere != namespace && !needs.is_empty()) {
+            world.migrations.extend(list(Api::<Migration>::namespaced(client(), elsewhere), "migrations").await?);
+        }
         Ok(world)
     }
 

@@ -60,8 +60,10 @@ pub struct MigrationSpec {
     #[serde(default, skip_serializing_if = "Destination::is_empty")]
     pub destination: Destination,
 
-    /// Namespace of the replacement. Default: the pod's own.
+    /// Namespace of the replacement. Default: the pod's own. Another one needs a MigrationGrant there, and whoever makes the Migration must be allowed to
+    /// create pods there and to exec into pods here: the copy has the pod's memory.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
     pub destination_namespace: Option<String>,
 
     /// Containers that are restored; the others start fresh. All are frozen. Default: all.
@@ -267,6 +269,24 @@ impl Migration {
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.status.as_ref().map_or(Phase::Pending, |s| s.phase)
+    }
+
+    /// The namespace that the pod leaves its own for, if it does.
+    #[must_use]
+    pub fn elsewhere(&self) -> Option<&str> {
+        self.spec.destination_namespace.as_deref().filter(|namespace| Some(*namespace) != self.metadata.namespace.as_deref())
+    }
+
+    /// Whether pods of the migration are in this namespace: its own, or the replacement's.
+    #[must_use]
+    pub fn is_in(&self, namespace: Option<&str>) -> bool {
+        self.metadata.namespace.as_deref() == namespace || self.replacement_namespace() == namespace
+    }
+
+    /// Namespace of the replacement.
+    #[must_use]
+    pub fn replacement_namespace(&self) -> Option<&str> {
+        self.elsewhere().or(self.metadata.namespace.as_deref())
     }
 
     /// The verdict, if one stands.

@@ -34,6 +34,9 @@ pub struct Args {
     /// Namespace of the pod
     #[arg(long, short, default_value = "default")]
     namespace: String,
+    /// Namespace that it would move to, if not its own
+    #[arg(long)]
+    to_namespace: Option<String>,
     /// The pod keeps its name, and its source goes first
     #[arg(long)]
     keep_name: bool,
@@ -71,6 +74,7 @@ impl Args {
         let stem: String = self.pod.chars().take(STEM).collect();
         migration.metadata.name = None;
         migration.metadata.generate_name = Some(format!("check-{}-", stem.trim_end_matches(['-', '.'])));
+        migration.spec.destination_namespace.clone_from(&self.to_namespace);
         migration.spec.check_only = true;
         migration.spec.ttl_seconds_after_finished = Some(TTL);
         Ok(migration)
@@ -128,7 +132,7 @@ mod tests {
         let pod: Pod = serde_json::from_value(serde_json::json!({"metadata": {"name": "web-0", "ownerReferences": [
             {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web", "uid": "u", "controller": true}]}}))
         .unwrap();
-        let args = Args { pod: "web-0".into(), to: Some("n2".into()), namespace: "d".into(), keep_name: false };
+        let args = Args { pod: "web-0".into(), to: Some("n2".into()), namespace: "d".into(), to_namespace: None, keep_name: false };
         let migration = args.migration(&pod).unwrap();
         assert!(migration.spec.check_only && migration.spec.keep_name && migration.spec.ttl_seconds_after_finished == Some(TTL));
         assert_eq!(migration.metadata.generate_name.as_deref(), Some("check-web-0-"));

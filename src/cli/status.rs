@@ -117,8 +117,9 @@ fn table(migration: &Migration) -> String {
     let from = status.source.as_ref().map_or("?", |s| s.node_name.as_str());
     let to = status.destination.as_ref().map_or("?", |d| d.node_name.as_str());
     let replacement = status.replacement.as_ref().map_or("?", |r| r.name.as_str());
+    let elsewhere = migration.elsewhere().map(|namespace| format!("{namespace}/")).unwrap_or_default();
     let pod = status.source.as_ref().map_or_else(|| migration.spec.pod_name.clone().unwrap_or_default(), |s| s.name.clone());
-    let _ = writeln!(text, "{pod} on {from} -> {replacement} on {to}");
+    let _ = writeln!(text, "{pod} on {from} -> {elsewhere}{replacement} on {to}");
     for timing in status.phases.iter().filter(|timing| timing.phase != Phase::Done) {
         let millis = timing.millis.map_or_else(|| "…".to_owned(), |ms| ms.to_string());
         let _ = writeln!(text, "  {:<18} {millis:>8} ms", timing.phase.as_str());

@@ -149,7 +149,7 @@ fn concerned(migrations: &Store<Migration>, pod: &Pod) -> Vec<ObjectRef<Migratio
 /// ended, and a pod was made all the same that is not the moved one.
 #[must_use]
 pub fn concerns(migration: &Migration, pod: &Pod) -> bool {
-    if migration.namespace() != pod.namespace() {
+    if !migration.is_in(pod.metadata.namespace.as_deref()) {
         return false;
     }
     if migration.is_done() {

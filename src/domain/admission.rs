@@ -58,6 +58,8 @@ pub struct Needs {
     pub destination: bool,
     /// A claim appears: the namespace's Migrations are needed.
     pub claim: bool,
+    /// The pod's Migration is in this namespace, not in the pod's own: the Migrations there are needed too.
+    pub elsewhere: Option<String>,
 }
 
 impl Needs {
@@ -73,7 +75,7 @@ impl Needs {
 pub struct World {
     /// All nodes, and now. Who is active is read from `migrations`, which names them.
     pub facts: Facts,
-    /// All Migrations of the pod's namespace, ended ones too.
+    /// All Migrations of the pod's namespace, and of the one that it was moved from, ended ones too.
     pub migrations: Vec<Migration>,
     /// All policies.
     pub policies: Vec<MigrationPolicy>,
@@ -150,7 +152,11 @@ pub fn needs(change: Change<'_>, requester: &Requester) -> Needs {
             if !guard::forbidden_changes(old, new, requester).is_empty() {
                 return Needs::default();
             }
-            Needs { destination: destination::request(old, new).is_some_and(|r| r.is_new), claim: claim::appearing(old, new).is_some() }
+            Needs {
+                destination: destination::request(old, new).is_some_and(|r| r.is_new),
+                claim: claim::appearing(old, new).is_some(),
+                elsewhere: new.annotations().get(keys::REPLACES_IN).cloned(),
+            }
         }
     }
 }

@@ -45,12 +45,12 @@ pub struct Placement<'a> {
 }
 
 impl<'a> Placement<'a> {
-    /// Finds the Migration among those of the pod's namespace. None where no Migration knows the pod, whatever its annotations say: users can copy
+    /// Finds the Migration among those of the pod's namespace, and of the one that it says it was moved from. None where no Migration knows the pod, whatever its annotations say: users can copy
     /// them while the webhook is down.
     #[must_use]
     pub fn of(pod: &Pod, migrations: &'a [Migration]) -> Option<Self> {
         let uid = made_for(pod)?;
-        let migration = migrations.iter().find(|m| m.uid().as_deref() == Some(uid) && m.namespace() == pod.namespace())?;
+        let migration = migrations.iter().find(|m| m.uid().as_deref() == Some(uid) && m.is_in(pod.metadata.namespace.as_deref()))?;
         let status = migration.status.as_ref()?;
         let is = |made: &Option<ReplacementStatus>| made.as_ref().is_some_and(|made| names(made, pod));
         if is(&status.fallback) {

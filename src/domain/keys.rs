@@ -17,6 +17,9 @@ pub const LOCK: &str = "drover.dev/migration";
 pub const CLAIM: &str = "drover.dev/claim";
 /// Annotation and label on a replacement: UID of the Migration that made it.
 pub const REPLACES: &str = "drover.dev/replaces";
+
+/// Annotation of a replacement in another namespace than its Migration's: the Migration's.
+pub const REPLACES_IN: &str = "drover.dev/replaces-in";
 /// Annotation on a pod that goes on from the kept archive on the source node: UID of the Migration that made it (R13).
 pub const FALLBACK: &str = "drover.dev/fallback";
 /// Annotation: the pod's name before its first migration; replacements are named after it.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::LabelSelector};
 use kube::{
     ResourceExt as _,
     core::{Selector, SelectorExt as _},
@@ -16,11 +16,13 @@ use crate::api::{
 /// Whether a policy selects a pod. A selector that cannot be read selects nothing: a policy never permits by mistake.
 #[must_use]
 pub fn selects(policy: &MigrationPolicy, namespace: &BTreeMap<String, String>, pod: &Pod) -> bool {
-    let matches = |selector: &Option<_>, labels| match selector.clone() {
-        None => true,
-        Some(selector) => Selector::try_from(selector).is_ok_and(|s: Selector| s.matches(labels)),
-    };
-    matches(&policy.spec.namespace_selector, namespace) && matches(&policy.spec.pod_selector, pod.labels())
+    matches(policy.spec.namespace_selector.as_ref(), namespace) && matches(policy.spec.pod_selector.as_ref(), pod.labels())
+}
+
+/// Whether labels are selected: all are where there is no selector, none where it cannot be read.
+#[must_use]
+pub fn matches(selector: Option<&LabelSelector>, labels: &BTreeMap<String, String>) -> bool {
+    selector.is_none_or(|selector| Selector::try_from(selector.clone()).is_ok_and(|selector: Selector| selector.matches(labels)))
 }
 
 /// How a pod leaves its node on this occasion, if it does: the first policy, by name, that selects it and has the trigger.

@@ -1,6 +1,7 @@
 //! Every reason why a pod cannot be moved, all at once, each with its remedy; before anything is touched.
 
 mod claims;
+mod elsewhere;
 mod node;
 mod spec;
 
@@ -14,7 +15,7 @@ pub use node::{NodeView, PROFILE_LIFETIME, capable_nodes, destination_blockers, 
 pub use spec::{base_image, blockers, warnings};
 
 use super::{containers, keys, owner};
-use crate::api::{Migration, attestation::Finding};
+use crate::api::{Migration, MigrationGrant, attestation::Finding};
 
 /// One reason why a pod cannot be moved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +67,8 @@ pub struct Facts {
     pub nodes: Vec<NodeView>,
     /// UIDs of the migrations that have not ended.
     pub active_migrations: Vec<String>,
+    /// The grants of the namespace that the pod is to leave its own for.
+    pub grants: Vec<MigrationGrant>,
     /// The pod's claims by name; none where they were not looked up.
     pub claims: Option<BTreeMap<String, ClaimView>>,
     /// Now.
@@ -77,6 +80,7 @@ pub struct Facts {
 pub fn examine(migration: &Migration, pod: &Pod, facts: &Facts) -> Vec<Blocker> {
     let mut found = migration_blockers(migration);
     found.extend(pod_blockers(migration, pod));
+    found.extend(elsewhere::blockers(migration, pod, &facts.grants));
     found.extend(facts.claims.iter().flat_map(|known| claims::blockers(migration, pod, known)));
     if let Some(owner) = pod.annotations().get(keys::LOCK)
         && Some(owner) != migration.metadata.uid.as_ref()
@@ -86,6 +90,13 @@ pub fn examine(migration: &Migration, pod: &Pod, facts: &Facts) -> Vec<Blocker> 
             format!("metadata.annotations[{}]", keys::LOCK),
             format!("the pod is being moved by the migration with UID {owner}"),
             "wait until that one has ended, or delete it",
+        ));
+    }
+    if let Some(maker) = pod.annotations().get(keys::REPLACES).filter(|uid| facts.active_migrations.contains(uid)) {
+        found.push(Blocker::new(
+            format!("metadata.annotations[{}]", keys::REPLACES),
+            format!("the migration with UID {maker}, which makes this pod, has not ended"),
+            "wait until it has",
         ));
     }
     let source_node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
@@ -163,8 +174,7 @@ pub fn migration_blockers(migration: &Migration) -> Vec<Blocker> {
     };
     unsupported("spec.lane", spec.lane == Lane::Runtime, "use auto or image");
     unsupported("spec.containers", !spec.containers.is_empty(), "leave it out: all containers are restored");
-    let elsewhere = spec.destination_namespace.as_ref().is_some_and(|ns| Some(ns) != migration.metadata.namespace.as_ref());
-    unsupported("spec.destinationNamespace", elsewhere, "leave it out: the replacement is made in the pod's own namespace");
+    found.extend(elsewhere::name_blocker(migration));
     found
 }
 

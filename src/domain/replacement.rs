@@ -13,12 +13,13 @@ use super::{containers, ids, keys, preflight::base_image};
 use crate::api::Migration;
 
 /// Annotations that speak of one migration only, or that the API server's other clients own; they are not carried over.
-const NOT_CARRIED: [&str; 8] = [
+const NOT_CARRIED: [&str; 9] = [
     keys::FALLBACK,
     keys::REQUESTS,
     keys::LOCK,
     keys::CLAIM,
     keys::REPLACES,
+    keys::REPLACES_IN,
     keys::MIGRATE_TO,
     keys::MIGRATE_TO_BARE,
     "kubectl.kubernetes.io/last-applied-configuration",
@@ -33,6 +34,10 @@ const NOT_CARRIED: [&str; 8] = [
 pub fn build(source: &Pod, migration: &Migration, nodes: &[String]) -> Pod {
     let name = keys::replacement_name(&keys::base_name(source), &uid_of(migration));
     let mut pod = waiting(source, name, migration);
+    if let (Some(namespace), Some(own)) = (migration.elsewhere(), migration.metadata.namespace.clone()) {
+        pod.metadata.namespace = Some(namespace.to_owned());
+        pod.annotations_mut().insert(keys::REPLACES_IN.into(), own);
+    }
     // Its ReplicaSet, which has the source, must not count it yet.
     let owner = migration.status.as_ref().and_then(|status| status.source.as_ref()?.owner.as_ref());
     for key in owner.iter().flat_map(|owner| owner.tied_by.keys()) {

@@ -19,13 +19,16 @@ use axum::{
     routing::post,
 };
 use k8s_openapi::api::{core::v1::Pod, policy::v1::Eviction};
-use kube::core::admission::{AdmissionRequest, Operation};
+use kube::{
+    ResourceExt as _,
+    core::admission::{AdmissionRequest, Operation},
+};
 
 use crate::{
     api::Migration,
     domain::{
         admission::{Change, Decision, Needs, Requester, World, decide, needs, validate_migration},
-        evacuation,
+        evacuation, keys,
     },
     metrics::Metrics,
     ports::{
@@ -134,7 +137,7 @@ impl Admission {
         if meant.is_some_and(|uid| pod.metadata.uid.as_ref() != Some(uid)) {
             return Ok(Decision::allow());
         }
-        let needs = Needs { destination: true, ..Needs::default() };
+        let needs = Needs { destination: true, elsewhere: pod.annotations().get(keys::REPLACES_IN).cloned(), ..Needs::default() };
         let world = self.look_up(self.world.world(namespace, &needs)).await?;
         let now = self.clock.now();
         match evacuation::judge(&pod, &world, now) {

@@ -27,6 +27,7 @@ use crate::{
             self, Placement,
             protocol::{ExtenderArgs, ExtenderFilterResult, ExtenderPreemptionArgs, ExtenderPreemptionResult, HostPriority},
         },
+        keys,
         preflight::Facts,
     },
     metrics::{ExtenderAnswer, Metrics},
@@ -165,7 +166,8 @@ impl Extender {
             return Ok(known);
         }
         let missing = || Problem::malformed("the ExtenderArgs cannot be read: Pod.metadata.namespace is missing");
-        let namespace = pod.namespace().ok_or_else(missing)?;
+        let own = pod.namespace().ok_or_else(missing)?;
+        let namespace = pod.annotations().get(keys::REPLACES_IN).cloned().unwrap_or(own);
         known.migrations = self.look_up(self.source.migrations(Some(&namespace))).await?;
         if known.placement(pod).is_some_and(|placement| placement.looks_at_nodes()) {
             known.facts.nodes = self.look_up(self.source.nodes()).await?;

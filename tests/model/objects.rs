@@ -117,6 +117,7 @@ pub fn blockers(migration: &Migration, seen: &Seen) -> Vec<Blocker> {
     };
     let node = |name: &str, gate| NodeView { name: name.into(), ready: true, profile: Some(profile(gate)), ..NodeView::default() };
     let facts = Facts {
+        grants: vec![],
         nodes: vec![node("n1", seen.gates[0]), node("n2", seen.gates[1])],
         active_migrations: vec![MIGRATION.into()],
         claims: None,

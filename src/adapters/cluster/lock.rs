@@ -56,7 +56,7 @@ impl KubeCluster {
             {"op": "test", "path": "/metadata/resourceVersion", "value": pod.resource_version()},
             {"op": "add", "path": "/metadata/annotations", "value": annotations},
         ]);
-        self.patch_pod(migration, &pod.name_any(), doing, patch).await.map(drop)
+        self.patch_pod(&self.pods(migration), &pod.name_any(), doing, patch).await.map(drop)
     }
 }
 

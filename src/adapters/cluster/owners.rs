@@ -59,7 +59,7 @@ impl KubeCluster {
         let mut patch = vec![json!({"op": "test", "path": "/metadata/uid", "value": uid})];
         let labels = source.owner.iter().flat_map(|owner| owner.tied_by.keys());
         patch.extend(labels.map(|key| json!({"op": "remove", "path": label_path(key)})));
-        self.patch_pod(migration, &source.name, "release the source from its Job", patch.into()).await.map(drop)
+        self.patch_pod(&self.pods(migration), &source.name, "release the source from its Job", patch.into()).await.map(drop)
     }
 
     pub(super) async fn mark_surplus(&self, migration: &Migration, uid: &str) -> PortResult<()> {
@@ -67,7 +67,7 @@ impl KubeCluster {
         // It has its lock there, so that it has annotations.
         let cost = PointerBuf::from_tokens(["metadata", "annotations", keys::DELETION_COST]).to_string();
         let patch = json!([{"op": "test", "path": "/metadata/uid", "value": uid}, {"op": "add", "path": cost, "value": keys::CHEAPEST}]);
-        self.patch_pod(migration, &source.name, "mark the source as the one too many", patch).await.map(drop)
+        self.patch_pod(&self.pods(migration), &source.name, "mark the source as the one too many", patch).await.map(drop)
     }
 
     pub(super) async fn hand_over(&self, migration: &Migration, uid: &str, ready: bool) -> PortResult<()> {
@@ -77,7 +77,7 @@ impl KubeCluster {
         };
         let owner = source_of(migration)?.owner.clone().unwrap_or_default();
         let patch = hand_over_patch(&pod, uid, &owner.tied_by, ready)?;
-        self.patch_pod(migration, &replacement.name, "hand the copy over to its ReplicaSet", patch).await.map(drop)
+        self.patch_pod(&self.pods(migration), &replacement.name, "hand the copy over to its ReplicaSet", patch).await.map(drop)
     }
 }
 

@@ -23,8 +23,9 @@ pub fn appearing<'a>(old: &Pod, new: &'a Pod) -> Option<&'a str> {
 pub fn release(pod: &Pod, uid: &str, migrations: &[Migration]) -> Result<BTreeMap<String, String>, Vec<Blocker>> {
     let field = format!("metadata.annotations[{}]", keys::CLAIM);
     let refuse = |message: String| Blocker::new(field.clone(), message, "");
-    let Some(migration) = migrations.iter().find(|m| m.uid().as_deref() == Some(uid) && m.namespace() == pod.namespace()) else {
-        return Err(vec![refuse(format!("no Migration with UID {uid:?} exists in namespace {}", pod.namespace().unwrap_or_default()))]);
+    let namespace = pod.namespace().unwrap_or_default();
+    let Some(migration) = migrations.iter().find(|m| m.uid().as_deref() == Some(uid) && m.is_in(Some(&namespace))) else {
+        return Err(vec![refuse(format!("no Migration with UID {uid:?} has pods in namespace {namespace}"))]);
     };
     let name = migration.name_any();
     let mut reasons = Vec::new();

@@ -81,9 +81,9 @@ pub fn reasons(pod: &Pod, request: &Request, world: &World) -> Vec<Blocker> {
 /// The Migration that has not ended and owns this pod, as source or as one that it has made. One that only checks touches nothing.
 pub(in crate::domain) fn active_migration<'a>(pod: &Pod, migrations: &'a [Migration]) -> Option<&'a Migration> {
     let (name, uid) = (pod.name_any(), pod.uid().unwrap_or_default());
-    migrations.iter().filter(|m| !m.is_done() && !m.spec.check_only && m.namespace() == pod.namespace()).find(|m| {
+    migrations.iter().filter(|m| !m.is_done() && !m.spec.check_only).find(|m| {
         let source = m.status.as_ref().and_then(|s| s.source.as_ref());
-        let is_source = source.map_or(m.spec.pod_name.as_ref() == Some(&name), |s| s.uid == uid);
+        let is_source = m.namespace() == pod.namespace() && source.map_or(m.spec.pod_name.as_ref() == Some(&name), |s| s.uid == uid);
         let made = m.status.iter().flat_map(|s| [&s.replacement, &s.placeholder, &s.fallback]).flatten();
         is_source || made.into_iter().any(|pod| pod.uid == uid && !uid.is_empty())
     })

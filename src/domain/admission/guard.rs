@@ -7,8 +7,8 @@ use super::{Decision, Requester, patch::Patched};
 use crate::domain::{keys, preflight::Blocker};
 
 /// Annotations that only the manager writes: a claim rewrites images, the lock decides who may freeze, the rest steers the next hop.
-const GUARDED: [&str; 8] =
-    [keys::CLAIM, keys::LOCK, keys::REPLACES, keys::FALLBACK, keys::ORIGINAL_IMAGES, keys::BASE_NAME, keys::HOPS, keys::REQUESTS];
+const GUARDED: [&str; 9] =
+    [keys::CLAIM, keys::LOCK, keys::REPLACES, keys::REPLACES_IN, keys::FALLBACK, keys::ORIGINAL_IMAGES, keys::BASE_NAME, keys::HOPS, keys::REQUESTS];
 /// Labels that only the manager writes.
 const GUARDED_LABELS: [&str; 2] = [keys::REPLACES, keys::MIGRATION_UID];
 

@@ -269,8 +269,8 @@ fn a_claim_that_does_not_hold_is_refused() {
     let mut elsewhere = migration(&spec, &restoring("uid-web"));
     elsewhere.metadata.namespace = Some("other".to_owned());
     let cases: [(Vec<Migration>, &[&str]); 5] = [
-        (vec![], &["no Migration with UID \"uid-mig\" exists in namespace shop"]),
-        (vec![elsewhere], &["no Migration with UID \"uid-mig\" exists in namespace shop"]),
+        (vec![], &["no Migration with UID \"uid-mig\" has pods in namespace shop"]),
+        (vec![elsewhere], &["no Migration with UID \"uid-mig\" has pods in namespace shop"]),
         (vec![migration(&spec, &early)], &["is in phase AwaitingReadiness, and only Restoring"]),
         (vec![migration(&spec, &decided)], &["has its verdict already (Rollback)", "has the replacement \"uid-other\", and this pod is \"uid-web\""]),
         (
@@ -289,6 +289,22 @@ fn a_claim_that_does_not_hold_is_refused() {
 }
 
 #[test]
+fn a_pod_of_another_namespaces_migration_is_claimed_by_that_one() {
+    let mut incoming = migration(&json!({"podName": "web-0", "destinationNamespace": "shop"}), &restoring("uid-web"));
+    incoming.metadata.namespace = Some("other".to_owned());
+    let mut world = world();
+    world.migrations = vec![incoming];
+    let claim = json!({"drover.dev/replaces-in": "other", "drover.dev/claim": "uid-mig"});
+    let said = text(&update_with(&json!({"drover.dev/replaces-in": "other"}), &claim, &manager(), &world));
+    assert!(said.starts_with("allow [{"), "{said}");
+    let (waiting, claimed) = (pod(&json!({"drover.dev/replaces-in": "other"})), pod(&claim));
+    assert_eq!(needs(Change::Update { old: &waiting, new: &claimed }, &manager()).elsewhere.as_deref(), Some("other"));
+    assert_eq!(active_migration(&claimed, &world.migrations).map(kube::ResourceExt::name_any).as_deref(), Some("web-1"));
+    let said = text(&update_with(&json!({}), &json!({"drover.dev/replaces-in": "other"}), &user(), &world));
+    assert!(said.contains("only Drover's manager may add"), "{said}");
+}
+
+#[test]
 fn nothing_is_looked_up_for_ordinary_pods() {
     let (plain, asking) = (pod(&json!({})), pod(&json!({"drover.dev/migrate-to": "n2"})));
     let claiming = pod(&json!({"drover.dev/claim": "u"}));
@@ -303,13 +319,13 @@ fn nothing_is_looked_up_for_ordinary_pods() {
 #[test]
 fn migrations_are_validated_with_every_reason() {
     let bad = migration(
-        &json!({"podName": "web", "destination": {"nodeName": "N2"}, "destinationNamespace": "other", "lane": "runtime", "inDoubt": "PreferSource", "containers": ["main", "nope"]}),
+        &json!({"podName": "web", "destination": {"nodeName": "N2"}, "destinationNamespace": "other", "keepName": true, "lane": "runtime", "inDoubt": "PreferSource", "containers": ["main", "nope"]}),
         &Value::Null,
     );
     let fields = |reasons: Vec<Blocker>| reasons.into_iter().map(|r| r.field).collect::<Vec<_>>();
     assert_eq!(
         fields(validate_migration(&bad, Some(&pod(&json!({}))))),
-        ["spec.lane", "spec.containers", "spec.destinationNamespace", "spec.destination.nodeName"]
+        ["spec.lane", "spec.containers", "spec.keepName", "spec.destination.nodeName"]
     );
     let many = migration(&json!({"deployment": "web", "lane": "runtime"}), &Value::Null);
     assert_eq!(fields(validate_migration(&many, None)), ["spec.lane"], "the same for several pods, and no pod is missed");

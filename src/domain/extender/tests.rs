@@ -52,7 +52,7 @@ fn view(name: &str) -> NodeView {
 }
 
 fn facts(nodes: Vec<NodeView>) -> Facts {
-    Facts { nodes, active_migrations: vec![], claims: None, now: jiff::Timestamp::from_second(10).unwrap() }
+    Facts { nodes, active_migrations: vec![], grants: vec![], claims: None, now: jiff::Timestamp::from_second(10).unwrap() }
 }
 
 fn three() -> Facts {

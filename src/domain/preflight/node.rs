@@ -242,7 +242,7 @@ mod tests {
     }
 
     fn facts(nodes: Vec<NodeView>) -> Facts {
-        Facts { nodes, active_migrations: vec![], claims: None, now: jiff::Timestamp::from_second(10).unwrap() }
+        Facts { nodes, active_migrations: vec![], grants: vec![], claims: None, now: jiff::Timestamp::from_second(10).unwrap() }
     }
 
     fn to(name: &str) -> Destination {
