@@ -26,6 +26,7 @@ pub mod migration;
 pub mod migration_event;
 pub mod notification;
 pub mod owner;
+pub mod permits;
 pub mod policy;
 pub mod preflight;
 pub mod processes;

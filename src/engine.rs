@@ -68,6 +68,7 @@ pub async fn reconcile(
         tell(&migration, &after, cluster).await;
         if after.is_done() {
             give_back_disruption(&migration, &observed, cluster, clock.now()).await;
+            tried("give the place at the destination back", cluster.give_back_permit(&after).await);
         }
         migration = after;
     }
@@ -127,6 +128,7 @@ async fn observe(
             let source = status.source.as_ref().map(|s| s.node_name.as_str()).unwrap_or_default();
             if status.phase == Phase::Preparing {
                 observed.rooms = rooms(&nodes);
+                observed.permit = cluster.permit(migration, node).await?;
             }
             let gated = |name: &str| nodes.iter().any(|n| n.name == name && n.is_gated());
             (observed.source_gated, observed.destination_gated) = (gated(source), gated(node));

@@ -19,6 +19,7 @@ use crate::{
         load::PodCounters,
         migration::{Effect, Told},
         owner,
+        permits::Permit,
         preflight::{ClaimView, NodeView},
     },
 };
@@ -263,6 +264,14 @@ pub trait Cluster: Send + Sync {
     /// What lets pods of other namespaces move into this one.
     async fn grants(&self, _namespace: &str) -> PortResult<Vec<MigrationGrant>> {
         Ok(vec![])
+    }
+    /// Whether the migration's pod may come to a node, and be frozen for it.
+    async fn permit(&self, _migration: &Migration, _node: &str) -> PortResult<Permit> {
+        Ok(Permit::Held)
+    }
+    /// Gives back the permit for its destination, where the migration has one.
+    async fn give_back_permit(&self, _migration: &Migration) -> PortResult<()> {
+        Ok(())
     }
     /// The controllers of a namespace that adopt pods by their labels alone.
     async fn adopters(&self, _namespace: &str) -> PortResult<Vec<owner::Adopter>> {

@@ -9,7 +9,7 @@ use drover::api::{Migration, MigrationSpec, Outcome, Phase};
 use crate::{
     owners::{assert_has_moved, made},
     support::{
-        Namespace, eventually,
+        Namespace, SYSTEM, eventually, lab,
         migrations::{assert_outcome, status, to},
         pods::{counting, pod},
         with_namespace,
@@ -56,6 +56,39 @@ fn two_migrations_of_one_deployment_at_once_never_take_more_than_its_budget() {
         eventually(std::time::Duration::from_secs(30), || {
             let left = namespace.kubectl(&["get", "pdb", "web", "-o", "jsonpath={.status.disruptedPods} {.status.disruptionsAllowed}"]).unwrap();
             (left.trim() != "1").then(|| format!("the disruptions are given back; there are {left}"))
+        });
+    });
+}
+
+/// So many are let in at once where the chart says nothing else.
+const PERMITS: usize = 5;
+
+#[test]
+fn no_more_pods_are_on_their_way_to_a_node_than_it_has_permits() {
+    with_namespace("permits", |namespace| async move {
+        let names: Vec<String> = (0..PERMITS + 2).map(|number| format!("c{number}")).collect();
+        for name in &names {
+            namespace.run(&pod(name, "n1", &[counting("c", 1, 50)])).await;
+        }
+        let mut migrations = vec![];
+        for name in &names {
+            migrations.push(namespace.make(MigrationSpec { deadline_seconds: 300, freeze_budget_seconds: 120, ..to(name, "n2") }).await.name_any());
+        }
+        namespace.first("one that waits", |migration| status(migration).message.contains("waiting for a permit for node n2")).await;
+        let (mut spans, mut uids) = (vec![], vec![]);
+        for name in &migrations {
+            let migration = namespace.until_done(name).await;
+            assert_outcome(&migration, Outcome::Migrated);
+            spans.push(disturbed(&migration));
+            uids.push(migration.uid().unwrap());
+        }
+        for (begun, _) in &spans {
+            let under_way = spans.iter().filter(|(from, till)| from <= begun && begun < till).count();
+            assert!(under_way <= PERMITS, "{under_way} at once: {spans:?}");
+        }
+        eventually(std::time::Duration::from_secs(10), || {
+            let holders = lab::lab(&["kubectl", "-n", SYSTEM, "get", "leases", "-o", "jsonpath={.items[*].spec.holderIdentity}"]);
+            uids.iter().any(|uid| holders.contains(uid)).then(|| format!("the permits are given back: {holders}"))
         });
     });
 }

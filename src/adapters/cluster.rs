@@ -1,10 +1,12 @@
 //! The manager's reads and writes at the API server.
 
+mod attestations;
 mod children;
 mod claims;
 mod disruptions;
 mod lock;
 mod owners;
+mod permits;
 mod pull_credentials;
 mod readiness;
 mod template;
@@ -17,12 +19,9 @@ use std::{
 };
 
 use async_trait::async_trait;
-use k8s_openapi::{
-    api::{
-        core::v1::{Node, Pod, PodCondition},
-        policy::v1::PodDisruptionBudget,
-    },
-    apimachinery::pkg::apis::meta::v1::OwnerReference,
+use k8s_openapi::api::{
+    core::v1::{Node, Pod, PodCondition},
+    policy::v1::PodDisruptionBudget,
 };
 use kube::{
     Api, Client, Resource as _, ResourceExt as _,
@@ -34,14 +33,14 @@ use serde_json::json;
 use super::kube_error::{found, port_error};
 use crate::{
     api::{
-        Attestation, AttestationSpec, Migration, MigrationGrant, MigrationStatus, NodeProfile, Role,
-        attestation::attestation_name,
+        Attestation, Migration, MigrationGrant, MigrationStatus, NodeProfile,
         migration::{ReplacementStatus, SourceStatus},
     },
     domain::{
         keys,
         migration::{Effect, Told},
         owner,
+        permits::Permit,
         preflight::{ClaimView, NodeView},
         replacement,
     },
@@ -58,13 +57,21 @@ pub struct KubeCluster {
     namespace: String,
     recorder: Recorder,
     inbox: Arc<Inbox>,
+    /// How many pods are on their way to a node at the same time; 0: no limit.
+    arrivals_per_node: u32,
 }
 
 impl KubeCluster {
     /// The API server behind `client`; `namespace` is Drover's own, `instance` this process's name in Events, `inbox` has what the bus tells.
     pub fn new(client: Client, namespace: impl Into<String>, instance: impl Into<String>, inbox: Arc<Inbox>) -> Self {
         let reporter = Reporter { controller: keys::MANAGER.to_owned(), instance: Some(instance.into()) };
-        Self { recorder: Recorder::new(client.clone(), reporter), client, namespace: namespace.into(), inbox }
+        Self { recorder: Recorder::new(client.clone(), reporter), client, namespace: namespace.into(), inbox, arrivals_per_node: 0 }
+    }
+
+    /// The same with a limit of pods that are on their way to a node at the same time; 0: none.
+    #[must_use]
+    pub fn with_arrivals_per_node(self, arrivals_per_node: u32) -> Self {
+        Self { arrivals_per_node, ..self }
     }
 
     /// The pods of the Migration's own namespace, where the source is, and a fallback.
@@ -89,30 +96,6 @@ impl KubeCluster {
                 Err(PortError::new(Failure::Conflict, format!("failed to {doing}: the pod has changed")))
             }
             other => other.map_err(|e| port_error(doing, &e)),
-        }
-    }
-
-    async fn create_attestation(&self, migration: &Migration, role: Role, node: &str, pod_uid: &str) -> PortResult<()> {
-        let api: Api<Attestation> = Api::namespaced(self.client.clone(), &migration.namespace().unwrap_or_default());
-        let name = attestation_name(&migration.name_any(), role);
-        let uid = migration.uid().unwrap_or_default();
-        let spec =
-            AttestationSpec { migration: migration.name_any(), migration_uid: uid.clone(), node_name: node.into(), pod_uid: pod_uid.into(), role };
-        let mut attestation = Attestation::new(&name, spec);
-        attestation.metadata.labels = Some([(keys::MIGRATION_UID.to_owned(), uid.clone())].into());
-        attestation.metadata.owner_references = migration.controller_owner_ref(&()).map(|owner| vec![OwnerReference { ..owner }]);
-        match api.create(&PostParams::default(), &attestation).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
-                let existing = api.get(&name).await.map_err(|e| port_error("read the attestation", &e))?;
-                if existing.spec.migration_uid == uid {
-                    return Ok(());
-                }
-                // One of an earlier Migration of the same name, which garbage collection has not reached yet.
-                delete(&api, &name, existing.uid().as_deref(), false, "remove an old attestation").await?;
-                Err(PortError::new(Failure::Conflict, "an attestation of an earlier Migration of this name is being removed"))
-            }
-            Err(error) => Err(port_error("create the attestation", &error)),
         }
     }
 
@@ -223,6 +206,14 @@ impl Cluster for KubeCluster {
         self.adopters_in(namespace).await
     }
 
+    async fn permit(&self, migration: &Migration, node: &str) -> PortResult<Permit> {
+        self.permit_at(migration, node).await.map(|(permit, _)| permit)
+    }
+
+    async fn give_back_permit(&self, migration: &Migration) -> PortResult<()> {
+        self.return_permit(migration).await
+    }
+
     async fn grants(&self, namespace: &str) -> PortResult<Vec<MigrationGrant>> {
         let api: Api<MigrationGrant> = Api::namespaced(self.client.clone(), namespace);
         let grants = api.list(&ListParams::default()).await.map_err(|e| port_error("list the migration grants", &e))?;
@@ -275,6 +266,7 @@ impl Cluster for KubeCluster {
             Effect::Lock { uid } => self.lock(migration, uid).await,
             Effect::Unlock { uid } => self.unlock(migration, uid).await,
             Effect::TakeDisruption { budget } => self.take_disruption(migration, budget).await,
+            Effect::TakePermit { node } => self.take_permit(migration, node).await,
             Effect::GiveBackDisruption { budget } => self.give_back_disruption(migration, budget).await,
             Effect::CreateAttestation { role, node, pod_uid } => self.create_attestation(migration, *role, node, pod_uid).await,
             Effect::LayOutPullCredentials => self.lay_out_pull_credentials(migration).await,

@@ -84,6 +84,8 @@ pub struct Settings {
     pub kafka: Option<KafkaSettings>,
     /// Whether evictions of the API `lifecycle.k8s.io` are answered.
     pub eviction_requests: bool,
+    /// How many pods are on their way to a node at the same time; 0: no limit.
+    pub arrivals_per_node: u32,
     /// What is done about nodes that have too much to do, and when they have; none: nothing.
     pub rebalancer: Option<(Mode, rebalance::Settings)>,
 }
@@ -221,7 +223,10 @@ async fn lead(
 /// The controller of migrations, and what the readiness bus tells it.
 fn move_pods(settings: &Settings, clients: &ApiClients, metrics: &Metrics, controllers: &mut Tasks) -> anyhow::Result<()> {
     let inbox = Arc::new(Inbox::default());
-    let cluster = Arc::new(KubeCluster::new(clients.calling.clone(), &settings.namespace, &settings.pod_name, Arc::clone(&inbox)));
+    let cluster = Arc::new(
+        KubeCluster::new(clients.calling.clone(), &settings.namespace, &settings.pod_name, Arc::clone(&inbox))
+            .with_arrivals_per_node(settings.arrivals_per_node),
+    );
     let context = migration::Context {
         cluster: cluster.clone(),
         clock: Arc::new(SystemClock),

@@ -43,6 +43,9 @@ pub struct Args {
     /// Answer evictions of the API lifecycle.k8s.io (alpha) that name drover.dev/migration as a responder
     #[arg(long)]
     eviction_requests: bool,
+    /// How many pods are on their way to a node at the same time, from their freeze to their end; 0: no limit
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=100))]
+    arrivals_per_node: u32,
     /// What is done about nodes that have too much to do
     #[arg(long, value_enum, default_value_t = Rebalance::Off)]
     rebalance: Rebalance,
@@ -101,6 +104,7 @@ impl Args {
             webhook_cert_dir: self.webhook_cert_dir,
             kafka: self.kafka.settings(),
             eviction_requests: self.eviction_requests,
+            arrivals_per_node: self.arrivals_per_node,
             rebalancer: self.rebalance.mode().map(|mode| {
                 let thresholds = rebalance::Settings {
                     cpu_percent: self.rebalance_cpu_percent,

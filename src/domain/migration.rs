@@ -23,6 +23,7 @@ mod source_first;
 mod status;
 #[cfg(test)]
 mod tests;
+mod turn;
 
 use std::time::Duration;
 
@@ -74,6 +75,11 @@ pub enum Effect {
     TakeDisruption {
         /// Name of the budget.
         budget: String,
+    },
+    /// Take a place at the destination, by compare-and-swap.
+    TakePermit {
+        /// Its node.
+        node: String,
     },
     /// Count it as healthy again.
     GiveBackDisruption {

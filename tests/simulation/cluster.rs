@@ -311,7 +311,9 @@ impl Cluster for Handle {
             Effect::RewriteImages { uid } => self.rewrite_images(migration, uid).await,
             Effect::DeleteReplacement { uid, force } => self.delete_pod(replacement_name(migration)?, uid, *force).await,
             Effect::DeleteSource { uid } | Effect::DeleteFallback { uid } => self.delete_pod(source_name(migration)?, uid, false).await,
-            Effect::TakeDisruption { .. } | Effect::GiveBackDisruption { .. } => unreachable!("nothing simulated has a disruption budget"),
+            Effect::TakeDisruption { .. } | Effect::GiveBackDisruption { .. } | Effect::TakePermit { .. } => {
+                unreachable!("nothing simulated has budgets and limits")
+            }
             Effect::MarkSurplus { .. } | Effect::ReleaseSource { .. } | Effect::HandOver { .. } => {
                 unreachable!("the simulated pods belong to nobody")
             }

@@ -20,7 +20,6 @@ use crate::{
     },
     domain::{
         comparison::differences,
-        disruption::{Disruption, disruption},
         estimate, keys, owner,
         preflight::{self, Blocker},
         registry_event::is_voted,
@@ -33,9 +32,6 @@ use crate::{
 const INSPECTION_PATIENCE: Duration = Duration::from_secs(20);
 /// The same where the migration is refused anyway.
 const INSPECTION_PATIENCE_OF_A_REFUSAL: Duration = Duration::from_secs(4);
-
-/// When to look again after what no watch tells of.
-const AT_ONCE: Duration = Duration::from_millis(50);
 
 /// How far the look at the pod's processes has come.
 enum Inspection<'a> {
@@ -281,7 +277,7 @@ impl Course<'_> {
                 if let Some(blocker) = self.missing_room(&status, node).first() {
                     return self.roll_back(status, &blocker.to_string());
                 }
-                if let Some(step) = self.take_disruption(&status) {
+                if let Some(step) = self.take_turn(&status, node) {
                     return step;
                 }
                 destination.push_address.clone_from(&prepared.push_address);
@@ -315,16 +311,6 @@ impl Course<'_> {
             return Some(Step::perform(vec![Effect::WriteInitImages { uid: pod.metadata.uid.clone().unwrap_or_default() }]));
         }
         (!observed::has_initialized(pod)).then(|| Step::told(status.clone(), "waiting for the replacement to pass its init containers"))
-    }
-
-    /// The step that takes a disruption before the freeze, or waits for one; none where there is none to take (any more).
-    fn take_disruption(&self, status: &MigrationStatus) -> Option<Step> {
-        match disruption(self.observed.source.as_ref()?, &self.observed.budgets, self.now) {
-            Disruption::Free | Disruption::Taken { .. } => None,
-            // No watch tells of a budget.
-            Disruption::Allowed { budget } => Some(Step { after: Some(AT_ONCE), ..Step::perform(vec![Effect::TakeDisruption { budget }]) }),
-            Disruption::Refused(why) => Some(Step::told(status.clone(), &why)),
-        }
     }
 
     pub(super) fn freezing(&self, mut status: MigrationStatus) -> Step {

@@ -15,6 +15,7 @@ use crate::{
     },
     domain::{
         containers, init_container, keys, owner,
+        permits::Permit,
         preflight::{Blocker, base_image},
         registry_event::RegistryEvent,
         room::Room,
@@ -54,6 +55,8 @@ pub struct Observed {
     pub replacement_name: String,
     /// The labels that the source's ReplicaSet or Job selects by; looked for before the preflight only.
     pub owner_selector: BTreeMap<String, String>,
+    /// Whether the destination has a place for the pod; looked for when it is about to be frozen.
+    pub permit: Permit,
     /// The disruption budgets of the source's namespace.
     pub budgets: Vec<PodDisruptionBudget>,
     /// What the readiness bus has told of the migration.

@@ -130,6 +130,7 @@ impl Walk {
             Effect::WriteInitImages { .. } => self.give_init_images(),
             Effect::MarkSurplus { .. } | Effect::ReleaseSource { .. } | Effect::HandOver { .. } => self.obey_owner(effect),
             Effect::TakeDisruption { budget } => self.take_disruption(budget),
+            Effect::TakePermit { .. } => self.observed.permit = crate::domain::permits::Permit::Held,
             Effect::LayOutPullCredentials | Effect::RemovePullCredentials | Effect::DeleteMigration => {}
             other => self.obey_source_first(other),
         }

@@ -161,7 +161,9 @@ fn compact(effect: &Effect) -> Eff {
         Effect::DeleteSource { .. } => Eff::DeleteSource,
         Effect::DeleteFallback { uid } => Eff::DeleteFallback(number(uid)),
         Effect::DeleteMigration => unreachable!("the model's Migration has no time to live"),
-        Effect::TakeDisruption { .. } | Effect::GiveBackDisruption { .. } => unreachable!("the model has no disruption budgets"),
+        Effect::TakeDisruption { .. } | Effect::GiveBackDisruption { .. } | Effect::TakePermit { .. } => {
+            unreachable!("the model has no budgets and limits")
+        }
         Effect::MarkSurplus { .. } => Eff::MarkSurplus,
         Effect::ReleaseSource { .. } => Eff::ReleaseSource,
         Effect::HandOver { uid, ready } => Eff::HandOver(number(uid), *ready),

@@ -4,7 +4,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use serde_json::json;
 
 use super::*;
-use crate::domain::disruption::take;
+use crate::domain::{disruption::take, permits::Permit};
 
 impl Walk {
     pub(super) fn take_disruption(&mut self, name: &str) {
@@ -48,4 +48,23 @@ fn a_budget_that_never_allows_one_ends_in_a_rollback_with_its_name() {
     walk.settle();
     assert_eq!(walk.status().verdict, Some(Verdict::Rollback));
     assert!(walk.status().message.contains("PodDisruptionBudget all"), "{}", walk.status().message);
+}
+
+#[test]
+fn a_pod_waits_for_a_permit_and_takes_it_before_the_disruption() {
+    let mut walk = Walk::new();
+    walk.walk_to(Phase::Preparing);
+    walk.allow(0);
+    walk.observed.permit = Permit::Available;
+    walk.prepare();
+    assert_eq!((walk.settle(), &walk.observed.permit), (Phase::Preparing, &Permit::Available), "not taken for nothing");
+
+    walk.allow(1);
+    walk.observed.permit = Permit::Refused { holders: vec!["d/other".into()] };
+    assert_eq!(walk.settle(), Phase::Preparing);
+    assert!(walk.status().message.contains("waiting for a permit for node n2, where others are on their way: d/other"), "{}", walk.status().message);
+    assert_eq!(walk.step().after, Some(std::time::Duration::from_secs(1)), "nobody tells of a permit that is given back");
+    walk.observed.permit = Permit::Available;
+    assert_eq!((walk.settle(), &walk.observed.permit), (Phase::Freezing, &Permit::Held));
+    assert!(walk.status().message.is_empty());
 }
