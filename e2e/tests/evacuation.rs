@@ -142,17 +142,56 @@ mod slow {
 #[test]
 fn a_node_is_emptied_by_hand_with_an_exit_code_that_tells_of_what_stays() {
     with_namespace("by-hand", |namespace| async move {
-        let _uncordoned = lab::Restore(|| drop(lab::try_lab(&["kubectl", "uncordon", "n1"])));
+        let _uncordoned = lab::Restore(|| {
+            drop(lab::try_lab(&["kubectl", "uncordon", "n1"]));
+            forget_deadline();
+        });
         let bare = namespace.counts_on_n1("bare").await;
         let mut container = counting("c", 4, 50);
         container["tty"] = json!(true);
         namespace.run(&pod("with-tty", "n1", &[container])).await;
-        let (code, told) = lab::drover(&["evacuate", "n1", "-n", &namespace.name]);
+        let (code, told) = lab::drover(&["evacuate", "n1", "-n", &namespace.name, "--deadline", "5m"]);
         assert_eq!(code, Some(2), "{told}");
+        assert!(!told.contains("will probably not have left"), "{told}");
         assert!(told.contains("1 of 2 pods were moved with their memory"), "{told}");
         assert!(told.lines().any(|line| line.contains("/with-tty") && line.contains("Failed") && line.contains("spec.containers[c].tty")), "{told}");
         let migration = namespace.evacuation("bare", "ended", Migration::is_done).await;
         assert_went_on_as(&namespace, &bare, &migration).await;
+        assert!((290..=300).contains(&migration.spec.deadline_seconds), "{} s", migration.spec.deadline_seconds);
+        let written = lab::lab(&["kubectl", "get", "node", "n1", "-o", "jsonpath={.metadata.annotations.drover\\.dev/evacuate-by}"]);
+        assert!(written.trim().parse::<jiff::Timestamp>().is_ok(), "{written:?} is a time");
+    });
+}
+
+fn forget_deadline() {
+    drop(lab::try_lab(&["kubectl", "annotate", "node", "n1", &format!("{}-", keys::EVACUATE_BY)]));
+}
+
+/// It asks for so much memory that it would be frozen for longer than its node lives, and has little: it is moved all the same.
+#[test]
+fn a_node_that_goes_soon_says_at_once_who_is_probably_too_late() {
+    with_namespace("deadline", |namespace| async move {
+        let _leaving = Leaving::on(&TRIGGERS, &namespace).await;
+        let _forgotten = lab::Restore(forget_deadline);
+        let mut container = counting("c", 4, 50);
+        container["resources"] = json!({"requests": {"memory": "3Gi"}});
+        namespace.run(&pod("asks-for-much", "n1", &[container])).await;
+        let small = namespace.counts_on_n1("small").await;
+        let goes = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(60);
+        lab::lab(&["kubectl", "annotate", "node", "n1", &format!("{}={goes:.0}", keys::EVACUATE_BY)]);
+        lab::lab(&["kubectl", "cordon", "n1"]);
+        eventually(Duration::from_secs(15), || {
+            let told =
+                lab::lab(&["kubectl", "get", "events", "-A", "--field-selector=reason=EvacuationTooLate", "-o", "jsonpath={.items[*].message}"]);
+            let wanted = format!("pod {}/asks-for-much will probably not have left in time", namespace.name);
+            assert!(!told.contains(&format!("{}/small", namespace.name)), "{told}");
+            (!told.contains(&wanted)).then(|| format!("{wanted}; there is {told:?}"))
+        });
+        let migration = namespace.evacuation("small", "ended", Migration::is_done).await;
+        assert_went_on_as(&namespace, &small, &migration).await;
+        assert!(migration.spec.deadline_seconds <= 60, "{} s", migration.spec.deadline_seconds);
+        let migration = namespace.evacuation("asks-for-much", "ended", Migration::is_done).await;
+        assert_outcome(&migration, Outcome::Migrated);
     });
 }
 

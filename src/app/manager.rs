@@ -84,6 +84,8 @@ pub struct Settings {
     pub kafka: Option<KafkaSettings>,
     /// Whether evictions of the API `lifecycle.k8s.io` are answered.
     pub eviction_requests: bool,
+    /// Keys of the taints that empty a node as a cordon does.
+    pub evacuation_taints: Vec<String>,
     /// How many pods are on their way to a node at the same time; 0: no limit.
     pub arrivals_per_node: u32,
     /// What is done about nodes that have too much to do, and when they have; none: nothing.
@@ -197,8 +199,13 @@ async fn lead(
         let mut controllers = Tasks::new(term.clone());
         move_pods(&settings, &clients, &metrics, &mut controllers)?;
         controllers.spawn("annotations", AnnotationController::new(clients.watching.clone(), settings.pod_name.clone()).run(term.clone()));
-        let evacuations =
-            EvacuationController::new(clients.calling.clone(), settings.namespace.clone(), settings.pod_name.clone(), settings.eviction_requests);
+        let evacuations = EvacuationController::new(
+            clients.calling.clone(),
+            settings.namespace.clone(),
+            settings.pod_name.clone(),
+            settings.eviction_requests,
+            settings.evacuation_taints.clone(),
+        );
         controllers.spawn("evacuations", evacuations.run(term.clone()));
         if let Some((mode, thresholds)) = settings.rebalancer {
             let (client, own) = (clients.calling.clone(), settings.namespace.clone());

@@ -1,8 +1,9 @@
 //! `drover evacuate`: cordons a node and moves its pods away, by hand and without a policy.
 
-use std::{process::ExitCode, time::Duration};
+use std::{cmp::Reverse, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, bail};
+use jiff::{SignedDuration, Timestamp, Unit};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client, ResourceExt as _,
@@ -12,7 +13,15 @@ use kube::{
 use super::ask_cluster;
 use crate::{
     api::{Migration, Outcome, policy::Trigger},
-    domain::evacuation::{can_leave, evacuation_of},
+    domain::{
+        evacuation::{
+            can_leave,
+            deadline::{bound, late_of},
+            evacuation_of, priority,
+        },
+        extender::requested_memory,
+        keys,
+    },
 };
 
 /// How often the Migrations are looked at.
@@ -37,6 +46,9 @@ pub struct Args {
     /// Leave the node schedulable
     #[arg(long)]
     no_cordon: bool,
+    /// When the node goes, from now on (90s, 10m, 1h): it is written on the node, and what will probably not have left by then is said at once
+    #[arg(long)]
+    deadline: Option<SignedDuration>,
     /// Seconds to wait for the end; what is under way then goes on
     #[arg(long, default_value_t = 3600)]
     timeout: u64,
@@ -51,13 +63,20 @@ impl Args {
         ask_cluster(async |client| {
             let nodes: Api<Node> = Api::all(client.clone());
             nodes.get(&self.node).await.with_context(|| format!("no node {}", self.node))?;
+            let deadline = self.deadline.map(|deadline| seconds_of(Timestamp::now() + deadline));
+            if let Some(deadline) = deadline {
+                let goes = serde_json::json!({"metadata": {"annotations": {keys::EVACUATE_BY: deadline.to_string()}}});
+                nodes.patch(&self.node, &PatchParams::default(), &Patch::Merge(goes)).await.context("failed to write the deadline on the node")?;
+            }
             if !self.no_cordon {
                 let cordon = serde_json::json!({"spec": {"unschedulable": true}});
                 nodes.patch(&self.node, &PatchParams::default(), &Patch::Merge(cordon)).await.context("failed to cordon the node")?;
                 println!("node {} is cordoned", self.node);
             }
             let pods = self.pods(&client).await?;
-            let ended = tokio::time::timeout(Duration::from_secs(self.timeout), self.empty(&client, &pods)).await;
+            let late = deadline.map(|deadline| late_of(&pods, self.parallel, deadline, Timestamp::now()));
+            late.iter().flatten().for_each(|late| println!("{late}"));
+            let ended = tokio::time::timeout(Duration::from_secs(self.timeout), self.empty(&client, &pods, deadline)).await;
             ended.unwrap_or_else(|_| {
                 println!("not all within {} s; what is under way goes on: kubectl get migrations -A", self.timeout);
                 Ok(ExitCode::from(3))
@@ -73,11 +92,12 @@ impl Args {
         let mut wanted = ListParams::default().fields(&format!("spec.nodeName={}", self.node));
         wanted.label_selector.clone_from(&self.selector);
         let mut pods = api.list(&wanted).await.context("failed to list the node's pods")?.items;
+        pods.sort_by_key(|pod| (Reverse(priority(pod)), requested_memory(pod)));
         pods.retain(|pod| can_leave(pod) && (self.namespace.is_some() || !OWN.contains(&pod.namespace().unwrap_or_default().as_str())));
         Ok(pods)
     }
 
-    async fn empty(&self, client: &Client, pods: &[Pod]) -> anyhow::Result<ExitCode> {
+    async fn empty(&self, client: &Client, pods: &[Pod], deadline: Option<Timestamp>) -> anyhow::Result<ExitCode> {
         let mut waiting = pods.iter();
         let mut under_way: Vec<Migration> = vec![];
         let mut moved = 0;
@@ -85,7 +105,7 @@ impl Args {
             while under_way.len() < self.parallel as usize
                 && let Some(pod) = waiting.next()
             {
-                under_way.push(self.begin(client, pod).await?);
+                under_way.push(self.begin(client, pod, deadline).await?);
             }
             if under_way.is_empty() {
                 return Ok(told(pods.len(), moved));
@@ -105,8 +125,9 @@ impl Args {
     }
 
     /// The pod's Migration, which is there already where a policy or an earlier call has made it.
-    async fn begin(&self, client: &Client, pod: &Pod) -> anyhow::Result<Migration> {
-        let migration = evacuation_of(pod, &self.node, Trigger::Drain).map_err(|problem| anyhow::anyhow!("pod {}: {problem}", pod.name_any()))?;
+    async fn begin(&self, client: &Client, pod: &Pod, deadline: Option<Timestamp>) -> anyhow::Result<Migration> {
+        let mut migration = evacuation_of(pod, &self.node, Trigger::Drain).map_err(|problem| anyhow::anyhow!("pod {}: {problem}", pod.name_any()))?;
+        bound(&mut migration, deadline, Timestamp::now());
         let api: Api<Migration> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
         match api.create(&PostParams::default(), &migration).await {
             Ok(made) => Ok(made),
@@ -116,6 +137,11 @@ impl Args {
             Err(error) => Err(error).with_context(|| format!("failed to make the Migration of pod {}", pod.name_any())),
         }
     }
+}
+
+/// Kubernetes writes whole seconds.
+fn seconds_of(time: Timestamp) -> Timestamp {
+    time.round(Unit::Second).unwrap_or(time)
 }
 
 /// One that was never made counts as one that has failed.

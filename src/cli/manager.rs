@@ -43,6 +43,9 @@ pub struct Args {
     /// Answer evictions of the API lifecycle.k8s.io (alpha) that name drover.dev/migration as a responder
     #[arg(long)]
     eviction_requests: bool,
+    /// Key of a taint that empties a node as a cordon does; may be given several times
+    #[arg(long = "evacuation-taint", value_name = "KEY")]
+    evacuation_taints: Vec<String>,
     /// How many pods are on their way to a node at the same time, from their freeze to their end; 0: no limit
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=100))]
     arrivals_per_node: u32,
@@ -104,6 +107,7 @@ impl Args {
             webhook_cert_dir: self.webhook_cert_dir,
             kafka: self.kafka.settings(),
             eviction_requests: self.eviction_requests,
+            evacuation_taints: self.evacuation_taints,
             arrivals_per_node: self.arrivals_per_node,
             rebalancer: self.rebalance.mode().map(|mode| {
                 let thresholds = rebalance::Settings {

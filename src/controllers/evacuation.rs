@@ -5,11 +5,12 @@
 //! comes from the pod, so that doing it again does nothing. Where no policy speaks of evacuations it reads the policies and nothing else.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use kube::{
     Api, Client, Resource as _, ResourceExt,
     api::{DeleteParams, ListParams, Preconditions},
@@ -25,7 +26,7 @@ use super::{
 use crate::{
     api::{Migration, Outcome},
     domain::{
-        evacuation::{Action, Seen, evacuates, plan},
+        evacuation::{Action, Seen, deadline, evacuates, plan},
         keys,
         preflight::NodeView,
     },
@@ -43,7 +44,9 @@ pub struct EvacuationController {
     own_namespace: String,
     /// Whether it answers evictions of the API `lifecycle.k8s.io`.
     eviction_requests: bool,
-    /// UIDs of the evacuations that have failed and were told of.
+    /// Keys of the taints that cordon a node as well as its `spec.unschedulable` does.
+    taints: Vec<String>,
+    /// UIDs of the evacuations that have failed, and of the pods that are too late, and were told of.
     told: HashSet<String>,
 }
 
@@ -53,6 +56,7 @@ impl Looks for EvacuationController {
 
     async fn look(&mut self) -> Result<(), kube::Error> {
         let Some(seen) = self.observe().await? else { return Ok(()) };
+        self.tell_late(&seen).await;
         for action in plan(&seen, SystemClock.now()) {
             match action {
                 Action::Make(migration) => self.make(&migration).await?,
@@ -67,9 +71,9 @@ impl Looks for EvacuationController {
 impl EvacuationController {
     /// The controller; `instance` is the manager's pod name, which its Events carry.
     #[must_use]
-    pub fn new(client: Client, own_namespace: String, instance: String, eviction_requests: bool) -> Self {
+    pub fn new(client: Client, own_namespace: String, instance: String, eviction_requests: bool, taints: Vec<String>) -> Self {
         let reporter = Reporter { controller: keys::MANAGER.to_owned(), instance: Some(instance) };
-        Self { recorder: Recorder::new(client.clone(), reporter), client, own_namespace, eviction_requests, told: HashSet::new() }
+        Self { recorder: Recorder::new(client.clone(), reporter), client, own_namespace, eviction_requests, taints, told: HashSet::new() }
     }
 
     /// Works until the token is cancelled.
@@ -81,20 +85,38 @@ impl EvacuationController {
         Ok(())
     }
 
-    async fn observe(&self) -> Result<Option<Seen>, kube::Error> {
+    async fn observe(&mut self) -> Result<Option<Seen>, kube::Error> {
         let policies = leaving::policies(&self.client).await?;
         let evictions = if self.eviction_requests { eviction_requests::awaited(&self.client).await? } else { vec![] };
         if evictions.is_empty() && policies.iter().all(|policy| policy.spec.evacuation.is_none()) {
             return Ok(None);
         }
         let nodes = Api::<Node>::all(self.client.clone()).list(&ListParams::default()).await?;
-        let cordoned: BTreeSet<String> = nodes.iter().filter(|node| NodeView::new(node, None).cordoned).map(ResourceExt::name_any).collect();
+        let cordoned: BTreeSet<String> = nodes.iter().filter(|node| is_leaving(node, &self.taints)).map(ResourceExt::name_any).collect();
+        let deadlines = self.deadlines(&nodes.items).await;
         let to_be_evicted = ListParams::default().labels(keys::EVICTION_REQUESTED);
         let mut pods = Api::<Pod>::all(self.client.clone()).list(&to_be_evicted).await?.items;
         pods.extend(pods_on(&self.client, &cordoned).await?);
         pods.extend(eviction_requests::pods_of(&self.client, &evictions).await?);
         let seen = leaving::seen(&self.client, &self.own_namespace, pods, policies).await?;
-        Ok(Some(Seen { cordoned, evictions, ..seen }))
+        Ok(Some(Seen { cordoned, deadlines, evictions, ..seen }))
+    }
+
+    /// When nodes go. What cannot be read is told on the node, once for each text.
+    async fn deadlines(&mut self, nodes: &[Node]) -> BTreeMap<String, Timestamp> {
+        let mut deadlines = BTreeMap::new();
+        for node in nodes {
+            match deadline::of_node(node) {
+                Ok(Some(at)) => {
+                    deadlines.insert(node.name_any(), at);
+                }
+                Err(problem) if self.told.insert(format!("{}: {problem}", node.name_any())) => {
+                    tell_node(&self.recorder, &node.name_any(), warning("EvacuateByUnreadable", problem, None)).await;
+                }
+                Ok(None) | Err(_) => {}
+            }
+        }
+        deadlines
     }
 
     async fn make(&self, migration: &Migration) -> Result<(), kube::Error> {
@@ -129,14 +151,43 @@ impl EvacuationController {
             }
             let pod = migration.spec.pod_name.clone().unwrap_or_default();
             let text = format!("pod {}/{pod} stays: {}", migration.namespace().unwrap_or_default(), status.message);
-            let event = Event {
-                type_: EventType::Warning,
-                reason: "EvacuationFailed".to_owned(),
-                note: Some(text),
-                action: "Evacuate".to_owned(),
-                secondary: Some(migration.object_ref(&())),
-            };
-            tell_node(&self.recorder, node, event).await;
+            tell_node(&self.recorder, node, warning("EvacuationFailed", text, Some(migration.object_ref(&())))).await;
         }
+    }
+
+    /// What will probably not have left in time is told on its node at once, once for each pod and time.
+    async fn tell_late(&mut self, seen: &Seen) {
+        for late in deadline::late(seen, SystemClock.now()) {
+            let known = format!("{} {:?}", late.pod.uid().unwrap_or_default(), seen.deadlines.get(late.node));
+            if self.told.insert(known) {
+                tell_node(&self.recorder, late.node, warning("EvacuationTooLate", late.message, Some(late.pod.object_ref(&())))).await;
+            }
+        }
+    }
+}
+
+fn warning(reason: &str, note: String, secondary: Option<ObjectReference>) -> Event {
+    Event { type_: EventType::Warning, reason: reason.to_owned(), note: Some(note), action: "Evacuate".to_owned(), secondary }
+}
+
+/// Whether the pods of a node are to leave it: it is cordoned, or has one of these taints.
+fn is_leaving(node: &Node, taints: &[String]) -> bool {
+    let tainted = || node.spec.iter().flat_map(|spec| spec.taints.iter().flatten()).any(|taint| taints.contains(&taint.key));
+    NodeView::new(node, None).cordoned || tainted()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_cordon_or_a_taint_that_was_named_empties_a_node() {
+        let node = |spec| -> Node { serde_json::from_value(json!({"metadata": {"name": "n1"}, "spec": spec})).unwrap() };
+        let taints = ["cloud.example/interrupted".to_owned()];
+        assert!(is_leaving(&node(json!({"unschedulable": true})), &taints));
+        assert!(is_leaving(&node(json!({"taints": [{"key": "cloud.example/interrupted", "effect": "NoSchedule"}]})), &taints));
+        assert!(!is_leaving(&node(json!({"taints": [{"key": "other", "effect": "NoSchedule"}]})), &taints));
     }
 }

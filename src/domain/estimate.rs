@@ -30,6 +30,18 @@ pub fn warning(freeze: Duration, budget_seconds: u32) -> Option<Blocker> {
     })
 }
 
+/// What the estimate says against the time that is left until the migration is undone; none where it fits.
+#[must_use]
+pub fn late(freeze: Duration, left: Duration, deadline_seconds: u32) -> Option<Blocker> {
+    (freeze > left).then(|| {
+        let (left, freeze) = (left.as_secs(), freeze.as_secs_f64());
+        let message = format!(
+            "is {deadline_seconds} s, of which {left} s are left, and the freeze is estimated at {freeze:.0} s: it will be undone in the middle"
+        );
+        Blocker::new("spec.deadlineSeconds", message, "give it more, or move the pod when it holds less")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,5 +59,8 @@ mod tests {
         assert_eq!(warning(Duration::from_mins(1), 60), None);
         let warned = warning(Duration::from_millis(61_400), 60).unwrap().to_string();
         assert!(warned.starts_with("spec.freezeBudgetSeconds: is 60 s, and the freeze is estimated at 61 s"), "{warned}");
+        assert_eq!(late(Duration::from_secs(30), Duration::from_secs(30), 40), None);
+        let warned = late(Duration::from_secs(31), Duration::from_secs(30), 40).unwrap().to_string();
+        assert!(warned.starts_with("spec.deadlineSeconds: is 40 s, of which 30 s are left, and the freeze is estimated at 31 s"), "{warned}");
     }
 }

@@ -8,6 +8,7 @@
 //! A pod's evacuation has a name that comes from its UID. One that has failed stands there, with its reason, and is tried again after [`RETRY_AFTER`], or when
 //! the node is cordoned anew.
 
+pub mod deadline;
 mod eviction;
 pub mod responder;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use responder::{EvictionIntent, awaited};
 
 use super::{
     admission::active_migration,
+    extender::requested_memory,
     fan_out::is_running,
     ids::derived_name,
     keys,
@@ -54,6 +56,8 @@ const KEPT_SECONDS: u32 = 24 * 3600;
 pub struct Seen {
     /// Names of the nodes that are cordoned.
     pub cordoned: BTreeSet<String>,
+    /// Node → when it goes, of those of which that is known.
+    pub deadlines: BTreeMap<String, Timestamp>,
     /// The pods on them, and those that are to be evicted.
     pub pods: Vec<Pod>,
     /// Every Migration.
@@ -85,7 +89,8 @@ pub fn plan(seen: &Seen, now: Timestamp) -> Vec<Action> {
             continue;
         }
         // A name that no Migration can have is a pod's that no Migration can name.
-        if let Ok(migration) = evacuation_of(pod, node, trigger) {
+        if let Ok(mut migration) = evacuation_of(pod, node, trigger) {
+            deadline::bound(&mut migration, seen.deadlines.get(node).copied(), now);
             under_way.begin(node, owner::controller(&pod.metadata).map(|owner| owner.uid.clone()));
             actions.push(Action::Make(Box::new(migration)));
         }
@@ -170,7 +175,7 @@ pub fn cools_down(pod: &Pod, cool_down: Duration, migrations: &[Migration], now:
     cool_down.checked_sub(age(last, now)).filter(|left| !left.is_zero())
 }
 
-/// The pods that are to leave and have not begun to, those of the highest priority first.
+/// The pods that are to leave and have not begun to: those of the highest priority first, then those whose node goes first, then the smallest.
 fn wanted(seen: &Seen, now: Timestamp) -> Vec<(&Pod, &str, &Evacuation, Trigger)> {
     let leaves = |pod| {
         let node = node_of(pod)?;
@@ -178,9 +183,15 @@ fn wanted(seen: &Seen, now: Timestamp) -> Vec<(&Pod, &str, &Evacuation, Trigger)
         seen.may_leave(pod, evacuation.cool_down(), now).then_some((pod, node, evacuation, trigger))
     };
     let mut wanted: Vec<_> = seen.pods.iter().filter_map(leaves).collect();
-    let priority = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or_default();
-    wanted.sort_by_key(|(pod, ..)| (Reverse(priority(pod)), pod.namespace(), pod.name_any()));
+    let deadline = |node: &str| seen.deadlines.get(node).copied().unwrap_or(Timestamp::MAX);
+    wanted.sort_by_cached_key(|(pod, node, ..)| (Reverse(priority(pod)), deadline(node), requested_memory(pod), pod.namespace(), pod.name_any()));
     wanted
+}
+
+/// A pod's priority, as the scheduler has it.
+#[must_use]
+pub fn priority(pod: &Pod) -> i32 {
+    pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or_default()
 }
 
 fn occasion<'s>(pod: &Pod, node: &str, seen: &'s Seen, now: Timestamp) -> Option<(&'s Evacuation, Trigger)> {

@@ -19,10 +19,8 @@ mod space;
 
 pub use preemption::preempt;
 
-use self::{
-    protocol::{ExtenderArgs, ExtenderFilterResult, HostPriority, MAX_PRIORITY},
-    space::requested_memory,
-};
+use self::protocol::{ExtenderArgs, ExtenderFilterResult, HostPriority, MAX_PRIORITY};
+pub use self::space::requested_memory;
 use super::{
     keys,
     preflight::{Blocker, Facts, destination_blockers},

@@ -34,6 +34,8 @@ pub const REQUESTS: &str = "drover.dev/requests";
 pub const POD_UID: &str = "drover.dev/pod-uid";
 /// Annotation on a Migration: the node that it was made to empty.
 pub const EVACUATES: &str = "drover.dev/evacuates";
+/// Annotation on a node: the time (RFC 3339) at which it goes, whoever has written it.
+pub const EVACUATE_BY: &str = "drover.dev/evacuate-by";
 /// Label on such a Migration: why (`cordon`, `drain`).
 pub const TRIGGER: &str = "drover.dev/trigger";
 /// Label on a pod: when its eviction was last asked for, in seconds since 1970. A label, so that such pods can be listed; it is not carried over.

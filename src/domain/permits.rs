@@ -92,13 +92,11 @@ pub fn free<'p>(slots: &'p [Slot], uid: &str, has_ended: impl Fn(&Holder) -> boo
         return (Permit::Held, None);
     }
     let free = slots.iter().find(|slot| slot.holder.is_none()).or_else(|| slots.iter().find(|slot| slot.holder.as_ref().is_some_and(&has_ended)));
-    match free {
-        Some(slot) => (Permit::Available, Some(slot)),
-        None => {
-            let holders = slots.iter().flat_map(|slot| &slot.holder).map(|holder| format!("{}/{}", holder.namespace, holder.name));
-            (Permit::Refused { holders: holders.collect() }, None)
-        }
+    if let Some(slot) = free {
+        return (Permit::Available, Some(slot));
     }
+    let holders = slots.iter().flat_map(|slot| &slot.holder).map(|holder| format!("{}/{}", holder.namespace, holder.name));
+    (Permit::Refused { holders: holders.collect() }, None)
 }
 
 #[cfg(test)]

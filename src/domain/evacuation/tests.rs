@@ -70,6 +70,28 @@ fn the_pods_of_a_cordoned_node_leave_in_order_and_not_all_at_once() {
     assert_eq!(made(&seen), [""; 0]);
 }
 
+#[test]
+fn whose_node_goes_first_leaves_first_and_then_the_smallest() {
+    let asks = |name: &str, node: &str, memory: &str| {
+        let container = json!({"name": "c", "resources": {"requests": {"memory": memory}}});
+        pod(name, &json!({"spec": {"nodeName": node, "containers": [container]}}))
+    };
+    let mut seen = seen(vec![asks("a", "n1", "2Gi"), asks("b", "n1", "1Gi"), asks("c", "n3", "4Gi"), asks("d", "n4", "0")]);
+    seen.cordoned.extend(["n3".to_owned(), "n4".to_owned()]);
+    assert_eq!(made(&seen), ["d", "b", "a", "c"]);
+    seen.deadlines = [("n3".to_owned(), at(NOW + 300)), ("n1".to_owned(), at(NOW + 60))].into();
+    assert_eq!(made(&seen), ["b", "a", "c", "d"]);
+    let limits = plan(&seen, at(NOW)).into_iter().map(|action| match action {
+        Action::Make(migration) | Action::Delete(migration) => migration.spec.deadline_seconds,
+    });
+    assert_eq!(limits.collect::<Vec<_>>(), [60, 60, 300, 600], "no more time than their nodes have");
+    let late: Vec<_> = deadline::late(&seen, at(NOW)).into_iter().map(|late| late.pod.metadata.name.clone().unwrap()).collect();
+    assert_eq!(late, [""; 0]);
+    seen.deadlines.insert("n1".to_owned(), at(NOW + 30));
+    let late: Vec<_> = deadline::late(&seen, at(NOW)).into_iter().map(|late| late.pod.metadata.name.clone().unwrap()).collect();
+    assert_eq!(late, ["a"], "two leave at the same time, one in 26 s and one in 50 s");
+}
+
 /// The policy of `seen` with these fields.
 fn limited(seen: &mut Seen, limits: &Value) {
     let mut policy = serde_json::to_value(&seen.policies[0]).unwrap();

@@ -80,9 +80,12 @@ impl Course<'_> {
     }
 
     fn is_overdue(&self) -> bool {
-        let limit = Duration::from_secs(self.migration.spec.deadline_seconds.into());
+        self.age() > Duration::from_secs(self.migration.spec.deadline_seconds.into())
+    }
+
+    fn age(&self) -> Duration {
         let created = self.migration.metadata.creation_timestamp.as_ref().map_or(self.now, |t| t.0);
-        status::age(created, self.now) > limit
+        status::age(created, self.now)
     }
 
     pub(super) fn pods_changed(&self, status: &MigrationStatus) -> Option<String> {
@@ -225,7 +228,10 @@ impl Course<'_> {
         let Some(bytes) = inspected.bytes else { return };
         let freeze = estimate::image_lane(bytes, status.source.as_ref().map_or(0, |source| source.containers.len()));
         status.estimated_freeze_millis = u64::try_from(freeze.as_millis()).ok();
-        status.warnings.extend(estimate::warning(freeze, self.migration.spec.freeze_budget_seconds).map(|warning| warning.to_string()));
+        let limit = self.migration.spec.deadline_seconds;
+        let left = Duration::from_secs(limit.into()).saturating_sub(self.age());
+        let warnings = estimate::warning(freeze, self.migration.spec.freeze_budget_seconds).into_iter().chain(estimate::late(freeze, left, limit));
+        status.warnings.extend(warnings.map(|warning| warning.to_string()));
     }
 
     fn missing_room(&self, status: &MigrationStatus, destination: &str) -> Vec<Blocker> {
