@@ -11,7 +11,10 @@ use k8s_openapi::api::{
 };
 
 use crate::{
-    api::{Attestation, AttestationStatus, Migration, MigrationGrant, MigrationStatus, NodeProfileStatus, attestation::PushedImage},
+    api::{
+        Attestation, AttestationStatus, Migration, MigrationGrant, MigrationStatus, NodeProfileStatus, attestation::PushedImage,
+        node_profile::StayingPod,
+    },
     domain::{
         ids::Digest,
         init_container::StandIn,
@@ -224,6 +227,10 @@ pub trait LocalRegistry: Send + Sync {
 pub trait NodeProbe: Send + Sync {
     /// What is found; what cannot be found out is left empty.
     async fn facts(&self) -> NodeFacts;
+    /// Whether the runtime runs the gate, looked at without the rest, which takes longer; none where the runtime does not say so now.
+    async fn is_gated(&self) -> Option<bool> {
+        None
+    }
 }
 
 /// What a migration that has not ended needs on its destination.
@@ -248,6 +255,10 @@ pub trait AgentApi: Send + Sync {
     async fn write_profile(&self, status: &NodeProfileStatus) -> PortResult<()>;
     /// What the migrations to this node that have not ended need here.
     async fn arrivals(&self) -> PortResult<Vec<Arrival>>;
+    /// The pods that were to leave this node and stay.
+    async fn staying(&self) -> PortResult<Vec<StayingPod>> {
+        Ok(vec![])
+    }
     /// Pull credentials that the manager has laid out for a migration; empty where it needs none.
     async fn pull_credentials(&self, migration_uid: &str) -> PortResult<Vec<PullCredential>>;
 }

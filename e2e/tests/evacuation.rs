@@ -157,6 +157,12 @@ fn a_node_is_emptied_by_hand_with_an_exit_code_that_tells_of_what_stays() {
         assert!(told.lines().any(|line| line.contains("/with-tty") && line.contains("Failed") && line.contains("spec.containers[c].tty")), "{told}");
         let migration = namespace.evacuation("bare", "ended", Migration::is_done).await;
         assert_went_on_as(&namespace, &bare, &migration).await;
+        eventually(Duration::from_secs(45), || {
+            let staying =
+                lab::lab(&["kubectl", "get", "nodeprofile", "n1", "-o", "jsonpath={range .status.staying[*]}{.namespace}/{.pod}: {.reason}{end}"]);
+            let told = staying.contains(&format!("{}/with-tty: spec.containers[c].tty", namespace.name));
+            (!told).then(|| format!("the node's profile says who stays: {staying}"))
+        });
         assert!((290..=300).contains(&migration.spec.deadline_seconds), "{} s", migration.spec.deadline_seconds);
         let written = lab::lab(&["kubectl", "get", "node", "n1", "-o", "jsonpath={.metadata.annotations.drover\\.dev/evacuate-by}"]);
         assert!(written.trim().parse::<jiff::Timestamp>().is_ok(), "{written:?} is a time");

@@ -17,7 +17,7 @@ use crate::{
     api::node_profile::CriuStatus,
     domain::{
         image::go_architecture,
-        lanes::{GateFacts, NodeFacts, RuntimeConfiguration},
+        lanes::{GateFacts, NodeFacts, RuntimeConfiguration, is_gated},
     },
     ports::NodeProbe,
 };
@@ -90,6 +90,12 @@ impl HostProbe {
 
 #[async_trait]
 impl NodeProbe for HostProbe {
+    async fn is_gated(&self) -> Option<bool> {
+        let configuration = serde_json::from_str(&self.runtime.configuration().await.ok().flatten()?).ok()?;
+        let gate = self.gate(Some(&configuration));
+        Some(is_gated(&NodeFacts { configuration: Some(configuration), gate, ..NodeFacts::default() }))
+    }
+
     async fn facts(&self) -> NodeFacts {
         let version = self.runtime.version().await.map_err(|error| tracing::warn!(%error, "the runtime told no version")).ok();
         let configuration = self.runtime.configuration().await.ok().flatten().and_then(|json| serde_json::from_str(&json).ok());

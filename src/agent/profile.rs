@@ -19,6 +19,9 @@ const RETRY: Duration = Duration::from_secs(2);
 /// nothing should be refused for half a minute because of it.
 const DOUBTED: u32 = 5;
 
+/// How often the gate is looked at in between.
+const GATE_LOOK: Duration = Duration::from_secs(5);
+
 /// How often, where it says what the pods use: a kubelet counts every ten seconds.
 const EVERY_WITH_USAGE: Duration = Duration::from_secs(15);
 
@@ -54,6 +57,10 @@ pub async fn keep(parts: Parts<'_>, stop: CancellationToken) {
                 Err(error) => tracing::warn!(%error, "what the node's pods use is not known"),
             }
         }
+        match api.staying().await {
+            Ok(staying) => status.staying = staying,
+            Err(error) => tracing::warn!(%error, "which pods stay is not known"),
+        }
         let condition = |kind: &str, holds: bool, reason: &str, message: String| Condition {
             type_: kind.into(),
             status: if holds { "True" } else { "False" }.into(),
@@ -74,7 +81,18 @@ pub async fn keep(parts: Parts<'_>, stop: CancellationToken) {
                 RETRY
             }
         };
-        if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+        if stop.run_until_cancelled(until_due(probe, status.gate.installed, pause)).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Waits for the next profile: so long, or until the gate is another than the last one says. Whether a source may stay frozen hangs on it.
+async fn until_due(probe: &dyn NodeProbe, gated: bool, pause: Duration) {
+    let due = tokio::time::Instant::now() + pause;
+    while tokio::time::Instant::now() < due {
+        tokio::time::sleep_until(due.min(tokio::time::Instant::now() + GATE_LOOK)).await;
+        if probe.is_gated().await.is_some_and(|now| now != gated) {
             return;
         }
     }
@@ -165,6 +183,31 @@ mod tests {
         assert_eq!(probe.0.swap(0, Ordering::Relaxed), 5, "every two seconds");
         looks(60).await;
         assert_eq!(probe.0.load(Ordering::Relaxed), 7, "after ten seconds as seldom as ever");
+    }
+
+    /// A node whose gate is taken away after some looks at it.
+    struct Losing(Silent, AtomicUsize);
+
+    #[async_trait]
+    impl NodeProbe for Losing {
+        async fn facts(&self) -> NodeFacts {
+            self.0.facts().await
+        }
+        async fn is_gated(&self) -> Option<bool> {
+            // The first two answers are those of a runtime that is being restarted.
+            let look = self.1.fetch_add(1, Ordering::Relaxed);
+            (look >= 2).then_some(true)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gate_that_is_another_than_was_said_is_told_before_the_next_profile_is_due() {
+        let probe = Losing(Silent::default(), AtomicUsize::default());
+        let begun = tokio::time::Instant::now();
+        until_due(&probe, false, EVERY).await;
+        assert_eq!(begun.elapsed(), GATE_LOOK * 3);
+        until_due(&probe, true, EVERY).await;
+        assert_eq!(begun.elapsed(), GATE_LOOK * 3 + EVERY);
     }
 
     #[tokio::test]

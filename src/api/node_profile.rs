@@ -26,6 +26,18 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 pub struct NodeProfileSpec {}
 
+/// A pod whose evacuation has failed.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(rename_all = "camelCase")]
+pub struct StayingPod {
+    /// Namespace of the pod and of its Migration.
+    pub namespace: String,
+    /// Name of the pod.
+    pub pod: String,
+    /// Why it stays: the message of its Migration.
+    pub reason: String,
+}
+
 /// What the agent found on its node.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -74,6 +86,9 @@ pub struct NodeProfileStatus {
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+    /// Pods that were to leave the node and stay, the first of them by name, until their evacuation is tried again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub staying: Vec<StayingPod>,
     /// What the node's pods use; only where the rebalancer is on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<NodeUsage>,

@@ -39,6 +39,7 @@ use super::{
 };
 use crate::api::{
     Migration, MigrationPolicy, MigrationStatus, Outcome, Phase,
+    node_profile::StayingPod,
     policy::{Evacuation, Trigger},
 };
 
@@ -48,6 +49,10 @@ const STEM: usize = 34;
 pub const RETRY_AFTER: Duration = Duration::from_mins(10);
 /// An eviction that nobody has asked for so long is wanted no more; `kubectl drain` asks every 5 s.
 pub const LAPSES_AFTER: Duration = Duration::from_mins(1);
+/// Of the pods that stay, so many are listed: an object has its limits.
+const MOST_STAYING: usize = 100;
+/// Of a reason, in characters.
+const LONGEST_REASON: usize = 300;
 /// How long the Migration of an evacuation stays after its end, in seconds.
 const KEPT_SECONDS: u32 = 24 * 3600;
 
@@ -227,6 +232,21 @@ pub fn failed<'m>(pod: &Pod, migrations: &'m [Migration]) -> Option<&'m Migratio
     let uid = pod.metadata.uid.as_ref()?;
     let of_pod = |m: &&Migration| m.namespace() == pod.namespace() && m.annotations().get(keys::POD_UID) == Some(uid);
     migrations.iter().filter(of_pod).find(|m| evacuates(m).is_some() && has_failed(m))
+}
+
+/// The pods that were to leave a node and stay there, and why: the first of them by name, and of a reason what a person reads.
+#[must_use]
+pub fn staying(node: &str, migrations: &[Migration]) -> Vec<StayingPod> {
+    let of_node = migrations.iter().filter(|migration| evacuates(migration) == Some(node) && has_failed(migration));
+    let staying = of_node.map(|migration| StayingPod {
+        namespace: migration.namespace().unwrap_or_default(),
+        pod: migration.spec.pod_name.clone().unwrap_or_default(),
+        reason: migration.status.iter().flat_map(|status| status.message.chars()).take(LONGEST_REASON).collect(),
+    });
+    let mut staying: Vec<_> = staying.collect();
+    staying.sort();
+    staying.truncate(MOST_STAYING);
+    staying
 }
 
 fn has_failed(migration: &Migration) -> bool {

@@ -149,6 +149,12 @@ fn image_lane(facts: &NodeFacts) -> Result<(), String> {
     }
 }
 
+/// Whether the runtime runs the gate; of the facts only its configuration and what is on the node of the gate count.
+#[must_use]
+pub fn is_gated(facts: &NodeFacts) -> bool {
+    gate(facts).is_ok()
+}
+
 fn gate(facts: &NodeFacts) -> Result<(), String> {
     const SETUP: &str = "run drover node setup --apply on it and restart containerd";
     let Some(configuration) = &facts.configuration else {

@@ -71,6 +71,18 @@ fn the_pods_of_a_cordoned_node_leave_in_order_and_not_all_at_once() {
 }
 
 #[test]
+fn what_stays_is_told_of_its_own_node_with_the_reason() {
+    let (one, other) = (pod("b", &json!({})), pod("a", &json!({})));
+    let long = "x".repeat(500);
+    let mut failed = vec![evacuation(&one, Trigger::Cordon, &ended("Failed", NOW)), evacuation(&other, Trigger::Drain, &ended("RolledBack", NOW))];
+    failed[0].status.as_mut().unwrap().message = long;
+    failed.push(evacuation(&pod("c", &json!({})), Trigger::Cordon, &ended("Migrated", NOW)));
+    let told: Vec<_> = staying("n1", &failed).into_iter().map(|it| (it.namespace, it.pod, it.reason.len())).collect();
+    assert_eq!(told, [("shop".to_owned(), "a".to_owned(), 19), ("shop".to_owned(), "b".to_owned(), 300)]);
+    assert_eq!(staying("n2", &failed), []);
+}
+
+#[test]
 fn whose_node_goes_first_leaves_first_and_then_the_smallest() {
     let asks = |name: &str, node: &str, memory: &str| {
         let container = json!({"name": "c", "resources": {"requests": {"memory": memory}}});
