@@ -39,4 +39,5 @@ pub mod resolution;
 pub mod room;
 pub mod services;
 pub mod tasks;
+pub mod unknown_fields;
 pub mod verdict;

@@ -90,6 +90,8 @@ fn an_eviction_request_moves_a_pod_and_says_how_far_it_is() {
         let copy = namespace.follow(&replacement(&migration), "c").await;
         copy.beyond(source.last() + 5).await;
         assert_went_on(&source.lines(), &copy.lines(), &migration);
+        let named = namespace.kubectl(&["get", "pod", &replacement(&migration), "-o", "jsonpath={.spec.evictionResponders[*].name}"]).unwrap();
+        assert_eq!(named.trim(), RESPONDER, "the copy has the field too");
         eventually(Duration::from_secs(30), || {
             let done = "jsonpath={.status.responders[0].completionTime} {.status.responders[0].message}";
             let said = namespace.kubectl(&["get", "evictions.v1alpha1.lifecycle.k8s.io", "e", "-o", done]).unwrap();

@@ -3,6 +3,7 @@
 mod attestations;
 mod children;
 mod claims;
+mod creation;
 mod disruptions;
 mod lock;
 mod owners;
@@ -96,28 +97,6 @@ impl KubeCluster {
                 Err(PortError::new(Failure::Conflict, format!("failed to {doing}: the pod has changed")))
             }
             other => other.map_err(|e| port_error(doing, &e)),
-        }
-    }
-
-    async fn create_replacement(&self, pod: &Pod) -> PortResult<()> {
-        let params = PostParams { field_manager: Some(keys::MANAGER.into()), ..PostParams::default() };
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
-        match pods.create(&params, pod).await {
-            Ok(_) => Ok(()),
-            // Made by an earlier try, or somebody else's: the next look tells them apart.
-            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
-            Err(error) => Err(port_error(&format!("create pod {}", pod.name_any()), &error)),
-        }
-    }
-
-    /// Has every admission judge the pod; nothing is made.
-    async fn rehearse(&self, migration: &Migration, pod: &Pod) -> PortResult<()> {
-        let params = PostParams { dry_run: true, field_manager: Some(keys::MANAGER.into()) };
-        match self.pods(migration).create(&params, pod).await {
-            Ok(_) => Ok(()),
-            // The source still has the name: that is found out last, by the storage.
-            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
-            Err(error) => Err(port_error("rehearse the same-name replacement", &error)),
         }
     }
 
@@ -271,9 +250,9 @@ impl Cluster for KubeCluster {
             Effect::CreateAttestation { role, node, pod_uid } => self.create_attestation(migration, *role, node, pod_uid).await,
             Effect::LayOutPullCredentials => self.lay_out_pull_credentials(migration).await,
             Effect::RemovePullCredentials => self.remove_pull_credentials(migration).await,
-            Effect::CreateReplacement | Effect::CreateSameName | Effect::CreateFallback => self.create_replacement(made()?).await,
-            Effect::RehearseReplacement => self.rehearse(migration, made()?).await,
-            Effect::KeepTemplate => self.keep_template(migration, made()?).await,
+            Effect::CreateReplacement | Effect::CreateSameName | Effect::CreateFallback => self.create_replacement(migration, effect, made()?).await,
+            Effect::RehearseReplacement => self.rehearse(migration, effect, made()?).await,
+            Effect::KeepTemplate => self.keep_template(migration, effect, made()?).await,
             Effect::RemoveTemplate => self.remove_template(migration).await,
             Effect::DeletePlaceholder { uid, force } => {
                 let name = migration.status.as_ref().and_then(|s| s.placeholder.as_ref()).map(|p| p.name.clone()).unwrap_or_default();

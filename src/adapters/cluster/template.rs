@@ -6,13 +6,18 @@ use k8s_openapi::api::core::v1::{Pod, PodTemplate, PodTemplateSpec};
 use kube::{
     Api, Resource as _, ResourceExt as _,
     api::{ObjectMeta, PostParams},
+    core::{ApiResource, DynamicObject},
 };
 
-use super::{KubeCluster, delete};
+use super::{
+    KubeCluster,
+    creation::{add_unknown, object_of},
+    delete,
+};
 use crate::{
     adapters::kube_error::{found, port_error},
     api::Migration,
-    domain::keys,
+    domain::{keys, migration::Effect},
     ports::{Failure, PortError, PortResult},
 };
 
@@ -29,10 +34,18 @@ impl KubeCluster {
         Ok(kept.filter(|kept| is_of(kept, migration)).map(to_pod))
     }
 
-    pub(super) async fn keep_template(&self, migration: &Migration, pod: &Pod) -> PortResult<()> {
+    pub(super) async fn keep_template(&self, migration: &Migration, effect: &Effect, pod: &Pod) -> PortResult<()> {
         let api = self.templates(migration);
         let params = PostParams { field_manager: Some(keys::MANAGER.into()), ..PostParams::default() };
-        match api.create(&params, &from_pod(pod, migration)).await {
+        let mut kept = object_of(&from_pod(pod, migration))?;
+        if let Some(spec) = self.whole_spec(migration, effect).await?
+            && let Some(target) = kept.data.pointer_mut("/template/spec")
+        {
+            add_unknown(target, &spec)?;
+        }
+        let whole: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), &migration.namespace().unwrap_or_default(), &ApiResource::erase::<PodTemplate>(&()));
+        match whole.create(&params, &kept).await {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
                 let existing = api.get(&migration.name_any()).await.map_err(|e| port_error("read the kept template", &e))?;
