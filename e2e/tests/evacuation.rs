@@ -20,7 +20,7 @@ use crate::{
         eventually, lab,
         leaving::Leaving,
         migrations::{assert_outcome, replacement, status},
-        pods::{counter, counting, pod},
+        pods::{REDIS, counter, counting, pod},
         with_namespace,
     },
 };
@@ -59,6 +59,10 @@ fn a_cordoned_node_empties_itself_with_all_that_its_pods_remember() {
             followed.push((pod.name_any(), namespace.counts(&pod).await));
         }
         let bare = namespace.counts_on_n1("bare").await;
+        let redis = json!({"name": "redis", "image": REDIS, "command": ["redis-server", "--save", "", "--appendonly", "no"],
+            "readinessProbe": {"exec": {"command": ["redis-cli", "ping"]}, "periodSeconds": 1}});
+        namespace.run(&pod("db", "n1", &[redis])).await;
+        assert_eq!(namespace.exec("db", &["redis-cli", "set", "key", "in memory only"]).trim(), "OK");
         lab::lab(&["kubectl", "cordon", "n1"]);
         for (name, before) in &followed {
             let migration = namespace.evacuation(name, "ended", Migration::is_done).await;
@@ -66,6 +70,9 @@ fn a_cordoned_node_empties_itself_with_all_that_its_pods_remember() {
         }
         let migration = namespace.evacuation("bare", "ended", Migration::is_done).await;
         assert_went_on_as(&namespace, &bare, &migration).await;
+        let migration = namespace.evacuation("db", "ended", Migration::is_done).await;
+        assert_outcome(&migration, Outcome::Migrated);
+        assert_eq!(namespace.exec(&replacement(&migration), &["redis-cli", "get", "key"]).trim(), "in memory only");
         assert_eq!(namespace.running_on("n1"), [] as [String; 0]);
         // Never more than two at a time.
         let all = namespace.migrations().list(&kube::api::ListParams::default()).await.unwrap().items;
