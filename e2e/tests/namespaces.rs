@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::{api::core::v1::Namespace as KubeNamespace, apimachinery::pkg::apis::meta::v1::LabelSelector};
 use kube::{
     Api, ResourceExt as _,
-    api::{DeleteParams, ListParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     runtime::wait::{await_condition, conditions::is_deleted},
 };
 use serde_json::json;
@@ -17,7 +17,8 @@ use drover::{
 
 use crate::support::{
     Namespace,
-    counter::assert_went_on,
+    counter::{assert_contiguous, assert_went_on},
+    lab,
     migrations::{assert_outcome, replacement, status, to},
     pods::{counter, counting, pod},
     with_namespace,
@@ -113,6 +114,31 @@ fn what_the_other_namespace_lacks_is_found_out_before_the_freeze() {
         assert_eq!(namespace.pods().get("c").await.unwrap().annotations().get(keys::LOCK), None);
         assert!(other.pods().list(&ListParams::default()).await.unwrap().items.is_empty(), "nothing is left there");
         namespace.assert_no_leftovers(&waiting).await;
+    });
+}
+
+/// Its attestations go first, so that nobody could ever say any more what has become of the copy; it stays as it is, and the namespace does not wait for it.
+#[test]
+fn a_namespace_that_is_deleted_after_the_release_does_not_wait_for_the_copy() {
+    with_namespace("ends", |namespace| async move {
+        let other = namespace.beside("outlives").await;
+        other.let_in(&namespace.name).await;
+        // The copy must outlive it here.
+        let api: Api<KubeNamespace> = Api::all(namespace.client.clone());
+        let orphan = Patch::Merge(json!({"metadata": {"ownerReferences": null}}));
+        api.patch_metadata(&other.name, &PatchParams::default(), &orphan).await.unwrap();
+        let _removed = lab::Restore(|| drop(lab::try_lab(&["kubectl", "delete", "namespace", &other.name, "--wait=false"])));
+        namespace.run(&counter("c", "n1", 64, 50)).await;
+        let migration = namespace.make(into(&other, to("c", "n2"))).await;
+        let released = namespace.until_phase(&migration.name_any(), Phase::Restoring).await;
+        let uid = api.get(&namespace.name).await.unwrap().uid().unwrap();
+        api.delete(&namespace.name, &DeleteParams::default()).await.unwrap();
+        let gone = await_condition(api, &namespace.name, is_deleted(&uid));
+        tokio::time::timeout(Duration::from_mins(2), gone).await.expect("the namespace goes").unwrap();
+        let copy = other.follow(&replacement(&released), "c").await;
+        copy.beyond(5).await;
+        copy.more(5).await;
+        assert_contiguous(&copy.lines());
     });
 }
 

@@ -130,15 +130,17 @@ impl Course<'_> {
     }
 
     /// Whether everything of a released migration was deleted, as with its namespace: both pods, the Migration, and the attestations, without which nobody can
-    /// say anything of it any more. What kubelets and agents have left they end by themselves; to wait for proof would keep the namespace for ever.
+    /// say anything of it any more. What kubelets and agents have left they end by themselves; to wait for proof would keep the namespace for ever. A replacement in
+    /// another namespace stays as it is: after its source it is what is left.
     pub(super) fn is_abandoned(&self, status: &MigrationStatus) -> bool {
         let pods = [(&status.replacement, &self.observed.replacement), (&status.placeholder, &self.observed.placeholder)];
         let silent = [&self.observed.source_attestation, &self.observed.destination_attestation, &self.observed.fallback_attestation];
+        let stays = self.migration.elsewhere().is_some() && !status.is_source_first();
         (Phase::SourceDeleting..Phase::Done).contains(&status.phase)
             && is_being_deleted(self.migration)
             && has_finalizer(self.migration)
             && self.observed.source_is_gone(status)
-            && pods.into_iter().all(|(made, pod)| made.as_ref().is_none_or(|made| pod_is_gone(pod.as_ref(), &made.uid)))
+            && (stays || pods.into_iter().all(|(made, pod)| made.as_ref().is_none_or(|made| pod_is_gone(pod.as_ref(), &made.uid))))
             && silent.into_iter().all(Option::is_none)
     }
 

@@ -280,14 +280,16 @@ fn a_decision_that_ends_the_replacement_is_written_first_and_nothing_is_committe
 
 #[test]
 fn what_was_deleted_as_a_whole_is_waited_for_no_longer() {
-    let gone = |phase: Phase, keep: fn(&mut Observed, Observed)| {
+    let gone_to = |namespace: Option<&str>, phase: Phase, keep: fn(&mut Observed, Observed)| {
         let mut walk = Walk::new();
+        walk.migration.spec.destination_namespace = namespace.map(str::to_owned);
         walk.walk_to(phase);
         walk.migration.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(second(20)));
         let before = std::mem::take(&mut walk.observed);
         keep(&mut walk.observed, before);
         walk.step().effects
     };
+    let gone = |phase, keep| gone_to(None, phase, keep);
     let abandoned = [Effect::RemovePullCredentials, Effect::RemoveFinalizer];
     assert_eq!(gone(Phase::Restoring, |_, _| {}), abandoned);
     assert_ne!(gone(Phase::Restoring, |now, before| now.source = before.source), abandoned, "a frozen source is waited for");
@@ -295,6 +297,9 @@ fn what_was_deleted_as_a_whole_is_waited_for_no_longer() {
     assert_ne!(gone(Phase::Restoring, |now, before| now.source_attestation = before.source_attestation), abandoned, "and who can speak of one");
     assert_ne!(gone(Phase::Restoring, |now, before| now.destination_attestation = before.destination_attestation), abandoned);
     assert_ne!(gone(Phase::Transferring, |_, _| {}), abandoned, "before the release it is undone in order");
+    let elsewhere = |phase, keep| gone_to(Some("other"), phase, keep);
+    assert_eq!(elsewhere(Phase::Restoring, |now, before| now.replacement = before.replacement), abandoned, "it does not go with this namespace");
+    assert_ne!(elsewhere(Phase::Restoring, |now, before| now.source = before.source), abandoned, "a frozen source is waited for there too");
 }
 
 /// Its kubelet, which may hear late of the deletion, has confirmed it all the same.
