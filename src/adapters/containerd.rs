@@ -118,40 +118,4 @@ mod tests {
         assert_eq!(error.kind, Failure::Transient);
         assert!(error.message.contains("is containerd running"), "{error}");
     }
-
-    /// `DROVER_CONTAINERD=SOCKET DROVER_POD_UID=… cargo test --lib real_node -- --ignored --nocapture`
-    #[tokio::test]
-    #[ignore = "needs a node with a running pod: DROVER_CONTAINERD, DROVER_POD_UID"]
-    async fn a_pod_of_a_real_node_is_frozen_and_thawed() {
-        use crate::ports::{Images as _, TaskState};
-        let runtime = Containerd::at(Path::new(&std::env::var("DROVER_CONTAINERD").expect("DROVER_CONTAINERD")));
-        let runtime = runtime.with_cgroups(std::env::var("DROVER_CGROUPS").unwrap_or_else(|_| "/sys/fs/cgroup".to_owned()).into());
-        println!("{:?}", runtime.version().await.unwrap());
-        assert!(runtime.configuration().await.unwrap().unwrap().contains("defaultRuntimeName"));
-        let pod = std::env::var("DROVER_POD_UID").expect("DROVER_POD_UID");
-        let tasks = runtime.tasks(&pod).await.unwrap();
-        println!("{tasks:#?}");
-        let task = tasks.iter().find(|task| task.state == TaskState::Running).expect("a running container");
-        runtime.pause(&task.id).await.unwrap();
-        runtime.pause(&task.id).await.unwrap();
-        let frozen = runtime.cpu_nanos(&task.id).await.unwrap();
-        assert!(frozen > 0 && runtime.cpu_nanos(&task.id).await.unwrap() == frozen);
-        assert_eq!(runtime.tasks(&pod).await.unwrap().iter().find(|now| now.id == task.id).unwrap().state, TaskState::Paused);
-        runtime.resume(&task.id).await.unwrap();
-        runtime.resume(&task.id).await.unwrap();
-        runtime.kill(&"0".repeat(64)).await.unwrap();
-        runtime.resume(&"0".repeat(64)).await.unwrap();
-        assert_eq!(runtime.cpu_nanos(&"0".repeat(64)).await.unwrap_err().kind, Failure::NotFound);
-        if let Ok(image) = std::env::var("DROVER_IMAGE") {
-            runtime.ensure(&image, &[]).await.unwrap();
-            let manifest = runtime.manifest(&image).await.unwrap();
-            println!("{} {} {:?}", manifest.digest, manifest.media_type, manifest.blobs);
-            let (layer, size) = manifest.blobs.last().unwrap();
-            let parts: Vec<bytes::Bytes> = futures::TryStreamExt::try_collect(runtime.blob(layer).await.unwrap()).await.unwrap();
-            assert_eq!(crate::domain::image::digest_of(&parts.concat()), *layer);
-            assert_eq!(parts.concat().len() as u64, *size);
-            assert_eq!(runtime.manifest("none.example/x@sha256:00").await.unwrap_err().kind, Failure::NotFound);
-            runtime.remove("127.0.0.1:5785/drover/00000000000000000000000000000000:none").await.unwrap();
-        }
-    }
 }
