@@ -94,7 +94,11 @@ impl Cluster {
         eventually("the default service account", async || accounts.get("default").await.is_ok()).await;
         let [webhooks, admin] = free_ports();
         let arguments = ["manager", "--pod-name=manager-0", &format!("--webhook-port={webhooks}"), &format!("--admin-port={admin}")];
-        let environment = [("KUBECONFIG", self.path().join("manager.kubeconfig").display().to_string()), ("POD_NAMESPACE", SYSTEM.to_owned())];
+        let environment = [
+            ("KUBECONFIG", self.path().join("manager.kubeconfig").display().to_string()),
+            ("POD_NAMESPACE", SYSTEM.to_owned()),
+            ("NO_COLOR", "1".to_owned()),
+        ];
         let manager = Process::start("manager", self.path(), Path::new(env!("CARGO_BIN_EXE_drover")), &strings(&arguments), &environment);
         self.manager = Some(manager);
     }

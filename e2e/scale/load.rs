@@ -19,7 +19,10 @@ use drover::{
     domain::{evacuation::can_leave, owner},
 };
 
-use crate::{cluster::eventually, witness::Limits};
+use crate::{
+    cluster::eventually,
+    witness::{Limits, budget_of},
+};
 
 /// Replicas of each Deployment.
 const REPLICAS: usize = 10;
@@ -141,10 +144,8 @@ pub async fn list(client: &Client) -> Vec<Pod> {
 
 /// UID → what is known of each pod.
 pub fn members(pods: &[Pod]) -> BTreeMap<String, Member> {
-    let member = |pod: &Pod| Member {
-        workload: owner::controller(&pod.metadata).map(|owner| owner.uid.clone()).unwrap_or_default(),
-        budget: pod.labels().get("budget").map(|budget| format!("{}/{budget}", pod.namespace().unwrap_or_default())),
-    };
+    let member =
+        |pod: &Pod| Member { workload: owner::controller(&pod.metadata).map(|owner| owner.uid.clone()).unwrap_or_default(), budget: budget_of(pod) };
     pods.iter().map(|pod| (pod.uid().unwrap(), member(pod))).collect()
 }
 

@@ -26,11 +26,13 @@ pub struct Witness {
     limits: Limits,
     /// The pods before anything has moved, by UID.
     members: BTreeMap<String, Member>,
+    /// Budget → UIDs of its pods that serve.
+    available: BTreeMap<String, BTreeSet<String>>,
     /// Evacuations under way, by UID.
     active: BTreeMap<String, Evacuation>,
     /// Evacuated pod → outcome.
     pub ended: BTreeMap<String, Option<Outcome>>,
-    /// The most that was seen at once: in the cluster, of a node, of a workload, of a budget.
+    /// The most that was seen at once: in the cluster, of a node, of a workload; and of a budget, frozen and not released.
     pub most: [u32; 4],
     pub faults: Vec<String>,
 }
@@ -38,18 +40,14 @@ pub struct Witness {
 struct Evacuation {
     node: String,
     pod: String,
+    /// Neither copy serves. From the release on the copy may, and then its budget allows the next freeze.
     is_frozen: bool,
 }
 
 impl Witness {
     /// Nothing was seen yet of the moves of these pods.
     pub fn new(limits: Limits, members: BTreeMap<String, Member>) -> Self {
-        Self { limits, members, active: BTreeMap::new(), ended: BTreeMap::new(), most: [0; 4], faults: vec![] }
-    }
-
-    /// How many evacuations are under way.
-    pub fn active(&self) -> usize {
-        self.active.len()
+        Self { limits, members, available: BTreeMap::new(), active: BTreeMap::new(), ended: BTreeMap::new(), most: [0; 4], faults: vec![] }
     }
 
     /// A Migration was made or changed.
@@ -65,7 +63,7 @@ impl Witness {
             }
             self.ended.insert(pod, status.outcome);
         } else {
-            let is_frozen = migration.phase() >= Phase::Freezing;
+            let is_frozen = (Phase::Freezing..Phase::Restoring).contains(&migration.phase());
             self.active.insert(uid, Evacuation { node: node.to_owned(), pod, is_frozen });
         }
         self.count();
@@ -77,13 +75,39 @@ impl Witness {
         self.faults.push(format!("{} was deleted", migration.name_any()));
     }
 
-    /// A pod was made or changed since the nodes were cordoned.
+    /// A pod was made or changed since the nodes were cordoned, or before.
     pub fn sees_pod(&mut self, pod: &Pod) {
         let uid = pod.uid().unwrap_or_default();
         if !self.members.contains_key(&uid) && !pod.annotations().contains_key(keys::REPLACES) {
             // Once is enough: it changes many times.
-            self.members.insert(uid, Member::default());
+            self.members.insert(uid.clone(), Member::default());
             self.faults.push(format!("pod {} was made anew, without the memory of another", pod.name_any()));
+        }
+        let Some(budget) = budget_of(pod) else { return };
+        let serving = self.available.entry(budget).or_default();
+        if serves(pod) {
+            serving.insert(uid);
+        } else if serving.remove(&uid) {
+            self.judge_budget(pod);
+        }
+    }
+
+    /// A pod is gone.
+    pub fn misses_pod(&mut self, pod: &Pod) {
+        let uid = pod.uid().unwrap_or_default();
+        let Some(budget) = budget_of(pod) else { return };
+        if self.available.get_mut(&budget).is_some_and(|serving| serving.remove(&uid)) {
+            self.judge_budget(pod);
+        }
+    }
+
+    /// After one less of its budget serves.
+    fn judge_budget(&mut self, pod: &Pod) {
+        let Some(budget) = budget_of(pod) else { return };
+        let of_it = self.members.values().filter(|member| member.budget.as_ref() == Some(&budget)).count();
+        let serving = self.available[&budget].len();
+        if serving + (self.limits.per_budget as usize) < of_it {
+            self.faults.push(format!("{serving} of {of_it} pods of {budget} serve, which lets {} be away", self.limits.per_budget));
         }
     }
 
@@ -121,8 +145,19 @@ impl Witness {
     }
 }
 
+/// As the disruption controller counts.
+fn serves(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    pod.metadata.deletion_timestamp.is_none() && conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+/// Its budget, with the namespace.
+pub fn budget_of(pod: &Pod) -> Option<String> {
+    pod.labels().get("budget").map(|budget| format!("{}/{budget}", pod.namespace().unwrap_or_default()))
+}
+
 mod tests {
-    use super::{BTreeMap, Limits, Member, Migration, Witness};
+    use super::{BTreeMap, Limits, Member, Migration, Pod, Witness};
     use serde_json::json;
 
     fn migration(name: &str, node: &str, phase: &str) -> Migration {
@@ -151,8 +186,33 @@ mod tests {
         assert_eq!(faults(&ends), [] as [&str; 0], "one that has ended is counted no more");
         assert_eq!(faults(&[("a1", "n1", begins), ("b1", "n1", begins), ("c1", "n1", begins)]), ["3 at once of n1, which allows 2"]);
         assert_eq!(faults(&[("a1", "n1", begins), ("a2", "n2", begins), ("a3", "n3", begins)]), ["3 at once of a, which allows 2"]);
-        assert_eq!(faults(&[("a1", "n1", "Freezing"), ("a2", "n2", "Finishing")]), ["2 at once of a, which allows 1"]);
+        assert_eq!(faults(&[("a1", "n1", "Freezing"), ("a2", "n2", "AwaitingReadiness")]), ["2 at once of a, which allows 1"]);
         let four = [("a1", "n1", begins), ("b1", "n2", begins), ("c1", "n3", begins), ("d1", "n4", begins)];
         assert_eq!(faults(&four), ["4 at once of the cluster, which allows 3"]);
+    }
+
+    #[test]
+    fn a_budget_that_is_not_kept_and_a_pod_that_is_no_copy_are_found() {
+        let pod = |name: &str, ready: &str, copies: &str| -> Pod {
+            serde_json::from_value(json!({
+                "metadata": {"name": name, "namespace": "d", "uid": name, "labels": {"budget": "a"}, "annotations": {"drover.dev/replaces": copies}},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]}
+            }))
+            .unwrap()
+        };
+        let member = |name: &str| (name.to_owned(), Member { workload: "a".to_owned(), budget: Some("d/a".to_owned()) });
+        let limits = Limits { concurrent: 3, per_node: 2, per_workload: 2, per_budget: 1 };
+        let mut witness = Witness::new(limits, ["a1", "a2"].map(member).into());
+        let copy = pod("copy", "True", "m");
+        for seen in [&pod("a1", "True", ""), &pod("a2", "True", ""), &pod("a1", "False", ""), &copy, &pod("a2", "False", "")] {
+            witness.sees_pod(seen);
+        }
+        assert_eq!(witness.faults, [] as [&str; 0], "the copy serves in the place of one");
+        witness.misses_pod(&copy);
+        assert_eq!(witness.faults, ["0 of 2 pods of d/a serve, which lets 1 be away"]);
+        let mut other = pod("a3", "True", "");
+        other.metadata.annotations = None;
+        witness.sees_pod(&other);
+        assert!(witness.faults[1].contains("a3 was made anew"), "{:?}", witness.faults);
     }
 }
