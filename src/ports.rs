@@ -280,6 +280,10 @@ pub trait Cluster: Send + Sync {
     async fn budgets(&self, pod: &Pod) -> PortResult<Vec<PodDisruptionBudget>>;
     /// Every node with its profile.
     async fn nodes(&self) -> PortResult<Vec<NodeView>>;
+    /// Those of these nodes that exist, with their profiles.
+    async fn nodes_named(&self, names: &[&str]) -> PortResult<Vec<NodeView>> {
+        Ok(self.nodes().await?.into_iter().filter(|node| names.contains(&node.name.as_str())).collect())
+    }
     /// UIDs of the migrations that have not ended.
     async fn active_migrations(&self) -> PortResult<Vec<String>>;
     /// Whether pull credentials of a migration are laid out.

@@ -92,6 +92,8 @@ impl Cluster {
         fs::write(self.path().join("manager.kubeconfig"), kubeconfig).unwrap();
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), "default");
         eventually("the default service account", async || accounts.get("default").await.is_ok()).await;
+        // Another build of it, to compare figures.
+        let program = std::env::var_os("DROVER_SCALE_MANAGER").map_or_else(|| env!("CARGO_BIN_EXE_drover").into(), PathBuf::from);
         let [webhooks, admin] = free_ports();
         let arguments = ["manager", "--pod-name=manager-0", &format!("--webhook-port={webhooks}"), &format!("--admin-port={admin}")];
         let environment = [
@@ -99,7 +101,7 @@ impl Cluster {
             ("POD_NAMESPACE", SYSTEM.to_owned()),
             ("NO_COLOR", "1".to_owned()),
         ];
-        let manager = Process::start("manager", self.path(), Path::new(env!("CARGO_BIN_EXE_drover")), &strings(&arguments), &environment);
+        let manager = Process::start("manager", self.path(), &program, &strings(&arguments), &environment);
         self.manager = Some(manager);
     }
 

@@ -30,8 +30,10 @@ pub struct Witness {
     available: BTreeMap<String, BTreeSet<String>>,
     /// Evacuations under way, by UID.
     active: BTreeMap<String, Evacuation>,
-    /// Evacuated pod → outcome.
-    pub ended: BTreeMap<String, Option<Outcome>>,
+    /// UIDs of the pods that have moved.
+    pub ended: BTreeSet<String>,
+    /// Migrations that were refused before anything was touched: namespace, name, UID, why. A machine that is busy with something else brings that about.
+    pub refused: BTreeSet<(String, String, String, String)>,
     /// The most that was seen at once: in the cluster, of a node, of a workload; and of a budget, frozen and not released.
     pub most: [u32; 4],
     pub faults: Vec<String>,
@@ -47,7 +49,16 @@ struct Evacuation {
 impl Witness {
     /// Nothing was seen yet of the moves of these pods.
     pub fn new(limits: Limits, members: BTreeMap<String, Member>) -> Self {
-        Self { limits, members, available: BTreeMap::new(), active: BTreeMap::new(), ended: BTreeMap::new(), most: [0; 4], faults: vec![] }
+        Self {
+            limits,
+            members,
+            available: BTreeMap::new(),
+            active: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            refused: BTreeSet::new(),
+            most: [0; 4],
+            faults: vec![],
+        }
     }
 
     /// A Migration was made or changed.
@@ -58,10 +69,15 @@ impl Witness {
         if migration.is_done() {
             self.active.remove(&uid);
             let status = migration.status.clone().unwrap_or_default();
-            if status.outcome != Some(Outcome::Migrated) {
-                self.faults.push(format!("{}: {:?}: {}", migration.name_any(), status.outcome, status.message));
+            match status.outcome {
+                Some(Outcome::Migrated) => {
+                    self.ended.insert(pod);
+                }
+                Some(Outcome::Failed) => {
+                    self.refused.insert((migration.namespace().unwrap_or_default(), migration.name_any(), uid, status.message));
+                }
+                other => self.faults.push(format!("{}: {other:?}: {}", migration.name_any(), status.message)),
             }
-            self.ended.insert(pod, status.outcome);
         } else {
             let is_frozen = (Phase::Freezing..Phase::Restoring).contains(&migration.phase());
             self.active.insert(uid, Evacuation { node: node.to_owned(), pod, is_frozen });
@@ -69,9 +85,12 @@ impl Witness {
         self.count();
     }
 
-    /// A Migration was deleted: none is, within a day, unless it has failed or its node was uncordoned.
+    /// A Migration was deleted: none is, within a day, unless it was refused or its node was uncordoned.
     pub fn misses(&mut self, migration: &Migration) {
         self.active.remove(&migration.uid().unwrap_or_default());
+        if self.refused.iter().any(|(.., uid, _)| Some(uid) == migration.metadata.uid.as_ref()) {
+            return;
+        }
         self.faults.push(format!("{} was deleted", migration.name_any()));
     }
 
@@ -139,8 +158,7 @@ impl Witness {
     /// Every pod that was to leave has moved, once, and nothing was seen that must not be.
     pub fn assert_all_moved(&self, leaving: &BTreeSet<String>) {
         assert!(self.faults.is_empty(), "{} faults:\n{}", self.faults.len(), self.faults[..self.faults.len().min(20)].join("\n"));
-        let moved: BTreeSet<_> = self.ended.keys().cloned().collect();
-        assert_eq!(&moved, leaving, "the pods that have moved are those that were to leave");
+        assert_eq!(&self.ended, leaving, "the pods that have moved are those that were to leave");
         assert_eq!(self.active.len(), 0);
     }
 }

@@ -4,22 +4,22 @@ mod children;
 mod claims;
 mod disruptions;
 mod lock;
+mod nodes;
 mod owners;
 mod pull_credentials;
 mod readiness;
 mod template;
 
+pub use nodes::NodeWatch;
+pub(super) use nodes::node_views;
 pub use pull_credentials::SECRET as PULL_SECRET;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
 use k8s_openapi::{
     api::{
-        core::v1::{Node, Pod, PodCondition},
+        core::v1::{Pod, PodCondition},
         policy::v1::PodDisruptionBudget,
     },
     apimachinery::pkg::apis::meta::v1::OwnerReference,
@@ -34,7 +34,7 @@ use serde_json::json;
 use super::kube_error::{found, port_error};
 use crate::{
     api::{
-        Attestation, AttestationSpec, Migration, MigrationGrant, MigrationStatus, NodeProfile, Role,
+        Attestation, AttestationSpec, Migration, MigrationGrant, MigrationStatus, Role,
         attestation::attestation_name,
         migration::{ReplacementStatus, SourceStatus},
     },
@@ -58,13 +58,21 @@ pub struct KubeCluster {
     namespace: String,
     recorder: Recorder,
     inbox: Arc<Inbox>,
+    /// The nodes, where they are watched; else they are listed.
+    watched: Option<NodeWatch>,
 }
 
 impl KubeCluster {
     /// The API server behind `client`; `namespace` is Drover's own, `instance` this process's name in Events, `inbox` has what the bus tells.
     pub fn new(client: Client, namespace: impl Into<String>, instance: impl Into<String>, inbox: Arc<Inbox>) -> Self {
         let reporter = Reporter { controller: keys::MANAGER.to_owned(), instance: Some(instance.into()) };
-        Self { recorder: Recorder::new(client.clone(), reporter), client, namespace: namespace.into(), inbox }
+        Self { recorder: Recorder::new(client.clone(), reporter), client, namespace: namespace.into(), inbox, watched: None }
+    }
+
+    /// Knows the nodes by this watch.
+    #[must_use]
+    pub fn with_nodes(self, watched: NodeWatch) -> Self {
+        Self { watched: Some(watched), ..self }
     }
 
     /// The pods of the Migration's own namespace, where the source is, and a fallback.
@@ -230,7 +238,11 @@ impl Cluster for KubeCluster {
     }
 
     async fn nodes(&self) -> PortResult<Vec<NodeView>> {
-        node_views(&self.client).await
+        self.all_nodes().await
+    }
+
+    async fn nodes_named(&self, names: &[&str]) -> PortResult<Vec<NodeView>> {
+        self.these_nodes(names).await
     }
 
     async fn active_migrations(&self) -> PortResult<Vec<String>> {
@@ -333,17 +345,6 @@ impl Migrations for KubeCluster {
         let api: Api<Migration> = Api::namespaced(self.client.clone(), namespace);
         found(api.get(name).await, "read the Migration")
     }
-}
-
-/// Every node with its profile.
-pub(super) async fn node_views(client: &Client) -> PortResult<Vec<NodeView>> {
-    let (nodes, profiles): (Api<Node>, Api<NodeProfile>) = (Api::all(client.clone()), Api::all(client.clone()));
-    let every = ListParams::default();
-    let (nodes, profiles) = tokio::try_join!(async { nodes.list(&every).await.map_err(|e| port_error("list the nodes", &e)) }, async {
-        profiles.list(&every).await.map_err(|e| port_error("list the node profiles", &e))
-    },)?;
-    let profiles: HashMap<String, &NodeProfile> = profiles.iter().map(|profile| (profile.name_any(), profile)).collect();
-    Ok(nodes.iter().map(|node| NodeView::new(node, profiles.get(&node.name_any()).copied())).collect())
 }
 
 /// Whether a `test` of a JSON patch did not hold: the pod is another one, or somebody wrote first. The API server answers 422 with a message that
