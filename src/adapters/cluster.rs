@@ -31,7 +31,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::kube_error::{found, port_error};
+use super::kube_error::{found, is_failed_test, port_error};
 use crate::{
     api::{
         Attestation, AttestationSpec, Migration, MigrationGrant, MigrationStatus, Role,
@@ -60,13 +60,22 @@ pub struct KubeCluster {
     inbox: Arc<Inbox>,
     /// The nodes, where they are watched; else they are listed.
     watched: Option<NodeWatch>,
+    /// Held while a source is marked as its ReplicaSet's surplus.
+    marking: tokio::sync::Mutex<()>,
 }
 
 impl KubeCluster {
     /// The API server behind `client`; `namespace` is Drover's own, `instance` this process's name in Events, `inbox` has what the bus tells.
     pub fn new(client: Client, namespace: impl Into<String>, instance: impl Into<String>, inbox: Arc<Inbox>) -> Self {
         let reporter = Reporter { controller: keys::MANAGER.to_owned(), instance: Some(instance.into()) };
-        Self { recorder: Recorder::new(client.clone(), reporter), client, namespace: namespace.into(), inbox, watched: None }
+        Self {
+            recorder: Recorder::new(client.clone(), reporter),
+            client,
+            namespace: namespace.into(),
+            inbox,
+            watched: None,
+            marking: tokio::sync::Mutex::default(),
+        }
     }
 
     /// Knows the nodes by this watch.
@@ -347,12 +356,6 @@ impl Migrations for KubeCluster {
     }
 }
 
-/// Whether a `test` of a JSON patch did not hold: the pod is another one, or somebody wrote first. The API server answers 422 with a message that
-/// does not say so (seen: "the server rejected our request due to an error in our request"); what it refuses for its content it calls invalid.
-fn is_failed_test(status: &kube::core::Status) -> bool {
-    status.code == 422 && !status.message.contains("is invalid")
-}
-
 /// Deletes an object of this UID; nothing happens where it is gone or another one has its name.
 async fn delete<K>(api: &Api<K>, name: &str, uid: Option<&str>, force: bool, doing: &str) -> PortResult<()>
 where
@@ -379,17 +382,4 @@ fn source_of(migration: &Migration) -> PortResult<&SourceStatus> {
 fn replacement_of(migration: &Migration) -> PortResult<&ReplacementStatus> {
     let replacement = migration.status.as_ref().and_then(|s| s.replacement.as_ref());
     replacement.ok_or_else(|| PortError::permanent("the Migration's status names no replacement"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_failed_test;
-
-    #[test]
-    fn a_patch_whose_test_did_not_hold_is_a_conflict_and_bad_content_is_not() {
-        let status = |code: u16, message: &str| kube::core::Status { code, message: message.into(), ..kube::core::Status::default() };
-        assert!(is_failed_test(&status(422, "the server rejected our request due to an error in our request")));
-        assert!(!is_failed_test(&status(422, "Pod \"p\" is invalid: spec: Forbidden: pod updates may not change fields")));
-        assert!(!is_failed_test(&status(403, "forbidden")));
-    }
 }
