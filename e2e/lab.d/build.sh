@@ -31,7 +31,7 @@ for module in api apiextensions-apiserver apimachinery apiserver cli-runtime cli
   KUBE_CLIENT+=("require k8s.io/$module v$KUBE_STAGING")
 done
 declare -A VALUES=(
-  [kube]="$KUBE_STAGING ${KUBE_MODULES[*]}" [coredns]=$KUBE_STAGING [helm]=$KUBE_STAGING
+  [kube]="$KUBE_STAGING ${KUBE_MODULES[*]}" [coredns]=$KUBE_STAGING [helm]=$KUBE_STAGING [kwok]=$KUBE_STAGING
   [noderoot]="$NODE_PACKAGES $CRIU_MINIMUM $RUNC_MINIMUM" [kafka]=$(cat "$PARTS/kafka/pom.xml")
 )
 
@@ -89,8 +89,9 @@ build_containerd() { # OUT
     "$module/cmd/containerd@v$CONTAINERD" "$module/cmd/containerd-shim-runc-v2@v$CONTAINERD" "$module/cmd/ctr@v$CONTAINERD"
 }
 
-build_kwok() { # OUT
-  GOBIN=$1 go_build install -ldflags "-s -w -X sigs.k8s.io/kwok/pkg/consts.Version=v$KWOK" "sigs.k8s.io/kwok/cmd/kwok@v$KWOK"
+build_kwok() { # OUT WORK
+  go_program "$1" "$2" kwok sigs.k8s.io/kwok/cmd/kwok "-X sigs.k8s.io/kwok/pkg/consts.Version=v$KWOK" \
+    "require sigs.k8s.io/kwok v$KWOK" 'tool sigs.k8s.io/kwok/cmd/kwok' "${KUBE_CLIENT[@]}"
 }
 
 # The nodes' root file system. A mirror's Release file of unstable can be past its date.

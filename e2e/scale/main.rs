@@ -43,7 +43,7 @@ const REFUSED: usize = 10;
 
 #[test]
 fn half_of_a_small_cluster_empties_itself() {
-    empty_half(Size::or(20, 200));
+    empty_half(Size::or(20, 120));
 }
 
 mod slow {
@@ -132,7 +132,9 @@ async fn assert_nothing_is_lost(client: &Client, size: Size, before: &[Pod], lea
     // Of each workload as many as before: the ReplicaSets have adopted the copies, and let nothing be made in their place.
     let count = |pods: &[Pod]| {
         let mut counts = std::collections::BTreeMap::<_, usize>::new();
-        load::members(pods).into_values().for_each(|member| *counts.entry(member.workload).or_default() += 1);
+        for member in load::members(pods).into_values() {
+            *counts.entry(member.workload).or_default() += 1;
+        }
         counts
     };
     assert_eq!(count(&after), count(before));

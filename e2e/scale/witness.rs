@@ -192,7 +192,9 @@ mod tests {
         let member = |name: &str| Member { workload: name[..1].to_owned(), budget: Some(name[..1].to_owned()) };
         let members: BTreeMap<_, _> = seen.iter().map(|(name, ..)| ((*name).to_owned(), member(name))).collect();
         let mut witness = Witness::new(Limits { concurrent: 3, per_node: 2, per_workload: 2, per_budget: 1 }, members);
-        seen.iter().for_each(|(name, node, phase)| witness.sees(&migration(name, node, phase)));
+        for (name, node, phase) in seen {
+            witness.sees(&migration(name, node, phase));
+        }
         witness.faults
     }
 
