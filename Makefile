@@ -90,6 +90,15 @@ SIMULATE_SECONDS ?= 600
 simulate: prepare ## Manager, agents and gate in a simulated cluster, SIMULATE_SECONDS of random fault schedules (docs/simulation.md)
 	DROVER_SIM_SECONDS=$(SIMULATE_SECONDS) DROVER_SIM_SEEDS=100000000 cargo test --locked --profile simulation --test simulation -- --nocapture nothing_breaks
 
+# How large the cluster of `make scale` is
+NODES ?= 100
+PODS ?= 2000
+
+.PHONY: scale
+scale: prepare ## Empty half of a cluster of fake nodes at a real API server, and print what it cost (NODES, PODS; e2e/README.md)
+	e2e/lab build && e2e/lab cached kwok >/dev/null
+	DROVER_SCALE_NODES=$(NODES) DROVER_SCALE_PODS=$(PODS) cargo test --locked --features e2e --test scale -- --nocapture slow::
+
 .PHONY: test-e2e
 test-e2e: ## End-to-end tests on the lab (TEST=name, ALL=1)
 	ONLY=e2e .build/test

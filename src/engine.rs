@@ -123,9 +123,11 @@ async fn observe(
         }
         let destination = status.destination.as_ref().map(|d| d.node_name.as_str()).filter(|node| !node.is_empty());
         if let Some(node) = destination {
-            let nodes = cluster.nodes().await?;
-            observed.destination_ready = Some(nodes.iter().any(|n| n.name == node && n.ready));
             let source = status.source.as_ref().map(|s| s.node_name.as_str()).unwrap_or_default();
+            // Whether the source may stay frozen beside a released copy hangs on their gates (R8), once.
+            let fixes_order = status.phase == Phase::Preparing && status.source_first.is_none();
+            let nodes = if fixes_order { cluster.nodes_now(&[source, node]).await? } else { cluster.nodes_named(&[source, node]).await? };
+            observed.destination_ready = Some(nodes.iter().any(|n| n.name == node && n.ready));
             if status.phase == Phase::Preparing {
                 observed.rooms = rooms(&nodes);
                 observed.permit = cluster.permit(migration, node).await?;
@@ -176,7 +178,9 @@ async fn facts(migration: &Migration, pod: &Pod, cluster: &dyn Cluster, now: Tim
         Some(namespace) => cluster.grants(namespace).await?,
         None => vec![],
     };
-    Ok(Facts { nodes: cluster.nodes().await?, active_migrations: cluster.active_migrations().await?, grants, claims: Some(claims), now })
+    // Whoever is named on the pod may be another migration that has not ended. Nobody is on most pods, and then a list of all would tell nothing.
+    let active_migrations = if preflight::names_another(pod, migration) { cluster.active_migrations().await? } else { vec![] };
+    Ok(Facts { nodes: cluster.nodes().await?, active_migrations, grants, claims: Some(claims), now })
 }
 
 async fn perform(migration: &Migration, observed: &Observed, effects: &[Effect], cluster: &dyn Cluster, now: Timestamp) -> PortResult<()> {

@@ -300,6 +300,14 @@ pub trait Cluster: Send + Sync {
     async fn budgets(&self, pod: &Pod) -> PortResult<Vec<PodDisruptionBudget>>;
     /// Every node with its profile.
     async fn nodes(&self) -> PortResult<Vec<NodeView>>;
+    /// Those of these nodes that exist, with their profiles.
+    async fn nodes_named(&self, names: &[&str]) -> PortResult<Vec<NodeView>> {
+        Ok(self.nodes().await?.into_iter().filter(|node| names.contains(&node.name.as_str())).collect())
+    }
+    /// The same as they are now, whatever a watch has told of them.
+    async fn nodes_now(&self, names: &[&str]) -> PortResult<Vec<NodeView>> {
+        self.nodes_named(names).await
+    }
     /// UIDs of the migrations that have not ended.
     async fn active_migrations(&self) -> PortResult<Vec<String>>;
     /// Whether pull credentials of a migration are laid out.

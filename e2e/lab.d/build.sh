@@ -4,7 +4,7 @@
 
 declare -A VERSION=(
   [kube]=$KUBE [etcd]=$ETCD [containerd]=$CONTAINERD [registry]=$REGISTRY [coredns]=$COREDNS [helm]=$HELM
-  [noderoot]=$NODE_SUITE [redis]=$REDIS_SUITE [pause]=3.10 [counter]=1 [iouring]=2 [hook]=1 [mends]=1 [kafka]=$KAFKA
+  [noderoot]=$NODE_SUITE [redis]=$REDIS_SUITE [pause]=3.10 [counter]=1 [iouring]=2 [hook]=1 [mends]=1 [kafka]=$KAFKA [kwok]=$KWOK
 )
 # The files and values that a recipe reads besides its version
 declare -A SOURCES=(
@@ -15,6 +15,8 @@ declare -A SOURCES=(
 # Two lanes at once: a link or a download in one leaves a core to the other. The long one is Kubernetes.
 LANE_1=(kube)
 LANE_2=(noderoot redis kafka pause counter iouring hook mends etcd containerd registry coredns helm)
+# What the lab itself does not run: built when somebody asks for it
+ON_DEMAND=(kwok)
 NODE_PACKAGES=runc,criu,iproute2,iptables,nftables,containernetworking-plugins,conntrack,mount,procps,ca-certificates,util-linux,kmod,ethtool,socat,curl
 KUBE_MODULES=(api apiextensions-apiserver apimachinery apiserver cli-runtime client-go cloud-provider cluster-bootstrap
   code-generator component-base component-helpers controller-manager cri-api cri-client cri-streaming csi-translation-lib
@@ -29,7 +31,7 @@ for module in api apiextensions-apiserver apimachinery apiserver cli-runtime cli
   KUBE_CLIENT+=("require k8s.io/$module v$KUBE_STAGING")
 done
 declare -A VALUES=(
-  [kube]="$KUBE_STAGING ${KUBE_MODULES[*]}" [coredns]=$KUBE_STAGING [helm]=$KUBE_STAGING
+  [kube]="$KUBE_STAGING ${KUBE_MODULES[*]}" [coredns]=$KUBE_STAGING [helm]=$KUBE_STAGING [kwok]=$KUBE_STAGING
   [noderoot]="$NODE_PACKAGES $CRIU_MINIMUM $RUNC_MINIMUM" [kafka]=$(cat "$PARTS/kafka/pom.xml")
 )
 
@@ -85,6 +87,11 @@ build_containerd() { # OUT
   local module=github.com/containerd/containerd/v2
   GOBIN=$1 go_build install -tags 'no_btrfs no_devmapper no_zfs' -ldflags "-s -w -X $module/version.Version=$CONTAINERD" \
     "$module/cmd/containerd@v$CONTAINERD" "$module/cmd/containerd-shim-runc-v2@v$CONTAINERD" "$module/cmd/ctr@v$CONTAINERD"
+}
+
+build_kwok() { # OUT WORK
+  go_program "$1" "$2" kwok sigs.k8s.io/kwok/cmd/kwok "-X sigs.k8s.io/kwok/pkg/consts.Version=v$KWOK" \
+    "require sigs.k8s.io/kwok v$KWOK" 'tool sigs.k8s.io/kwok/cmd/kwok' "${KUBE_CLIENT[@]}"
 }
 
 # The nodes' root file system. A mirror's Release file of unstable can be past its date.
@@ -163,16 +170,25 @@ build_all() {
   fi
 }
 
-# Prints the path of one cached thing, by the name of its program.
+# Builds one of ON_DEMAND where it is missing.
+build_on_demand() { # NAME
+  [ ! -d "$(built "$1")" ] || return 0
+  lock
+  mkdir -p "$BUILT" "$LOG"
+  build_one "$1"
+}
+
+# Prints the path of one cached thing, by the name of its program. What the lab does not run is built first.
 cached() { # NAME
-  local path
+  local path name
+  for name in "${ON_DEMAND[@]}"; do [ "${1:-}" != "$name" ] || build_on_demand "$name"; done
   case ${1:-} in
-  kube | etcd | registry | coredns | helm | pause | counter | iouring | hook | mends) path=$(built "$1")/$1 ;;
+  kube | etcd | registry | coredns | helm | kwok | pause | counter | iouring | hook | mends) path=$(built "$1")/$1 ;;
   containerd | containerd-shim-runc-v2 | ctr) path=$(built containerd)/$1 ;;
   redis.tar) path=$(built redis)/redis.tar ;;
   noderoot) path=$(built noderoot)/root ;;
   kafka) path=$(built kafka)/jars ;;
-  *) die "'${1:-}' is not cached. Known: kube etcd registry coredns helm kafka pause counter iouring hook mends containerd containerd-shim-runc-v2 ctr redis.tar noderoot" ;;
+  *) die "'${1:-}' is not cached. Known: kube etcd registry coredns helm kafka kwok pause counter iouring hook mends containerd containerd-shim-runc-v2 ctr redis.tar noderoot" ;;
   esac
   [ -e "$path" ] || die "$1 is not built yet; run: e2e/lab build"
   echo "$path"

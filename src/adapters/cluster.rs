@@ -6,22 +6,22 @@ mod claims;
 mod creation;
 mod disruptions;
 mod lock;
+mod nodes;
 mod owners;
 mod permits;
 mod pull_credentials;
 mod readiness;
 mod template;
 
+pub use nodes::NodeWatch;
+pub(super) use nodes::node_views;
 pub use pull_credentials::SECRET as PULL_SECRET;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
 use k8s_openapi::api::{
-    core::v1::{Node, Pod, PodCondition},
+    core::v1::{Pod, PodCondition},
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
@@ -31,10 +31,10 @@ use kube::{
 };
 use serde_json::json;
 
-use super::kube_error::{found, port_error};
+use super::kube_error::{found, is_failed_test, port_error};
 use crate::{
     api::{
-        Attestation, Migration, MigrationGrant, MigrationStatus, NodeProfile,
+        Attestation, Migration, MigrationGrant, MigrationStatus,
         migration::{ReplacementStatus, SourceStatus},
     },
     domain::{
@@ -60,19 +60,37 @@ pub struct KubeCluster {
     inbox: Arc<Inbox>,
     /// How many pods are on their way to a node at the same time; 0: no limit.
     arrivals_per_node: u32,
+    /// The nodes, where they are watched; else they are listed.
+    watched: Option<NodeWatch>,
+    /// Held while a source is marked as its ReplicaSet's surplus.
+    marking: tokio::sync::Mutex<()>,
 }
 
 impl KubeCluster {
     /// The API server behind `client`; `namespace` is Drover's own, `instance` this process's name in Events, `inbox` has what the bus tells.
     pub fn new(client: Client, namespace: impl Into<String>, instance: impl Into<String>, inbox: Arc<Inbox>) -> Self {
         let reporter = Reporter { controller: keys::MANAGER.to_owned(), instance: Some(instance.into()) };
-        Self { recorder: Recorder::new(client.clone(), reporter), client, namespace: namespace.into(), inbox, arrivals_per_node: 0 }
+        Self {
+            recorder: Recorder::new(client.clone(), reporter),
+            client,
+            namespace: namespace.into(),
+            inbox,
+            arrivals_per_node: 0,
+            watched: None,
+            marking: tokio::sync::Mutex::default(),
+        }
     }
 
     /// The same with a limit of pods that are on their way to a node at the same time; 0: none.
     #[must_use]
     pub fn with_arrivals_per_node(self, arrivals_per_node: u32) -> Self {
         Self { arrivals_per_node, ..self }
+    }
+
+    /// Knows the nodes by this watch.
+    #[must_use]
+    pub fn with_nodes(self, watched: NodeWatch) -> Self {
+        Self { watched: Some(watched), ..self }
     }
 
     /// The pods of the Migration's own namespace, where the source is, and a fallback.
@@ -200,7 +218,15 @@ impl Cluster for KubeCluster {
     }
 
     async fn nodes(&self) -> PortResult<Vec<NodeView>> {
-        node_views(&self.client).await
+        self.all_nodes().await
+    }
+
+    async fn nodes_named(&self, names: &[&str]) -> PortResult<Vec<NodeView>> {
+        self.these_nodes(names).await
+    }
+
+    async fn nodes_now(&self, names: &[&str]) -> PortResult<Vec<NodeView>> {
+        self.read_nodes(names).await
     }
 
     async fn active_migrations(&self) -> PortResult<Vec<String>> {
@@ -306,23 +332,6 @@ impl Migrations for KubeCluster {
     }
 }
 
-/// Every node with its profile.
-pub(super) async fn node_views(client: &Client) -> PortResult<Vec<NodeView>> {
-    let (nodes, profiles): (Api<Node>, Api<NodeProfile>) = (Api::all(client.clone()), Api::all(client.clone()));
-    let every = ListParams::default();
-    let (nodes, profiles) = tokio::try_join!(async { nodes.list(&every).await.map_err(|e| port_error("list the nodes", &e)) }, async {
-        profiles.list(&every).await.map_err(|e| port_error("list the node profiles", &e))
-    },)?;
-    let profiles: HashMap<String, &NodeProfile> = profiles.iter().map(|profile| (profile.name_any(), profile)).collect();
-    Ok(nodes.iter().map(|node| NodeView::new(node, profiles.get(&node.name_any()).copied())).collect())
-}
-
-/// Whether a `test` of a JSON patch did not hold: the pod is another one, or somebody wrote first. The API server answers 422 with a message that
-/// does not say so (seen: "the server rejected our request due to an error in our request"); what it refuses for its content it calls invalid.
-fn is_failed_test(status: &kube::core::Status) -> bool {
-    status.code == 422 && !status.message.contains("is invalid")
-}
-
 /// Deletes an object of this UID; nothing happens where it is gone or another one has its name.
 async fn delete<K>(api: &Api<K>, name: &str, uid: Option<&str>, force: bool, doing: &str) -> PortResult<()>
 where
@@ -349,17 +358,4 @@ fn source_of(migration: &Migration) -> PortResult<&SourceStatus> {
 fn replacement_of(migration: &Migration) -> PortResult<&ReplacementStatus> {
     let replacement = migration.status.as_ref().and_then(|s| s.replacement.as_ref());
     replacement.ok_or_else(|| PortError::permanent("the Migration's status names no replacement"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_failed_test;
-
-    #[test]
-    fn a_patch_whose_test_did_not_hold_is_a_conflict_and_bad_content_is_not() {
-        let status = |code: u16, message: &str| kube::core::Status { code, message: message.into(), ..kube::core::Status::default() };
-        assert!(is_failed_test(&status(422, "the server rejected our request due to an error in our request")));
-        assert!(!is_failed_test(&status(422, "Pod \"p\" is invalid: spec: Forbidden: pod updates may not change fields")));
-        assert!(!is_failed_test(&status(403, "forbidden")));
-    }
 }

@@ -21,7 +21,7 @@ use crate::{
     adapters::{
         ca::{CaStore, SelfManaged, service_names},
         certificate_dir::CertificateDir,
-        cluster::KubeCluster,
+        cluster::{KubeCluster, NodeWatch},
         lease::LeaderElection,
         webhook_configuration::WebhookConfigurations,
         world::KubeWorld,
@@ -230,10 +230,13 @@ async fn lead(
 /// The controller of migrations, and what the readiness bus tells it.
 fn move_pods(settings: &Settings, clients: &ApiClients, metrics: &Metrics, controllers: &mut Tasks) -> anyhow::Result<()> {
     let inbox = Arc::new(Inbox::default());
-    let cluster = Arc::new(
-        KubeCluster::new(clients.calling.clone(), &settings.namespace, &settings.pod_name, Arc::clone(&inbox))
-            .with_arrivals_per_node(settings.arrivals_per_node),
-    );
+    let (nodes, following) = NodeWatch::new(&clients.watching, controllers.token());
+    controllers.spawn("nodes", async move {
+        following.await;
+        Ok(())
+    });
+    let cluster = KubeCluster::new(clients.calling.clone(), &settings.namespace, &settings.pod_name, Arc::clone(&inbox));
+    let cluster = Arc::new(cluster.with_arrivals_per_node(settings.arrivals_per_node).with_nodes(nodes));
     let context = migration::Context {
         cluster: cluster.clone(),
         clock: Arc::new(SystemClock),

@@ -65,7 +65,7 @@ impl std::fmt::Display for Blocker {
 pub struct Facts {
     /// Every node.
     pub nodes: Vec<NodeView>,
-    /// UIDs of the migrations that have not ended.
+    /// UIDs of the migrations that have not ended; looked up where the pod [names another](names_another).
     pub active_migrations: Vec<String>,
     /// The grants of the namespace that the pod is to leave its own for.
     pub grants: Vec<MigrationGrant>,
@@ -73,6 +73,13 @@ pub struct Facts {
     pub claims: Option<BTreeMap<String, ClaimView>>,
     /// Now.
     pub now: jiff::Timestamp,
+}
+
+/// Whether another migration than this one is named on the pod, which may have it locked or may still be making it.
+#[must_use]
+pub fn names_another(pod: &Pod, migration: &Migration) -> bool {
+    let named = [keys::LOCK, keys::REPLACES].into_iter().filter_map(|key| pod.annotations().get(key));
+    named.into_iter().any(|uid| Some(uid) != migration.metadata.uid.as_ref())
 }
 
 /// Every blocker of a migration: of its own fields, of the pod, of the nodes.

@@ -62,8 +62,19 @@ impl KubeCluster {
         self.patch_pod(&self.pods(migration), &source.name, "release the source from its Job", patch.into()).await.map(drop)
     }
 
+    /// One source of a ReplicaSet at a time. Of two that are equally cheap the ReplicaSet may take the one whose copy it does not have yet while the manager
+    /// deletes the other: then it is one short, makes a pod of its own, and has one too many again when that copy comes, which may be the one it takes.
     pub(super) async fn mark_surplus(&self, migration: &Migration, uid: &str) -> PortResult<()> {
         let source = source_of(migration)?;
+        let owner = source.owner.clone().unwrap_or_default();
+        let _one_at_a_time = self.marking.lock().await;
+        let tied: Vec<_> = owner.tied_by.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let pods = self.pods(migration).list(&ListParams::default().labels(&tied.join(","))).await;
+        let pods = pods.map_err(|e| port_error("list the pods of the source's ReplicaSet", &e))?;
+        if let Some(other) = pods.iter().find(|pod| pod.metadata.uid.as_deref() != Some(uid) && is_surplus(pod)) {
+            let (other, set) = (other.name_any(), owner.name);
+            return Err(PortError::transient(format!("the copy of pod {other} is being handed over to ReplicaSet {set}; this one is next")));
+        }
         // It has its lock there, so that it has annotations.
         let cost = PointerBuf::from_tokens(["metadata", "annotations", keys::DELETION_COST]).to_string();
         let patch = json!([{"op": "test", "path": "/metadata/uid", "value": uid}, {"op": "add", "path": cost, "value": keys::CHEAPEST}]);
@@ -79,6 +90,12 @@ impl KubeCluster {
         let patch = hand_over_patch(&pod, uid, &owner.tied_by, ready)?;
         self.patch_pod(&self.pods(migration), &replacement.name, "hand the copy over to its ReplicaSet", patch).await.map(drop)
     }
+}
+
+/// Whether a pod is the source of a migration that is handing its copy over, and has not gone yet.
+fn is_surplus(pod: &Pod) -> bool {
+    let annotation = |key| pod.annotations().get(key).map(String::as_str);
+    pod.metadata.deletion_timestamp.is_none() && annotation(keys::DELETION_COST) == Some(keys::CHEAPEST) && annotation(keys::LOCK).is_some()
 }
 
 /// Adds the labels; where that matters only while the pod is `ready`, since a ReplicaSet with one too many takes one that is not. It may have been when
@@ -109,6 +126,18 @@ fn label_path(key: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_source_that_has_not_gone_is_waited_for() {
+        let pod = |annotations: Value, goes: Option<&str>| -> Pod {
+            serde_json::from_value(json!({"metadata": {"name": "w", "annotations": annotations, "deletionTimestamp": goes}})).unwrap()
+        };
+        let marked = json!({keys::DELETION_COST: keys::CHEAPEST, keys::LOCK: "m"});
+        assert!(is_surplus(&pod(marked.clone(), None)));
+        assert!(!is_surplus(&pod(marked, Some("2026-11-28T12:00:00Z"))));
+        assert!(!is_surplus(&pod(json!({keys::LOCK: "m"}), None)));
+        assert!(!is_surplus(&pod(json!({keys::DELETION_COST: keys::CHEAPEST}), None)), "a user may say that too");
+    }
 
     #[test]
     fn a_copy_is_handed_over_only_as_ready_as_it_was_seen() {

@@ -3,7 +3,7 @@
 //! A ReplicaSet that has one pod too many deletes one that is not ready before one that is, then by the pods' deletion cost (`ActivePodsWithRanks` of
 //! kube-controller-manager). So the copy is handed over only when it is ready or the source is not, and the source is made the cheapest pod first: then the
 //! ReplicaSet, if it is faster than the manager, deletes the source, which is deleted right after anyway. The other order, the source first, would make it
-//! start a third pod.
+//! start a third pod. Sources of one ReplicaSet go through this one after the other ([`Effect::MarkSurplus`] waits for its turn): it could not tell them apart.
 //!
 //! A Job has no such choice: its source is released from it first ([`crate::domain::owner`]).
 
@@ -41,13 +41,12 @@ impl Course<'_> {
             let release = has_labels(there, owner).then(|| Effect::ReleaseSource { uid: source.uid.clone() });
             return Some(Step::perform(release.into_iter().chain([hand_over(false)]).collect()));
         }
-        if there.annotations().get(keys::DELETION_COST).map(String::as_str) != Some(keys::CHEAPEST) {
-            return Some(Step::perform(vec![Effect::MarkSurplus { uid: source.uid.clone() }]));
-        }
         // Its kubelet may say at any moment that a frozen pod is Ready.
         let matters = observed::is_ready(there) || is_taken_out(there);
         if observed::is_ready(copy) || !matters {
-            return Some(Step::perform(vec![hand_over(matters)]));
+            // Only now: as long as it is marked, no other source of its ReplicaSet is.
+            let marked = there.annotations().get(keys::DELETION_COST).map(String::as_str) == Some(keys::CHEAPEST);
+            return Some(Step::perform(vec![if marked { hand_over(matters) } else { Effect::MarkSurplus { uid: source.uid.clone() } }]));
         }
         let text = format!("the copy is confirmed; waiting until {} is Ready, so that {} {} keeps it", copy.name_any(), owner.kind, owner.name);
         Some(if status.time_in(Phase::Finishing, self.now) <= END_PATIENCE {
