@@ -1,5 +1,7 @@
 //! A ReplicaSet's pod: it keeps the source until the copy is confirmed, and never has a choice that could cost the copy.
 
+use kube::ResourceExt as _;
+
 use super::*;
 use crate::domain::keys;
 
@@ -67,12 +69,14 @@ fn the_replica_set_has_the_source_until_the_copy_is_ready_then_the_copy() {
     walk.confirm();
     walk.settle();
     assert!(!walk.is_handed_over() && walk.observed.source.is_some(), "else the ReplicaSet might delete the copy, which is not ready");
+    let marked = |walk: &Walk| walk.observed.source.as_ref().is_some_and(|pod| pod.annotations().contains_key(keys::DELETION_COST));
+    assert!(!marked(&walk), "else other sources of the ReplicaSet would wait for a copy that may never be ready");
     walk.be_ready(true, true);
     let mut effects = vec![];
     for _ in 0..6 {
         effects.extend(walk.step().effects);
     }
-    assert!(matches!(effects.as_slice(), [Effect::HandOver { .. }, Effect::DeleteSource { .. }, ..]), "{effects:?}");
+    assert!(matches!(effects.as_slice(), [Effect::MarkSurplus { .. }, Effect::HandOver { .. }, Effect::DeleteSource { .. }, ..]), "{effects:?}");
     walk.walk_to(Phase::Done);
     assert_eq!(walk.status().outcome, Some(Outcome::Migrated));
 }
