@@ -159,6 +159,13 @@ pub fn refused(container: &str, tasks: &[Task], log: &str, pod: Option<&Pod>) ->
     told.then_some(error)
 }
 
+/// Whether CRIU's log shows a refusal of which the kubelet, which lists the pod, has not said anything yet: it hears of it a moment later.
+#[must_use]
+pub fn is_untold(container: &str, log: &str, pod: Option<&Pod>) -> bool {
+    let says = |pod: &Pod| containers::statuses(pod).any(|status| status.name == container && says_restore_failed(status));
+    refused_before_resume(log).is_some() && pod.is_some_and(|pod| !says(pod))
+}
+
 /// R7: whether the one restore that a container's claim let through is over for good: no living task of the pod, and it has been `seen_to_end`: the node has
 /// booted since, which nothing outlives, or the runtime has ended it and no process is left of it ([`crate::ports::Runtime::remove_ended`]). While the
 /// claim is `taken` the gate lets no other start. A runtime that merely has no task proves nothing: one may be on its way between the gate and the task's

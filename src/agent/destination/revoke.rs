@@ -3,15 +3,18 @@
 //! R3: doubt is resolved by revocation, not by looking. What has been taken counts as never started only with proof that its restore was refused
 //! before the resume point; R5: anything missing means unknown.
 
-use std::{fs, io, path::PathBuf};
+use std::{fs, io, path::PathBuf, time::Duration};
 
 use super::{DestinationAgent, Look};
 use crate::{
     api::attestation::{ClosedClaim, Died, NeverStarted},
-    domain::tasks::{is_over, nothing_left, refused},
+    domain::tasks::{is_over, is_untold, nothing_left, refused},
     markers::{Claim, evidence},
     ports::{PortError, PortResult},
 };
+
+/// A kubelet says within some seconds that a start has failed; one that is busy, or being restarted, takes longer.
+const TOLD_WITHIN: Duration = Duration::from_secs(20);
 
 impl DestinationAgent {
     /// Lets each container be restored once, by the gate. Where there is none, nobody would take the claims.
@@ -143,8 +146,11 @@ impl DestinationAgent {
         let pod = look.pod_uid();
         for container in taken {
             let Some(evidence) = self.evidence(pod, container)? else { return Ok(false) };
-            let seen_to_end = self.booted_since(&evidence) || ended.contains(&evidence.id);
-            if !is_over(seen_to_end, &self.parts.runtime.tasks(pod).await?) {
+            let booted = self.booted_since(&evidence);
+            if !is_over(booted || ended.contains(&evidence.id), &self.parts.runtime.tasks(pod).await?) {
+                return Ok(false);
+            }
+            if !booted && self.may_yet_be_told(look, container, &evidence).await? {
                 return Ok(false);
             }
         }
@@ -159,6 +165,16 @@ impl DestinationAgent {
         let at = self.now();
         self.attest(look, |status| status.died = Some(Died { at, containers })).await?;
         Ok(true)
+    }
+
+    /// Whether the proof that a restore was refused lacks only the kubelet's word, which is to come. Once it is said to have died nobody looks for a proof any
+    /// more; and where the word does not come within [`TOLD_WITHIN`], it is not waited for.
+    async fn may_yet_be_told(&self, look: &Look, container: &str, evidence: &evidence::Evidence) -> PortResult<bool> {
+        let asked = look.course.revocation.as_ref().map(|revocation| revocation.at.0);
+        let waited = asked.and_then(|asked| Duration::try_from(self.parts.clock.now().duration_since(asked)).ok()).unwrap_or_default();
+        let Some(log) = evidence.log.as_ref().filter(|_| waited < TOLD_WITHIN) else { return Ok(false) };
+        let Some(text) = self.read_on_host(log)? else { return Ok(false) };
+        Ok(is_untold(container, &text, self.parts.kubelet.pod(look.pod_uid()).await?.as_ref()))
     }
 
     /// The runtime's IDs of the containers that the gate has let through, as their evidence names them.

@@ -179,3 +179,29 @@ async fn a_decision_that_fails_to_take_the_checkpoint_away_lets_nothing_start() 
     assert!(course.look().is_err());
     assert_eq!(course.claim(), Some(Claim::Taken), "else the next start would rewind");
 }
+
+/// The kubelet was a moment late, on a busy machine: it was said to have died, and held for a person, for ever.
+#[tokio::test]
+async fn a_refusal_that_only_the_kubelet_has_not_told_yet_is_waited_for_and_not_for_ever() {
+    let refused = || {
+        let course = Course::released(Phase::Restoring);
+        course.take("(00.1) Error (criu/mount.c:1): mnt: No mapping for 7\n");
+        course.node.manager_writes(|status| status.revocation = Some(Remark { at: at(95), message: "doubt".into() }));
+        course.node.state().emptied.insert("new".into());
+        let _ = course.look();
+        let _ = course.look();
+        assert_eq!((course.said().died, course.said().never_started), (None, None), "5 s after the revocation");
+        course
+    };
+    let course = refused();
+    course.kubelet_says(json!({"containerStatuses": [{"name": "app", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+        "state": {"waiting": {"reason": "RunContainerError", "message": "OCI runtime restore failed: criu failed"}}}]}));
+    let _ = course.look();
+    course.look().unwrap();
+    assert_eq!((course.said().died, course.said().never_started.map(|said| said.containers.len())), (None, Some(1)));
+
+    let course = refused();
+    course.node.state().now += jiff::SignedDuration::from_secs(20);
+    let _ = course.look();
+    assert!(course.said().died.is_some() && course.said().never_started.is_none(), "nobody knows");
+}
