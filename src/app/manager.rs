@@ -48,6 +48,7 @@ use crate::{
     },
     readiness::Readiness,
     shutdown::{Tasks, on_signal},
+    watching,
 };
 
 /// Name of the Lease that the leader holds.
@@ -221,7 +222,7 @@ async fn lead(
 /// The controller of migrations, and what the readiness bus tells it.
 fn move_pods(settings: &Settings, clients: &ApiClients, metrics: &Metrics, controllers: &mut Tasks) -> anyhow::Result<()> {
     let inbox = Arc::new(Inbox::default());
-    let (nodes, following) = NodeWatch::new(&clients.watching, controllers.token());
+    let (nodes, following) = NodeWatch::new(&clients.watching, watching::backoff, controllers.token());
     controllers.spawn("nodes", async move {
         following.await;
         Ok(())

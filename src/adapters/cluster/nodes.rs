@@ -16,7 +16,7 @@ use kube::{
     runtime::{
         WatchStreamExt as _,
         reflector::{self, ObjectRef, Store},
-        watcher,
+        watcher::{self, ExponentialBackoff},
     },
 };
 use tokio_util::sync::CancellationToken;
@@ -26,7 +26,6 @@ use crate::{
     api::NodeProfile,
     domain::{migration::age, preflight::NodeView},
     ports::{Clock as _, PortResult, SystemClock},
-    watching,
 };
 
 /// Agents write their profiles every 30 s: what has heard of none for so long may be cut off.
@@ -40,20 +39,21 @@ pub struct NodeWatch {
 }
 
 impl NodeWatch {
-    /// Everything by which it is followed, and what follows it until cancelled.
-    pub fn new(client: &Client, stop: CancellationToken) -> (Self, impl Future<Output = ()> + Send + 'static) {
+    /// The watch, and what keeps it up until cancelled; `backoff` says how soon it is begun again.
+    pub fn new(client: &Client, backoff: fn() -> ExponentialBackoff, stop: CancellationToken) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let ((nodes, of_nodes), (profiles, of_profiles)) = (reflector::store(), reflector::store());
         let every = watcher::Config::default;
-        let nodes_change = watcher(Api::<Node>::all(client.clone()), every()).modify(|node| {
+        let nodes_change = watcher::watcher(Api::<Node>::all(client.clone()), every()).modify(|node| {
             node.managed_fields_mut().clear();
             // Nobody asks for them, and they are most of a node.
             if let Some(status) = &mut node.status {
                 status.images = None;
             }
         });
-        let profiles_change = watcher(Api::<NodeProfile>::all(client.clone()), every()).modify(|profile| profile.managed_fields_mut().clear());
-        let nodes_change = nodes_change.backoff(watching::backoff()).reflect(of_nodes).map(|change| change.map(drop));
-        let profiles_change = profiles_change.backoff(watching::backoff()).reflect(of_profiles).map(|change| change.map(drop));
+        let profiles_change =
+            watcher::watcher(Api::<NodeProfile>::all(client.clone()), every()).modify(|profile| profile.managed_fields_mut().clear());
+        let nodes_change = nodes_change.backoff(backoff()).reflect(of_nodes).map(|change| change.map(drop));
+        let profiles_change = profiles_change.backoff(backoff()).reflect(of_profiles).map(|change| change.map(drop));
         let following = async move {
             let mut changes = std::pin::pin!(futures::stream::select(nodes_change, profiles_change));
             while let Some(Some(change)) = stop.run_until_cancelled(changes.next()).await {
