@@ -65,14 +65,16 @@ impl Agents {
         let apis = nodes.iter().map(|node| (node.clone(), KubeAgentApi::new(as_agent(admin, node), SYSTEM, node))).collect();
         let (migrations, pods) = (follow(&client).await, follow(&client).await);
         let agents = Arc::new(Self { apis, migrations, attestations, pods, surprises: Mutex::default() });
-        agents.write_profiles(nodes).await;
-        let (profiles, nodes) = (Arc::clone(&agents), nodes.to_vec());
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(PROFILE_EVERY).await;
-                profiles.write_profiles(&nodes).await;
-            }
-        });
+        for node in nodes {
+            agents.write_profile(node).await;
+            let (agents, node) = (Arc::clone(&agents), node.clone());
+            tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(PROFILE_EVERY).await;
+                    agents.write_profile(&node).await;
+                }
+            });
+        }
         let sides = Arc::clone(&agents);
         let changes = reflector(writer, watcher(Api::<Attestation>::all(client), watcher::Config::default())).default_backoff();
         tokio::spawn(async move {
@@ -94,11 +96,9 @@ impl Agents {
         self.surprises.lock().unwrap().clone()
     }
 
-    async fn write_profiles(&self, nodes: &[String]) {
-        for node in nodes {
-            // One that fails is written again in half a minute, as a real one; preflight allows for four in a row.
-            let _ = self.apis[node].write_profile(&profile()).await;
-        }
+    /// One that fails is written again in half a minute, as a real one; preflight allows for four in a row.
+    async fn write_profile(&self, node: &str) {
+        let _ = self.apis[node].write_profile(&profile()).await;
     }
 }
 

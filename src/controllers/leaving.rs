@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::{Namespace, ObjectReference, Pod};
 use kube::{
     Api, Client, ResourceExt,
@@ -19,6 +20,8 @@ use crate::{
     domain::{evacuation::Seen, keys},
 };
 
+/// So many nodes' pods are asked for at once: one after the other, 50 nodes at an API server that is slow take longer than a look may.
+const AT_ONCE: usize = 8;
 /// A look's limit.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -52,12 +55,13 @@ pub(super) async fn policies(client: &Client) -> Result<Vec<MigrationPolicy>, ku
 
 /// The pods of these nodes.
 pub(super) async fn pods_on(client: &Client, nodes: &BTreeSet<String>) -> Result<Vec<Pod>, kube::Error> {
-    let pods = Api::<Pod>::all(client.clone());
-    let mut found = vec![];
-    for node in nodes {
-        found.extend(pods.list(&ListParams::default().fields(&format!("spec.nodeName={node}"))).await?.items);
-    }
-    Ok(found)
+    let lists: Vec<_> = nodes.iter().map(|node| pods_of(client.clone(), format!("spec.nodeName={node}"))).collect();
+    let found: Vec<_> = futures::stream::iter(lists).buffered(AT_ONCE).try_collect().await?;
+    Ok(found.into_iter().flatten().collect())
+}
+
+async fn pods_of(client: Client, fields: String) -> Result<Vec<Pod>, kube::Error> {
+    Ok(Api::<Pod>::all(client).list(&ListParams::default().fields(&fields)).await?.items)
 }
 
 /// These pods, each once and without those of Drover's own namespace, which do the work; with what it takes to judge them.
