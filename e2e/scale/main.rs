@@ -43,7 +43,7 @@ const REFUSED: usize = 10;
 
 #[test]
 fn half_of_a_small_cluster_empties_itself() {
-    empty_half(Size::or(20, 120));
+    empty_half(Size::or(10, 60));
 }
 
 mod slow {
