@@ -2,7 +2,7 @@
 //!
 //! The parent of a vfork sleeps in the kernel until its child executes a program or ends; most libraries start programs so (`posix_spawn`, busybox's
 //! shell, Go's `os/exec`, the JVM). No signal but SIGKILL wakes it, ptrace neither, so that CRIU gives up after 10 s (`Unseizable non-zombie … found,
-//! state D`, of "Timeout reached"), for the child that it would have to wait for is stopped as well (seen with 4.2.1 on the lab, in 6 of 250 checkpoints of
+//! state D`, of "Timeout reached"), for the child that it would have to wait for is stopped as well (seen with 4.2.1 on the lab, twice in some 200 checkpoints of
 //! a shell that starts a program each 100 ms). Nor could it dump the two: they share their memory.
 
 use std::{fs, io, path::Path};
