@@ -11,10 +11,7 @@ use k8s_openapi::api::{
 };
 
 use crate::{
-    api::{
-        Attestation, AttestationStatus, Migration, MigrationGrant, MigrationStatus, NodeProfileStatus, attestation::PushedImage,
-        node_profile::StayingPod,
-    },
+    api::{Attestation, AttestationStatus, Migration, MigrationGrant, MigrationStatus, NodeProfileStatus, attestation::PushedImage},
     domain::{
         ids::Digest,
         init_container::StandIn,
@@ -255,10 +252,6 @@ pub trait AgentApi: Send + Sync {
     async fn write_profile(&self, status: &NodeProfileStatus) -> PortResult<()>;
     /// What the migrations to this node that have not ended need here.
     async fn arrivals(&self) -> PortResult<Vec<Arrival>>;
-    /// The pods that were to leave this node and stay.
-    async fn staying(&self) -> PortResult<Vec<StayingPod>> {
-        Ok(vec![])
-    }
     /// Pull credentials that the manager has laid out for a migration; empty where it needs none.
     async fn pull_credentials(&self, migration_uid: &str) -> PortResult<Vec<PullCredential>>;
 }

@@ -13,8 +13,8 @@ use super::{
     kube_error::{found, port_error},
 };
 use crate::{
-    api::{Attestation, AttestationStatus, Migration, MigrationStatus, NodeProfile, NodeProfileSpec, NodeProfileStatus, node_profile::StayingPod},
-    domain::{evacuation::staying, keys},
+    api::{Attestation, AttestationStatus, Migration, MigrationStatus, NodeProfile, NodeProfileSpec, NodeProfileStatus},
+    domain::keys,
     ports::{AgentApi, Arrival, PortError, PortResult, PullCredential},
 };
 
@@ -81,12 +81,6 @@ impl AgentApi for KubeAgentApi {
         let api: Api<Migration> = Api::all(self.client.clone());
         let all = api.list(&ListParams::default()).await.map_err(|e| port_error("list the migrations", &e))?;
         Ok(all.into_iter().filter(|m| !m.is_done()).filter_map(|m| m.status).filter_map(|status| arrival(&status, &self.node)).collect())
-    }
-
-    async fn staying(&self) -> PortResult<Vec<StayingPod>> {
-        let api: Api<Migration> = Api::all(self.client.clone());
-        let evacuations = api.list(&ListParams::default().labels(keys::TRIGGER)).await.map_err(|e| port_error("list the evacuations", &e))?;
-        Ok(staying(&self.node, &evacuations.items))
     }
 
     async fn pull_credentials(&self, migration_uid: &str) -> PortResult<Vec<PullCredential>> {

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::node_profile::NodeProfileStatus,
+    api::node_profile::{NodeProfileStatus, StayingPod},
     domain::{keys::PULL_ADDRESS, lanes, load},
     ports::{AgentApi, Clock, Kubelet, NodeProbe, bus::Announcer},
 };
@@ -39,11 +39,13 @@ pub struct Parts<'a> {
     pub meter: Option<&'a dyn Kubelet>,
     /// What it says of pushes.
     pub pushes: &'a Pushes,
+    /// The pods that were to leave the node and stay, as far as is known.
+    pub staying: &'a (dyn Fn() -> Vec<StayingPod> + Sync),
 }
 
 /// Keeps this node's profile until cancelled.
 pub async fn keep(parts: Parts<'_>, stop: CancellationToken) {
-    let Parts { probe, api, bus, clock, meter, pushes } = parts;
+    let Parts { probe, api, bus, clock, meter, pushes, staying } = parts;
     let (mut against, mut counted) = (0, vec![]);
     let every = if meter.is_some() { EVERY_WITH_USAGE } else { EVERY };
     loop {
@@ -57,10 +59,7 @@ pub async fn keep(parts: Parts<'_>, stop: CancellationToken) {
                 Err(error) => tracing::warn!(%error, "what the node's pods use is not known"),
             }
         }
-        match api.staying().await {
-            Ok(staying) => status.staying = staying,
-            Err(error) => tracing::warn!(%error, "which pods stay is not known"),
-        }
+        status.staying = staying();
         let condition = |kind: &str, holds: bool, reason: &str, message: String| Condition {
             type_: kind.into(),
             status: if holds { "True" } else { "False" }.into(),
@@ -174,7 +173,10 @@ mod tests {
         let (probe, api, stop) = (Silent::default(), FakeNode::new(Migration::new("m", MigrationSpec::default())), CancellationToken::new());
         let pushes = pushes();
         let looks = |seconds| {
-            let kept = keep(Parts { probe: &probe, api: &api, bus: &Away, clock: &SystemClock, meter: None, pushes: &pushes }, stop.clone());
+            let kept = keep(
+                Parts { probe: &probe, api: &api, bus: &Away, clock: &SystemClock, meter: None, pushes: &pushes, staying: &Vec::new },
+                stop.clone(),
+            );
             async move {
                 let _ = tokio::time::timeout(Duration::from_secs(seconds), kept).await;
             }

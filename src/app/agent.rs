@@ -43,7 +43,7 @@ use crate::{
         source::{SourceAgent, SourceParts},
     },
     api::Migration,
-    domain::{keys, notification::Pushed},
+    domain::{evacuation, keys, notification::Pushed},
     http::{
         admin, notifications,
         tls::{Clients, FollowingTls},
@@ -160,13 +160,13 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     tasks.spawn("budgets", supervised(controller::watch_over(Arc::clone(&sides), tasks.token())));
     tasks.spawn("migrations", supervised(controller::run(client.clone(), sides, tasks.token())));
 
-    tasks.spawn("node profile", keep_profile(&settings, &containerd, &node, Arc::clone(&bus), tasks.token()));
+    let migrations = follow_migrations(client.clone(), &mut tasks);
+    tasks.spawn("node profile", keep_profile(&settings, &containerd, &node, Arc::clone(&bus), migrations.clone(), tasks.token()));
     // Only now, since the manager may be away: pods that are frozen already do not wait for a certificate.
-    let certificate = AgentCertificate::start(client.clone(), settings.node.clone(), metrics.clone()).await?;
+    let certificate = AgentCertificate::start(client, settings.node.clone(), metrics.clone()).await?;
     identified.send_replace(certificate.identity().borrow().clone());
     tasks.spawn("agent identity", pass_on(certificate.identity(), identified, tasks.token()));
     tasks.spawn("agent certificate", certificate.run(tasks.token()));
-    let migrations = follow_migrations(client, &mut tasks);
     announce(&settings, &node, Told { bus, pushed, migrations: migrations.clone(), metrics: metrics.clone() }, &mut tasks)?;
     let tls = FollowingTls::new(identity, Clients::Verified)?;
     open_doors(&settings, &tls, migrations, metrics, &mut tasks)?;
@@ -180,6 +180,7 @@ fn keep_profile(
     containerd: &Containerd,
     node: &Node,
     bus: Arc<dyn Announcer>,
+    migrations: Store<Migration>,
     token: CancellationToken,
 ) -> impl Future<Output = anyhow::Result<()>> + use<> {
     let probe = HostProbe::new(
@@ -188,8 +189,10 @@ fn keep_profile(
     );
     let (api, pushes) = (Arc::clone(&node.api), Pushes { address: push_address(settings), most_bytes: settings.max_bytes_per_migration });
     let meter = settings.reports_usage.then(|| Arc::clone(&node.kubelet));
+    let name = settings.node.clone();
     async move {
-        let parts = Parts { probe: &probe, api: &*api, bus: &*bus, clock: &SystemClock, meter: meter.as_deref(), pushes: &pushes };
+        let staying = || evacuation::staying(&name, migrations.state().iter().map(|migration| &**migration));
+        let parts = Parts { probe: &probe, api: &*api, bus: &*bus, clock: &SystemClock, meter: meter.as_deref(), pushes: &pushes, staying: &staying };
         profile::keep(parts, token).await;
         Ok(())
     }
@@ -268,7 +271,7 @@ fn destination_parts(settings: &Settings, node: &Node, pusher: AgentPusher, veri
     }
 }
 
-/// The migrations as the push door knows them.
+/// The migrations as the push door and the node's profile know them.
 fn follow_migrations(client: Client, tasks: &mut Tasks) -> Store<Migration> {
     let (store, writer) = reflector::store();
     let stream = reflector::reflector(writer, watcher(Api::<Migration>::all(client), watcher::Config::default())).backoff(watching::backoff());

@@ -236,8 +236,8 @@ pub fn failed<'m>(pod: &Pod, migrations: &'m [Migration]) -> Option<&'m Migratio
 
 /// The pods that were to leave a node and stay there, and why: the first of them by name, and of a reason what a person reads.
 #[must_use]
-pub fn staying(node: &str, migrations: &[Migration]) -> Vec<StayingPod> {
-    let of_node = migrations.iter().filter(|migration| evacuates(migration) == Some(node) && has_failed(migration));
+pub fn staying<'m>(node: &str, migrations: impl IntoIterator<Item = &'m Migration>) -> Vec<StayingPod> {
+    let of_node = migrations.into_iter().filter(|migration| evacuates(migration) == Some(node) && has_failed(migration));
     let staying = of_node.map(|migration| StayingPod {
         namespace: migration.namespace().unwrap_or_default(),
         pod: migration.spec.pod_name.clone().unwrap_or_default(),

@@ -38,19 +38,31 @@ impl KubeCluster {
     }
 
     async fn create(&self, migration: &Migration, effect: &Effect, pod: &Pod, params: &PostParams) -> PortResult<kube::Result<DynamicObject>> {
-        let mut made = object_of(pod)?;
-        if let Some(spec) = self.whole_spec(migration, effect).await?
-            && let Some(target) = made.data.get_mut("spec")
-        {
-            add_unknown(target, &spec)?;
-        }
+        let made = self.whole(migration, effect, pod, "/spec").await?;
         let pods: Api<DynamicObject> =
             Api::namespaced_with(self.client.clone(), &pod.namespace().unwrap_or_default(), &ApiResource::erase::<Pod>(&()));
         Ok(pods.create(params, &made).await)
     }
 
+    /// An object whose pod's spec is at `spec`, with the fields that the one has after which it is made and that this program's types do not know.
+    pub(super) async fn whole<K: serde::Serialize>(
+        &self,
+        migration: &Migration,
+        effect: &Effect,
+        object: &K,
+        spec: &str,
+    ) -> PortResult<DynamicObject> {
+        let mut made: DynamicObject = serde_json::to_value(object).and_then(serde_json::from_value).map_err(unreadable)?;
+        if let Some(model) = self.whole_spec(migration, effect).await?
+            && let Some(target) = made.data.pointer_mut(spec)
+        {
+            add_unknown(target, &model)?;
+        }
+        Ok(made)
+    }
+
     /// The spec that the effect's pod is made after, with every field; none where its object is gone.
-    pub(super) async fn whole_spec(&self, migration: &Migration, effect: &Effect) -> PortResult<Option<Value>> {
+    async fn whole_spec(&self, migration: &Migration, effect: &Effect) -> PortResult<Option<Value>> {
         let namespace = migration.namespace().unwrap_or_default();
         if matches!(effect, Effect::CreateSameName | Effect::CreateFallback) {
             let kept: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &namespace, &ApiResource::erase::<PodTemplate>(&()));
@@ -64,18 +76,13 @@ impl KubeCluster {
 }
 
 /// Adds to a spec what another one has that this program's types do not know.
-pub(super) fn add_unknown(target: &mut Value, whole: &Value) -> PortResult<()> {
+fn add_unknown(target: &mut Value, whole: &Value) -> PortResult<()> {
     let known: PodSpec = serde_json::from_value(whole.clone()).map_err(unreadable)?;
     let known = serde_json::to_value(known).map_err(unreadable)?;
     if let Some(missing) = unknown_fields::of(whole, &known) {
         unknown_fields::add(target, &missing);
     }
     Ok(())
-}
-
-/// An object as JSON; its type is part of it.
-pub(super) fn object_of<K: serde::Serialize>(object: &K) -> PortResult<DynamicObject> {
-    serde_json::to_value(object).and_then(serde_json::from_value).map_err(unreadable)
 }
 
 // The signature is map_err's.

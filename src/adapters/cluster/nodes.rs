@@ -102,9 +102,7 @@ impl KubeCluster {
             None => Ok(node_views(&self.client).await?.into_iter().filter(|node| names.contains(&node.name.as_str())).collect()),
         }
     }
-}
 
-impl KubeCluster {
     /// Those of these nodes that exist, as the API server has them now.
     pub(super) async fn read_nodes(&self, names: &[&str]) -> PortResult<Vec<NodeView>> {
         let (nodes, profiles): (Api<Node>, Api<NodeProfile>) = (Api::all(self.client.clone()), Api::all(self.client.clone()));

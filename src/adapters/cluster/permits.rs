@@ -1,4 +1,4 @@
-//! Places at a destination: Leases in Drover's own namespace.
+//! Permits for a destination: Leases in Drover's own namespace.
 
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
@@ -21,14 +21,18 @@ impl KubeCluster {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
+    async fn slots_at(&self, node: &str) -> PortResult<Vec<Slot>> {
+        let of_node = ListParams::default().labels(&format!("{ARRIVALS}={}", label(node)));
+        let leases = self.leases().list(&of_node).await.map_err(|e| port_error("list the slots at the destination", &e))?;
+        Ok(slots(node, self.arrivals_per_node, &leases.items))
+    }
+
     /// Whether the migration's pod may come to the node, and the slot that it would take.
     pub(super) async fn permit_at(&self, migration: &Migration, node: &str) -> PortResult<(Permit, Option<Slot>)> {
         if self.arrivals_per_node == 0 {
             return Ok((Permit::Held, None));
         }
-        let of_node = ListParams::default().labels(&format!("{ARRIVALS}={}", label(node)));
-        let leases = self.leases().list(&of_node).await.map_err(|e| port_error("list the slots at the destination", &e))?;
-        let slots = slots(node, self.arrivals_per_node, &leases.items);
+        let slots = self.slots_at(node).await?;
         let uid = migration.uid().unwrap_or_default();
         let (permit, slot) = free(&slots, &uid, |_| false);
         if !matches!(permit, Permit::Refused { .. }) {
@@ -69,9 +73,7 @@ impl KubeCluster {
     pub(super) async fn return_permit(&self, migration: &Migration) -> PortResult<()> {
         let destination = migration.status.as_ref().and_then(|status| status.destination.as_ref()).map(|destination| destination.node_name.as_str());
         let Some(node) = destination.filter(|node| !node.is_empty() && self.arrivals_per_node > 0) else { return Ok(()) };
-        let of_node = ListParams::default().labels(&format!("{ARRIVALS}={}", label(node)));
-        let leases = self.leases().list(&of_node).await.map_err(|e| port_error("list the slots at the destination", &e))?;
-        let slots = slots(node, self.arrivals_per_node, &leases.items);
+        let slots = self.slots_at(node).await?;
         let own = slots.iter().find(|slot| slot.holder.as_ref().is_some_and(|holder| Some(&holder.uid) == migration.metadata.uid.as_ref()));
         match own {
             Some(slot) => self.write_slot(slot, node, None).await,

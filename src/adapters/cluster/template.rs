@@ -9,11 +9,7 @@ use kube::{
     core::{ApiResource, DynamicObject},
 };
 
-use super::{
-    KubeCluster,
-    creation::{add_unknown, object_of},
-    delete,
-};
+use super::{KubeCluster, delete};
 use crate::{
     adapters::kube_error::{found, port_error},
     api::Migration,
@@ -37,12 +33,7 @@ impl KubeCluster {
     pub(super) async fn keep_template(&self, migration: &Migration, effect: &Effect, pod: &Pod) -> PortResult<()> {
         let api = self.templates(migration);
         let params = PostParams { field_manager: Some(keys::MANAGER.into()), ..PostParams::default() };
-        let mut kept = object_of(&from_pod(pod, migration))?;
-        if let Some(spec) = self.whole_spec(migration, effect).await?
-            && let Some(target) = kept.data.pointer_mut("/template/spec")
-        {
-            add_unknown(target, &spec)?;
-        }
+        let kept = self.whole(migration, effect, &from_pod(pod, migration), "/template/spec").await?;
         let whole: Api<DynamicObject> =
             Api::namespaced_with(self.client.clone(), &migration.namespace().unwrap_or_default(), &ApiResource::erase::<PodTemplate>(&()));
         match whole.create(&params, &kept).await {

@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::ResourceExt as _;
 
-use super::{Evacuation, Seen, wanted};
+use super::{Seen, wanted};
 use crate::{
     api::{Migration, migration::default_deadline},
     domain::{estimate, extender::requested_memory, keys},
@@ -63,11 +63,14 @@ pub struct Late<'s> {
 /// The pods that will probably be too late, given that those before them leave first, so many at the same time as their policies say.
 #[must_use]
 pub fn late(seen: &Seen, now: Timestamp) -> Vec<Late<'_>> {
+    if seen.deadlines.is_empty() {
+        return vec![];
+    }
     let mut busy: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
     let mut late = vec![];
     for (pod, node, evacuation, _) in wanted(seen, now) {
         let Some(deadline) = seen.deadlines.get(node) else { continue };
-        let ends = ends_after(busy.entry(node).or_insert_with(|| lanes(evacuation)), estimate_of(pod));
+        let ends = ends_after(busy.entry(node).or_insert_with(|| lanes(evacuation.concurrent_per_node)), estimate_of(pod));
         if let Some(message) = too_late(pod, ends, *deadline, now) {
             late.push(Late { pod, node, message });
         }
@@ -78,12 +81,12 @@ pub fn late(seen: &Seen, now: Timestamp) -> Vec<Late<'_>> {
 /// The same for a list of pods that leave in this order, so many at the same time: the messages.
 #[must_use]
 pub fn late_of<'p>(pods: impl IntoIterator<Item = &'p Pod>, parallel: u32, deadline: Timestamp, now: Timestamp) -> Vec<String> {
-    let mut lanes = vec![Duration::ZERO; parallel.max(1) as usize];
+    let mut lanes = lanes(parallel);
     pods.into_iter().filter_map(|pod| too_late(pod, ends_after(&mut lanes, estimate_of(pod)), deadline, now)).collect()
 }
 
-fn lanes(evacuation: &Evacuation) -> Vec<Duration> {
-    vec![Duration::ZERO; evacuation.concurrent_per_node.max(1) as usize]
+fn lanes(parallel: u32) -> Vec<Duration> {
+    vec![Duration::ZERO; parallel.max(1) as usize]
 }
 
 /// Gives the work to the lane that is free first; when it will be done.
