@@ -15,6 +15,7 @@ pub mod inside;
 pub mod kafka;
 pub mod kube_error;
 pub mod kubelet;
+pub mod layout;
 pub mod lease;
 pub mod node_probe;
 pub mod node_setup;

@@ -11,7 +11,7 @@ use k8s_openapi::api::{
 };
 
 use crate::{
-    api::{Attestation, AttestationStatus, Migration, MigrationGrant, MigrationStatus, NodeProfileStatus, attestation::PushedImage},
+    api::{Attestation, AttestationStatus, Migration, MigrationGrant, MigrationStatus, NodeProfileStatus, attestation::PushedImage, migration::Lane},
     domain::{
         ids::Digest,
         init_container::StandIn,
@@ -28,6 +28,7 @@ pub mod bus;
 pub mod callers;
 pub mod front;
 pub mod inside;
+pub mod layout;
 
 /// What kind of failure it was, which decides whether it is tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -300,6 +301,10 @@ pub trait Cluster: Send + Sync {
     /// The same as they are now, whatever a watch has told of them.
     async fn nodes_now(&self, names: &[&str]) -> PortResult<Vec<NodeView>> {
         self.nodes_named(names).await
+    }
+    /// The lane of migrations that leave it open.
+    fn default_lane(&self) -> Lane {
+        Lane::Auto
     }
     /// UIDs of the migrations that have not ended.
     async fn active_migrations(&self) -> PortResult<Vec<String>>;

@@ -35,7 +35,7 @@ use super::kube_error::{found, is_failed_test, port_error};
 use crate::{
     api::{
         Attestation, Migration, MigrationGrant, MigrationStatus,
-        migration::{ReplacementStatus, SourceStatus},
+        migration::{Lane, ReplacementStatus, SourceStatus},
     },
     domain::{
         keys,
@@ -60,6 +60,8 @@ pub struct KubeCluster {
     inbox: Arc<Inbox>,
     /// How many pods are on their way to a node at the same time; 0: no limit.
     arrivals_per_node: u32,
+    /// The lane of migrations that leave it open.
+    lane: Lane,
     /// The nodes, where they are watched; else they are listed.
     watched: Option<NodeWatch>,
     /// Held while a source is marked as its ReplicaSet's surplus.
@@ -76,6 +78,7 @@ impl KubeCluster {
             namespace: namespace.into(),
             inbox,
             arrivals_per_node: 0,
+            lane: Lane::Auto,
             watched: None,
             marking: tokio::sync::Mutex::default(),
         }
@@ -85,6 +88,12 @@ impl KubeCluster {
     #[must_use]
     pub fn with_arrivals_per_node(self, arrivals_per_node: u32) -> Self {
         Self { arrivals_per_node, ..self }
+    }
+
+    /// The same with a lane for migrations that leave it open.
+    #[must_use]
+    pub fn with_lane(self, lane: Lane) -> Self {
+        Self { lane, ..self }
     }
 
     /// Knows the nodes by this watch.
@@ -227,6 +236,10 @@ impl Cluster for KubeCluster {
 
     async fn nodes_now(&self, names: &[&str]) -> PortResult<Vec<NodeView>> {
         self.read_nodes(names).await
+    }
+
+    fn default_lane(&self) -> Lane {
+        self.lane
     }
 
     async fn active_migrations(&self) -> PortResult<Vec<String>> {

@@ -10,6 +10,7 @@ mod cri;
 mod images;
 mod metrics;
 mod pids;
+mod records;
 mod tasks;
 mod vfork;
 
@@ -29,6 +30,8 @@ use crate::ports::{Failure, PortError};
 pub use cri::RuntimeVersion;
 pub use pids::Sandbox;
 
+const RECORDS: &str = "/run/drover/runc";
+
 /// Containerd's namespace of everything that CRI makes.
 const NAMESPACE: &str = "k8s.io";
 
@@ -43,6 +46,8 @@ const TASK_CALL: Duration = Duration::from_secs(20);
 pub struct Containerd {
     channel: Channel,
     cgroups: PathBuf,
+    /// Where `drover-runc` notes what it has restored.
+    records: PathBuf,
 }
 
 impl Containerd {
@@ -59,7 +64,13 @@ impl Containerd {
         });
         // The URI is a placeholder that HTTP/2 wants; the connector goes to the socket.
         let channel = Endpoint::from_static("http://containerd").connect_with_connector_lazy(connector);
-        Self { channel, cgroups: PathBuf::from("/sys/fs/cgroup") }
+        Self { channel, cgroups: PathBuf::from("/sys/fs/cgroup"), records: PathBuf::from(RECORDS) }
+    }
+
+    /// The same with `drover-runc`'s records elsewhere than at their place on the node that this process runs on.
+    #[must_use]
+    pub fn with_records(self, records: PathBuf) -> Self {
+        Self { records, ..self }
     }
 
     /// The same with the host's cgroups mounted elsewhere than `/sys/fs/cgroup`.

@@ -5,6 +5,7 @@
 //! name, and whose checkpoint is out of reach by then (I5, R16). Nothing is attested from the list of pods alone.
 
 mod fallback;
+mod lay_out;
 mod mend;
 mod prepare;
 mod restore;
@@ -34,7 +35,7 @@ use crate::{
         tasks::nothing_left,
     },
     markers::Markers,
-    ports::{AgentApi, Clock, Failure, Images, Kubelet, LocalRegistry, PortError, PortResult, Pusher, Runtime, inside::Inside},
+    ports::{AgentApi, Clock, Failure, Images, Kubelet, LocalRegistry, PortError, PortResult, Pusher, Runtime, inside::Inside, layout::Layout},
 };
 
 /// How long a step before the release may fail in ways that pass before the migration is given up.
@@ -58,6 +59,8 @@ pub struct DestinationParts {
     pub kubelet: Arc<dyn Kubelet>,
     /// The inside of its pods.
     pub inside: Arc<dyn Inside>,
+    /// The checkpoints that are laid out on it, in the runtime lane.
+    pub layout: Arc<dyn Layout>,
     /// Its registry.
     pub registry: Arc<dyn LocalRegistry>,
     /// The way to its registry's push door, for archives that were kept here.
@@ -233,6 +236,8 @@ impl DestinationAgent {
         if !self.ready_the_sandbox(look, &uid).await? {
             return Ok(false);
         }
+        let voted = look.source.vote.as_ref().map(|vote| vote.images.as_slice()).unwrap_or_default();
+        self.lay_out(look, &uid, voted).await?;
         let armed = Armed { at: self.now(), pod_uid: uid };
         self.attest(look, |status| status.armed = Some(armed)).await?;
         Ok(true)
@@ -244,8 +249,8 @@ impl DestinationAgent {
         let voted = look.source.vote.as_ref().map(|vote| vote.images.as_slice()).unwrap_or_default();
         let mut found: Vec<PushedImage> = vec![];
         for image in voted {
-            match self.parts.registry.image(repository, &image.container).await? {
-                Some(stored) if stored == *image => found.push(stored),
+            match self.parts.registry.image(repository, look.reference(image)).await? {
+                Some(stored) if (&stored.digest, stored.bytes) == (&image.digest, image.bytes) => found.push(image.clone()),
                 Some(stored) => {
                     let message =
                         format!("the registry holds {} for container {}, the source voted for {}", stored.digest, image.container, image.digest);
@@ -261,6 +266,7 @@ impl DestinationAgent {
             if !self.ready_the_sandbox(look, look.pod_uid()).await? {
                 return Ok(false);
             }
+            self.lay_out(look, look.pod_uid(), voted).await?;
         }
         let at = self.now();
         self.attest(look, |status| status.ready = Some(Pushed { at, images: found })).await?;
@@ -272,6 +278,7 @@ impl DestinationAgent {
     async fn clean_after_commit(&self, look: &Look) -> PortResult<()> {
         self.open(look)?;
         self.take_addresses_back(look).await?;
+        self.parts.layout.discard(look.pod_uid()).await?;
         let digests = look.course.containers.iter().map(|c| &c.digest).chain(look.volumes().map(|volumes| &volumes.digest));
         let digests: Vec<Digest> = digests.filter_map(|digest| Digest::parse(digest).ok()).collect();
         self.parts.registry.purge_images(look.repository()?, &digests).await?;
@@ -289,6 +296,7 @@ impl DestinationAgent {
         self.parts.registry.purge_repository(repository).await?;
         // A same-name migration has had two pods here.
         for uid in [look.own.spec.pod_uid.as_str(), look.pod_uid()] {
+            self.parts.layout.discard(uid).await?;
             let pod = self.parts.kubelet.pod(uid).await?;
             if !nothing_left(pod.as_ref(), &self.parts.runtime.tasks(uid).await?) || !self.end_taken(uid).await? {
                 return Ok(false);
@@ -309,7 +317,8 @@ impl DestinationAgent {
         let stored = self.parts.registry.repositories().await?;
         let images = self.parts.images.checkpoints().await?;
         let marked = self.parts.markers.pods().map_err(|e| PortError::transient(format!("failed to list the claims: {e}")))?;
-        if stored.is_empty() && images.is_empty() && marked.is_empty() {
+        let laid_out = self.parts.layout.pods().await?;
+        if stored.is_empty() && images.is_empty() && marked.is_empty() && laid_out.is_empty() {
             return Ok(());
         }
         let arrivals = self.parts.api.arrivals().await?;
@@ -317,6 +326,9 @@ impl DestinationAgent {
         let here = |uid: &str| {
             pods.iter().any(|pod| pod.metadata.uid.as_deref() == Some(uid)) || arrivals.iter().flat_map(|a| &a.pods).any(|pod| pod == uid)
         };
+        for uid in laid_out.iter().filter(|uid| !here(uid)) {
+            self.parts.layout.discard(uid).await?;
+        }
         for uid in marked.iter().filter(|uid| !here(uid)) {
             if !nothing_left(None, &self.parts.runtime.tasks(uid).await?) || !self.end_taken(uid).await? {
                 continue;

@@ -141,7 +141,7 @@ pub enum Lane {
     Auto,
     /// The runtime restores a checkpoint image in CRI CreateContainer.
     Image,
-    /// drover-runc restores in front of runc.
+    /// drover-runc restores, in front of runc, under the RuntimeClass `drover`.
     Runtime,
 }
 

@@ -30,6 +30,7 @@ use crate::{
         containerd::Containerd,
         inside::NodeInside,
         kubelet::{Credential, KubeletSettings, LocalKubelet, ServerTrust},
+        layout::NodeLayout,
         node_probe::{HostProbe, ProbeSettings},
         registry::{AgentPusher, LocalDistribution},
     },
@@ -58,6 +59,12 @@ use crate::{
 
 /// The service account's token, which kubelets accept by TokenReview.
 const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+
+/// The node's root as its first process sees it.
+const NODE: &str = "/proc/1/root";
+
+/// Where `drover-runc` notes on the node what it has restored.
+const RECORDS: &str = "/run/drover/runc";
 
 /// Runs a command in the node's own mount namespace: the agent sees the node's processes (hostPID), and its image brings nsenter.
 const HOST_COMMAND: [&str; 5] = ["nsenter", "-t", "1", "-m", "--"];
@@ -135,7 +142,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let admin_address = SocketAddr::new(settings.host_ip, settings.admin_port);
     tasks.spawn("admin", serve_plain(admin_address, admin::router(readiness, metrics.clone()), tasks.token()));
 
-    let containerd = Arc::new(Containerd::at(&settings.containerd_socket).with_cgroups(settings.host_root.join("sys/fs/cgroup")));
+    let containerd =
+        Arc::new(Containerd::at(&settings.containerd_socket).with_cgroups(settings.host_root.join("sys/fs/cgroup")).with_records(on_node(RECORDS)));
     let node = Node {
         runtime: containerd.clone(),
         images: containerd.clone(),
@@ -198,6 +206,11 @@ fn keep_profile(
     }
 }
 
+/// A path of the node's, as its first process sees it: what is mounted there is not the agent's own.
+fn on_node(path: &str) -> PathBuf {
+    Path::new(NODE).join(path.trim_start_matches('/'))
+}
+
 /// Where the kubelet keeps pods' folders: beside its checkpoints, below its root (`getPodsDir`, `getCheckpointsDir` in `pkg/kubelet/kubelet_getters.go`).
 fn pods_folder(checkpoints: &Path) -> PathBuf {
     checkpoints.with_file_name("pods")
@@ -258,6 +271,7 @@ fn destination_parts(settings: &Settings, node: &Node, pusher: AgentPusher, veri
         images: Arc::clone(&node.images),
         kubelet: Arc::clone(&node.kubelet),
         inside: Arc::clone(&node.inside),
+        layout: Arc::new(NodeLayout::new(Path::new(NODE), &settings.state.join("restore"))),
         registry: node.registry.clone(),
         pusher: Arc::new(pusher),
         journals: Journals::new(settings.state.join("journals")),

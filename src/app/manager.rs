@@ -26,6 +26,7 @@ use crate::{
         webhook_configuration::WebhookConfigurations,
         world::KubeWorld,
     },
+    api::migration::Lane,
     controllers::{
         annotation::AnnotationController, certificates::CertificateController, evacuation::EvacuationController, migration, rebalancer::Rebalancer,
         registry_events,
@@ -87,6 +88,8 @@ pub struct Settings {
     pub eviction_requests: bool,
     /// Keys of the taints that empty a node as a cordon does.
     pub evacuation_taints: Vec<String>,
+    /// The lane of migrations that leave it open.
+    pub lane: Lane,
     /// How many pods are on their way to a node at the same time; 0: no limit.
     pub arrivals_per_node: u32,
     /// What is done about nodes that have too much to do, and when they have; none: nothing.
@@ -237,7 +240,7 @@ fn move_pods(settings: &Settings, clients: &ApiClients, metrics: &Metrics, contr
         Ok(())
     });
     let cluster = KubeCluster::new(clients.calling.clone(), &settings.namespace, &settings.pod_name, Arc::clone(&inbox));
-    let cluster = Arc::new(cluster.with_arrivals_per_node(settings.arrivals_per_node).with_nodes(nodes));
+    let cluster = Arc::new(cluster.with_arrivals_per_node(settings.arrivals_per_node).with_lane(settings.lane).with_nodes(nodes));
     let context = migration::Context {
         cluster: cluster.clone(),
         clock: Arc::new(SystemClock),

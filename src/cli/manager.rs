@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use crate::{
+    api::migration::Lane,
     app::manager::{self, Settings},
     domain::rebalance::{self, Mode},
 };
@@ -46,6 +47,9 @@ pub struct Args {
     /// Key of a taint that empties a node as a cordon does; may be given several times
     #[arg(long = "evacuation-taint", value_name = "KEY")]
     evacuation_taints: Vec<String>,
+    /// How memory travels where neither the Migration says so nor the pod: auto takes the runtime lane where that takes no node away from the scheduler
+    #[arg(long, default_value = "auto", value_parser = lane)]
+    lane: Lane,
     /// How many pods are on their way to a node at the same time, from their freeze to their end; 0: no limit
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=100))]
     arrivals_per_node: u32,
@@ -108,6 +112,7 @@ impl Args {
             kafka: self.kafka.settings(),
             eviction_requests: self.eviction_requests,
             evacuation_taints: self.evacuation_taints,
+            lane: self.lane,
             arrivals_per_node: self.arrivals_per_node,
             rebalancer: self.rebalance.mode().map(|mode| {
                 let thresholds = rebalance::Settings {
@@ -120,4 +125,9 @@ impl Args {
             }),
         }))
     }
+}
+
+/// A lane by its name in the API.
+fn lane(text: &str) -> Result<Lane, String> {
+    serde_json::from_value(text.into()).map_err(|_| format!("{text:?} is none of auto, image, runtime"))
 }

@@ -11,6 +11,9 @@ pub const IMAGE: &str = "image";
 /// Name of the lane that restores through an OCI runtime of Drover's.
 pub const RUNTIME: &str = "runtime";
 
+/// Name of the RuntimeClass, and of the runtime's handler, of the runtime lane.
+pub const RUNTIME_CLASS: &str = "drover";
+
 /// Oldest CRIU that containerd takes.
 const OLDEST_CRIU: Version = Version(3, 16, 0);
 

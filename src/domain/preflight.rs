@@ -2,6 +2,7 @@
 
 mod claims;
 mod elsewhere;
+pub mod lane;
 mod node;
 mod spec;
 
@@ -15,7 +16,7 @@ pub use node::{NodeView, PROFILE_LIFETIME, capable_nodes, destination_blockers, 
 pub use spec::{base_image, blockers, warnings};
 
 use super::{containers, keys, owner};
-use crate::api::{Migration, MigrationGrant, attestation::Finding};
+use crate::api::{Migration, MigrationGrant, attestation::Finding, migration::Lane};
 
 /// One reason why a pod cannot be moved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +72,8 @@ pub struct Facts {
     pub grants: Vec<MigrationGrant>,
     /// The pod's claims by name; none where they were not looked up.
     pub claims: Option<BTreeMap<String, ClaimView>>,
+    /// The lane that the nodes must have; any is enough for [`Lane::Auto`].
+    pub lane: Lane,
     /// Now.
     pub now: jiff::Timestamp,
 }
@@ -171,7 +174,6 @@ fn owner_blocker(migration: &Migration, pod: &Pod) -> Option<Blocker> {
 /// What a Migration asks for that is not built yet: the webhook refuses it too, but may have been down.
 #[must_use]
 pub fn migration_blockers(migration: &Migration) -> Vec<Blocker> {
-    use crate::api::migration::Lane;
     let spec = &migration.spec;
     let mut found = vec![];
     let mut unsupported = |field: &str, asked: bool, remedy: &str| {
@@ -179,7 +181,6 @@ pub fn migration_blockers(migration: &Migration) -> Vec<Blocker> {
             found.push(Blocker::new(field, "is not supported yet", remedy));
         }
     };
-    unsupported("spec.lane", spec.lane == Lane::Runtime, "use auto or image");
     unsupported("spec.containers", !spec.containers.is_empty(), "leave it out: all containers are restored");
     found.extend(elsewhere::name_blocker(migration));
     found

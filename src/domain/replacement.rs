@@ -9,8 +9,8 @@ use k8s_openapi::{
 };
 use kube::ResourceExt as _;
 
-use super::{containers, ids, keys, preflight::base_image};
-use crate::api::Migration;
+use super::{containers, ids, keys, lanes, preflight::base_image};
+use crate::api::{Migration, MigrationStatus};
 
 /// Annotations that speak of one migration only, or that the API server's other clients own; they are not carried over.
 const NOT_CARRIED: [&str; 9] = [
@@ -106,7 +106,7 @@ pub fn fallback(template: &Pod, migration: &Migration, node: &str) -> Pod {
     let mut annotations = carried(template);
     annotations.insert(keys::FALLBACK.into(), uid_of(migration));
     annotations.insert(keys::LOCK.into(), uid_of(migration));
-    let mut spec = waiting_spec(template.spec.clone().unwrap_or_default());
+    let mut spec = waiting_spec(template.spec.clone().unwrap_or_default(), migration);
     bind(&mut spec, &[node.to_owned()]);
     let tolerations = spec.tolerations.get_or_insert_default();
     if !tolerations.iter().any(|t| t.key.as_deref() == Some(keys::CORDONED)) {
@@ -129,7 +129,7 @@ fn waiting(source: &Pod, name: String, migration: &Migration) -> Pod {
     annotations.insert(keys::BASE_NAME.into(), keys::base_name(source));
     annotations.insert(keys::HOPS.into(), (keys::hops(source) + 1).to_string());
     annotations.insert(keys::ORIGINAL_IMAGES.into(), original_images(source));
-    Pod { metadata: metadata(source, name, annotations), spec: source.spec.clone().map(waiting_spec), status: None }
+    Pod { metadata: metadata(source, name, annotations), spec: source.spec.clone().map(|spec| waiting_spec(spec, migration)), status: None }
 }
 
 fn metadata(source: &Pod, name: String, annotations: BTreeMap<String, String>) -> ObjectMeta {
@@ -158,7 +158,10 @@ fn original_images(source: &Pod) -> String {
     serde_json::to_string(&images).unwrap_or_default()
 }
 
-fn waiting_spec(mut spec: PodSpec) -> PodSpec {
+fn waiting_spec(mut spec: PodSpec, migration: &Migration) -> PodSpec {
+    if migration.status.as_ref().is_some_and(MigrationStatus::is_by_runtime) {
+        spec.runtime_class_name = Some(lanes::RUNTIME_CLASS.to_owned());
+    }
     spec.node_name = None;
     spec.scheduling_gates = None;
     for container in containers::all_mut(&mut spec) {
@@ -245,6 +248,18 @@ mod tests {
         assert!(!pod.annotations().contains_key(keys::LOCK));
         assert!(pod.annotations()[keys::ORIGINAL_IMAGES].contains("reg/i@sha256:"));
         assert_eq!(pod.labels().get("app").map(String::as_str), Some("redis"));
+    }
+
+    #[test]
+    fn the_runtime_lane_has_a_runtime_class() {
+        let class = |pod: Pod| pod.spec.unwrap().runtime_class_name;
+        assert_eq!(class(build(&source(), &migration(), &[])), None);
+        let mut migration = migration();
+        migration.status = Some(MigrationStatus { lane: Some(crate::api::migration::Lane::Runtime), ..MigrationStatus::default() });
+        let kept = template(&source());
+        for pod in [build(&source(), &migration, &[]), same_name(&kept, &migration, "n2"), fallback(&kept, &migration, "n1")] {
+            assert_eq!(class(pod).as_deref(), Some("drover"));
+        }
     }
 
     #[test]

@@ -8,7 +8,10 @@ use super::FakeNode;
 use crate::{
     api::attestation::ContainerId,
     domain::{ids::Digest, processes::PodFacts},
-    ports::{BlobStream, PortError, PortResult, inside},
+    ports::{
+        BlobStream, PortError, PortResult, inside,
+        layout::{self, Layout},
+    },
 };
 
 /// What is inside of the fake node's pod.
@@ -71,5 +74,36 @@ impl inside::Inside for FakeNode {
     async fn own_stdio(&self, containers: &[ContainerId]) -> PortResult<()> {
         let ids: Vec<String> = containers.iter().map(|c| c.container_id.clone()).collect();
         self.inside("own_stdio", &ids).await
+    }
+}
+
+#[async_trait]
+impl Layout for FakeNode {
+    async fn is_laid_out(&self, pod_uid: &str, container: &str) -> PortResult<bool> {
+        self.call("is_laid_out", |state| Ok(state.laid_out.contains(&format!("{pod_uid}/{container}")))).await
+    }
+    async fn lay_out(&self, copy: &layout::Copy, _tar: BlobStream, _digest: &Digest) -> PortResult<()> {
+        self.call("lay_out", |state| {
+            let place = format!("{}/{}", copy.pod_uid, copy.container);
+            state.trace.push(format!("lay out {place}"));
+            state.laid_out.insert(place);
+            Ok(())
+        })
+        .await
+    }
+    async fn discard(&self, pod_uid: &str) -> PortResult<()> {
+        self.call("discard", |state| {
+            let before = state.laid_out.len();
+            state.laid_out.retain(|place| !place.starts_with(pod_uid));
+            if state.laid_out.len() < before {
+                state.trace.push(format!("discard {pod_uid}"));
+            }
+            Ok(())
+        })
+        .await
+    }
+    async fn pods(&self) -> PortResult<Vec<String>> {
+        let of = |place: &String| place.split('/').next().unwrap_or_default().to_owned();
+        self.call("laid_out", |state| Ok(state.laid_out.iter().map(of).collect())).await
     }
 }

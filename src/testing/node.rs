@@ -63,6 +63,8 @@ pub(crate) struct State {
     pub(crate) migration: Option<Migration>,
     /// Checkpoints in the runtime's store.
     pub(crate) checkpoint_images: Vec<String>,
+    /// `pod UID/container` of the checkpoints that are laid out.
+    pub(crate) laid_out: BTreeSet<String>,
     /// The inside of the pod.
     pub(crate) inside: super::inside::Inside,
     attestations: BTreeMap<String, Attestation>,
@@ -90,6 +92,7 @@ impl FakeNode {
             checkpoints: PathBuf::from("/nonexistent"),
             migration: Some(migration),
             checkpoint_images: vec![],
+            laid_out: BTreeSet::new(),
             inside: super::inside::Inside::default(),
             attestations: BTreeMap::new(),
             registry: BTreeMap::new(),
@@ -281,7 +284,8 @@ impl Images for FakeNode {
 #[async_trait]
 impl LocalRegistry for FakeNode {
     async fn image(&self, repository: &str, tag: &str) -> PortResult<Option<PushedImage>> {
-        self.call("image", |state| Ok(state.registry.get(&format!("{repository}:{tag}")).cloned())).await
+        let of = |name: &String, image: &PushedImage| name.starts_with(&format!("{repository}:")) && (name.ends_with(tag) || image.digest == tag);
+        self.call("image", |state| Ok(state.registry.iter().find(|(name, image)| of(name, image)).map(|(_, image)| image.clone()))).await
     }
     async fn checkpoint(&self, repository: &str, tag: &str) -> PortResult<Option<PushedImage>> {
         self.image(repository, tag).await

@@ -122,6 +122,7 @@ fn sides(handle: &Handle, at: usize) -> Sides {
             api: port(),
             clock: port(),
             inside: port(),
+            layout: port(),
             pusher: port(),
             journals,
             markers,

@@ -11,7 +11,9 @@ use drover::{
     domain::{ids::Digest, init_container::StandIn, processes::PodFacts, tasks},
     ports::{
         BlobStream, ImageManifest, Images, Kubelet, LocalRegistry, Mending, PortError, PortResult, PullCredential, PushTarget, Pusher, Runtime, Task,
-        TaskState, inside::Inside,
+        TaskState,
+        inside::Inside,
+        layout::{Copy, Layout},
     },
 };
 use k8s_openapi::api::core::v1::Pod;
@@ -375,5 +377,22 @@ impl LocalRegistry for Handle {
     async fn repositories(&self) -> PortResult<Vec<String>> {
         let at = self.at();
         self.call(Door::Registry(at), |world| Ok(world.nodes[at].registry.keys().cloned().collect())).await
+    }
+}
+
+/// The simulated nodes have the image lane alone.
+#[async_trait]
+impl Layout for Handle {
+    async fn is_laid_out(&self, _pod_uid: &str, _container: &str) -> PortResult<bool> {
+        Ok(false)
+    }
+    async fn lay_out(&self, copy: &Copy, _tar: BlobStream, _digest: &Digest) -> PortResult<()> {
+        Err(PortError::permanent(format!("no checkpoint is laid out here, also not of container {}", copy.container)))
+    }
+    async fn discard(&self, _pod_uid: &str) -> PortResult<()> {
+        Ok(())
+    }
+    async fn pods(&self) -> PortResult<Vec<String>> {
+        Ok(vec![])
     }
 }

@@ -156,7 +156,8 @@ impl Runtime for Containerd {
             };
             let state = as_cri_knows(self.state(&container.id).await?, known.state);
             let name = container.labels.get(CONTAINER_NAME).cloned().unwrap_or_default();
-            tasks.push(Task { container: name, id: container.id, state, restored_from: known.restored_from });
+            let restored_from = known.restored_from.or(self.recorded(&container.id)?);
+            tasks.push(Task { container: name, id: container.id, state, restored_from });
         }
         tasks.sort_by(|a, b| (&a.container, &a.id).cmp(&(&b.container, &b.id)));
         Ok(tasks)

@@ -53,6 +53,7 @@ impl DestinationAgent {
         if !self.ready_the_sandbox(look, look.pod_uid()).await? {
             return Ok(false);
         }
+        self.lay_out(look, look.pod_uid(), &look.checkpoints()).await?;
         self.attest_prepared(look).await?;
         Ok(true)
     }

@@ -13,6 +13,7 @@ use crate::{
 impl DestinationAgent {
     /// Attests `restored` once every container was restored and the checkpoint is out of reach (R16); false where they do not run yet.
     pub(super) async fn restore(&self, look: &Look) -> PortResult<bool> {
+        self.keep_laid_out(look).await?;
         let tasks = self.parts.runtime.tasks(look.pod_uid()).await?;
         let containers = match self.judge(look, &tasks).await? {
             Finding::NotYet => return Ok(false),
@@ -36,6 +37,8 @@ impl DestinationAgent {
             return Err(PortError::transient("a restored container ended before its checkpoint was out of reach"));
         }
         self.mend_restored(look, &containers).await;
+        // The processes have their memory: what is laid out takes as much once more.
+        self.parts.layout.discard(look.pod_uid()).await?;
         self.attest(look, |status| {
             status.restored = Some(Restored { at, containers });
             // A try that the kubelet has made good since.

@@ -32,6 +32,8 @@ struct Course {
     agent: DestinationAgent,
 }
 
+mod runtime_lane;
+
 fn repository() -> String {
     format!("drover/{}", "0".repeat(32))
 }
@@ -73,6 +75,7 @@ impl Course {
             images: port(),
             kubelet: port(),
             inside: port(),
+            layout: port(),
             registry: port(),
             pusher: port(),
             journals: Journals::new(disk.path().join("journals")),

@@ -7,7 +7,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Outcome, Phase, Verdict, condition};
+use super::{Lane, Outcome, Phase, Verdict, condition};
 use crate::api::attestation::ContainerId;
 
 /// What has happened so far.
@@ -35,6 +35,7 @@ use crate::api::attestation::ContainerId;
     validation = Rule::new("!has(oldSelf.fallback) || has(self.fallback)").message("status.fallback stays"),
     validation = Rule::new("!(has(self.verdict) && self.verdict == 'Rollback' && !has(oldSelf.verdict) && has(oldSelf.phase) && has(self.sourceFirst) && self.sourceFirst && oldSelf.phase in ['SourceDeleting', 'Restoring'] && !has(self.fallback))").message("a source that was deleted is not thawed: such a rollback needs status.fallback (R13)"),
     validation = Rule::new("!has(self.givenUp) || has(self.fallback)").message("status.givenUp is for a fallback that has failed (status.fallback)"),
+    validation = Rule::new("!has(oldSelf.lane) || (has(self.lane) && self.lane == oldSelf.lane)").message("status.lane is written once"),
     validation = Rule::new("!has(oldSelf.givenUp) || (has(self.givenUp) && self.givenUp == oldSelf.givenUp)").message("status.givenUp is written once"),
     validation = Rule::new("!has(self.outcome) || (self.outcome == 'GivenUp') == has(self.givenUp)").message("status.outcome is GivenUp where a person has given the pod up (status.givenUp)")
 )]
@@ -76,6 +77,9 @@ pub struct MigrationStatus {
     /// The node that it is moved to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub destination: Option<DestinationStatus>,
+    /// How the memory travels: what `spec.lane` asks for, or what `auto` has come to. Fixed before the replacement is made; absent means image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lane: Option<Lane>,
     /// The pod that takes over.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replacement: Option<ReplacementStatus>,
@@ -122,6 +126,12 @@ impl MigrationStatus {
     #[must_use]
     pub fn is_source_first(&self) -> bool {
         self.source_first == Some(true)
+    }
+
+    /// Whether drover-runc restores it.
+    #[must_use]
+    pub fn is_by_runtime(&self) -> bool {
+        self.lane == Some(Lane::Runtime)
     }
 
     /// The condition `Held` while it is true: why it needs a person.

@@ -319,16 +319,13 @@ fn nothing_is_looked_up_for_ordinary_pods() {
 #[test]
 fn migrations_are_validated_with_every_reason() {
     let bad = migration(
-        &json!({"podName": "web", "destination": {"nodeName": "N2"}, "destinationNamespace": "other", "keepName": true, "lane": "runtime", "inDoubt": "PreferSource", "containers": ["main", "nope"]}),
+        &json!({"podName": "web", "destination": {"nodeName": "N2"}, "destinationNamespace": "other", "keepName": true, "inDoubt": "PreferSource", "containers": ["main", "nope"]}),
         &Value::Null,
     );
     let fields = |reasons: Vec<Blocker>| reasons.into_iter().map(|r| r.field).collect::<Vec<_>>();
-    assert_eq!(
-        fields(validate_migration(&bad, Some(&pod(&json!({}))))),
-        ["spec.lane", "spec.containers", "spec.keepName", "spec.destination.nodeName"]
-    );
-    let many = migration(&json!({"deployment": "web", "lane": "runtime"}), &Value::Null);
-    assert_eq!(fields(validate_migration(&many, None)), ["spec.lane"], "the same for several pods, and no pod is missed");
+    assert_eq!(fields(validate_migration(&bad, Some(&pod(&json!({}))))), ["spec.containers", "spec.keepName", "spec.destination.nodeName"]);
+    let many = migration(&json!({"deployment": "web", "containers": ["main"]}), &Value::Null);
+    assert_eq!(fields(validate_migration(&many, None)), ["spec.containers"], "the same for several pods, and no pod is missed");
     let good = migration(&json!({"podName": "web", "destinationNamespace": "shop", "lane": "image"}), &Value::Null);
     assert!(validate_migration(&good, Some(&pod(&json!({})))).is_empty());
     assert_eq!(fields(validate_migration(&good, None)), ["spec.podName"]);

@@ -176,7 +176,7 @@ fn a_parent_without_pods_is_refused() {
     refused(&deployment, None, "spec.deployment: there is no Deployment \"web\"");
     refused(&deployment, Some(vec![]), "spec.deployment: no running pod of it");
     refused(&json!({}), Some(vec![pod("there", "n2", "Running")]), "spec.selector: no running pod of it is on another node");
-    refused(&json!({"lane": "runtime"}), Some(vec![]), "spec.lane");
+    refused(&json!({"containers": ["main"]}), Some(vec![]), "spec.containers");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::{
     api::{
         Migration, MigrationStatus, Outcome, Phase, Role, Verdict,
         attestation::Inspected,
-        migration::{ContainerCheckpoint, DestinationStatus, ReplacementStatus, condition},
+        migration::{ContainerCheckpoint, DestinationStatus, Lane, ReplacementStatus, condition},
     },
     domain::{
         comparison::differences,
@@ -198,6 +198,7 @@ impl Course<'_> {
         } else {
             status.replacement = Some(waiting);
         }
+        status.lane = Some(self.observed.lane).filter(|lane| *lane != Lane::Auto);
         status.enter(Phase::Preparing, self.now);
         Step::write(status)
     }

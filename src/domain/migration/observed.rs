@@ -11,7 +11,7 @@ use kube::ResourceExt as _;
 use crate::{
     api::{
         Attestation, AttestationStatus, Migration, MigrationStatus,
-        migration::{ContainerCheckpoint, OwnerStatus, ReplacementStatus, RunningContainer, SourceStatus},
+        migration::{ContainerCheckpoint, Lane, OwnerStatus, ReplacementStatus, RunningContainer, SourceStatus},
     },
     domain::{
         containers, init_container, keys, owner,
@@ -51,6 +51,8 @@ pub struct Observed {
     pub destination_ready: Option<bool>,
     /// A repository name that nobody can guess, drawn for this look; used when the migration needs one.
     pub fresh_repository: String,
+    /// The lane that the migration takes; chosen in the preflight, and left at auto where nothing is to be chosen.
+    pub lane: Lane,
     /// The replacement's name.
     pub replacement_name: String,
     /// The labels that the source's ReplicaSet or Job selects by; looked for before the preflight only.

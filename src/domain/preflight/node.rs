@@ -5,10 +5,13 @@ use std::{collections::BTreeMap, time::Duration};
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt as _;
 
-use super::{Blocker, Facts};
+use super::{Blocker, Facts, lane};
 use crate::{
-    api::{NodeProfile, NodeProfileStatus, migration::Destination},
-    domain::{lanes, quantity::mebibytes},
+    api::{
+        NodeProfile, NodeProfileStatus,
+        migration::{Destination, Lane},
+    },
+    domain::quantity::mebibytes,
 };
 
 /// A profile that is older than this is taken for a dead agent's. The agent writes one every 30 s.
@@ -71,7 +74,10 @@ impl NodeView {
     }
 
     fn source_blockers(&self, facts: &Facts) -> Vec<Blocker> {
-        self.agent_blocker("spec.nodeName", facts).into_iter().collect()
+        // Should the migration fall back, the pod is restored here.
+        let lane = self.profile.as_ref().filter(|_| facts.lane == Lane::Runtime).and_then(|profile| lane::missing(profile, facts.lane));
+        let lane = lane.map(|problem| self.blocker("spec.lane", &problem, "mend that, or use auto or image"));
+        self.agent_blocker("spec.nodeName", facts).into_iter().chain(lane).collect()
     }
 
     /// Why it cannot take a pod of a node with the profile `source`.
@@ -87,14 +93,7 @@ impl NodeView {
         let claims = facts.claims.iter().flatten().filter_map(|(name, claim)| claim.blocker(name, &self.name, &self.labels));
         found.extend(claims.map(|problem| self.blocker(TO_NODE, &problem, "name a node that can: kubectl get pv -o yaml")));
         let Some(profile) = &self.profile else { return found };
-        match profile.lanes.iter().find(|lane| lane.name == lanes::IMAGE) {
-            Some(lane) if lane.available => {}
-            Some(lane) => {
-                let problem = format!("cannot restore a checkpoint image: {}", lane.message);
-                found.push(self.blocker(TO_NODE, &problem, "mend that, or name another node"));
-            }
-            None => found.push(self.blocker(TO_NODE, "does not say whether it can restore a checkpoint image", "upgrade its agent")),
-        }
+        found.extend(lane::missing(profile, facts.lane).map(|problem| self.blocker(TO_NODE, &problem, "mend that, or name another node")));
         if profile.free_bytes < LEAST_FREE_BYTES {
             let problem = format!("has {} free for checkpoints", mebibytes(profile.free_bytes));
             found.push(self.blocker(TO_NODE, &problem, "free space under /var/lib there, or name another node"));
@@ -242,7 +241,7 @@ mod tests {
     }
 
     fn facts(nodes: Vec<NodeView>) -> Facts {
-        Facts { nodes, active_migrations: vec![], grants: vec![], claims: None, now: jiff::Timestamp::from_second(10).unwrap() }
+        Facts { nodes, active_migrations: vec![], grants: vec![], claims: None, lane: Lane::Auto, now: jiff::Timestamp::from_second(10).unwrap() }
     }
 
     fn to(name: &str) -> Destination {

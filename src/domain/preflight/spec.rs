@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
 use kube::ResourceExt as _;
 
 use super::Blocker;
-use crate::domain::{containers, init_container, keys, owner};
+use crate::domain::{containers, init_container, keys, lanes, owner};
 
 /// Annotation of the kubelet's static pods (core/v1 `MirrorPodAnnotationKey`).
 const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -85,7 +85,12 @@ fn spec_blockers(spec: &PodSpec) -> Vec<Blocker> {
         ("spec.hostIPC", spec.host_ipc == Some(true), "shared memory of a node exists there only", "give the pod an IPC namespace of its own"),
         ("spec.shareProcessNamespace", spec.share_process_namespace == Some(true), "process IDs may be taken on the destination", "set it to false"),
         ("spec.ephemeralContainers", ephemeral, "cannot be made again on the destination", "make a pod without them"),
-        ("spec.runtimeClassName", spec.runtime_class_name.is_some(), "only the default runtime is supported yet", "use the default runtime"),
+        (
+            "spec.runtimeClassName",
+            spec.runtime_class_name.as_deref().is_some_and(|class| class != lanes::RUNTIME_CLASS),
+            "only the default runtime and Drover's are supported yet",
+            "use the default runtime",
+        ),
         ("spec.activeDeadlineSeconds", spec.active_deadline_seconds.is_some(), "would begin again on the destination", "remove it"),
         ("spec.resourceClaims", devices, "devices stay on their node", "a pod with devices cannot be moved"),
         ("spec.os", other_os, "only Linux pods can be checkpointed", "a pod of another system cannot be moved"),

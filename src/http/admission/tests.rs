@@ -186,11 +186,11 @@ async fn a_malformed_review_is_refused_and_the_field_named() {
 #[tokio::test]
 async fn migrations_are_validated_at_their_creation_only() {
     let object = |spec: Value| json!({"apiVersion": "drover.dev/v1alpha1", "kind": "Migration", "metadata": {"name": "m"}, "spec": spec});
-    let bad = object(json!({"podName": "nope", "lane": "runtime"}));
+    let bad = object(json!({"podName": "nope", "containers": ["main"]}));
     let response = response_to(app(None), "/validate/migrations", &review("CREATE", "Migration", &bad, &Value::Null)).await;
     let message = response["status"]["message"].as_str().expect("a message");
     assert!(message.contains("Migration shop/m cannot be made"), "{message}");
-    assert!(message.contains("spec.podName: pod shop/nope does not exist") && message.contains("spec.lane: is not supported yet"), "{message}");
+    assert!(message.contains("spec.podName: pod shop/nope does not exist") && message.contains("spec.containers: is not supported yet"), "{message}");
     let updated = response_to(app(None), "/validate/migrations", &review("UPDATE", "Migration", &bad, &bad)).await;
     assert_eq!(updated["allowed"], true);
     let good = response_to(app(None), "/validate/migrations", &review("CREATE", "Migration", &object(json!({"podName": "web"})), &Value::Null)).await;

@@ -68,7 +68,10 @@ fn each_refusal_of_a_pod_says_where_why_and_what_to_do() {
             of("ephemeralContainers", json!([{"name": "debug"}])),
             "spec.ephemeralContainers: cannot be made again on the destination (make a pod without them)",
         ),
-        (of("runtimeClassName", json!("gvisor")), "spec.runtimeClassName: only the default runtime is supported yet (use the default runtime)"),
+        (
+            of("runtimeClassName", json!("gvisor")),
+            "spec.runtimeClassName: only the default runtime and Drover's are supported yet (use the default runtime)",
+        ),
         (of("activeDeadlineSeconds", json!(60)), "spec.activeDeadlineSeconds: would begin again on the destination (remove it)"),
         (of("resourceClaims", json!([{"name": "gpu"}])), "spec.resourceClaims: devices stay on their node (a pod with devices cannot be moved)"),
         (of("os", json!({"name": "windows"})), "spec.os: only Linux pods can be checkpointed (a pod of another system cannot be moved)"),
