@@ -42,7 +42,7 @@ prepare: ## Install the Debian packages that are missing
 ##@ Development
 
 .PHONY: build
-build: prepare ## Build drover and drover-gate, optimised
+build: prepare ## Build drover, drover-gate and drover-runc, optimised
 	.build/binaries
 
 .PHONY: generate
@@ -99,6 +99,10 @@ scale: prepare ## Empty half of a cluster of fake nodes at a real API server, an
 	e2e/lab build && e2e/lab cached kwok >/dev/null
 	DROVER_SCALE_NODES=$(NODES) DROVER_SCALE_PODS=$(PODS) cargo test --locked --features e2e --test scale -- --nocapture slow::
 
+.PHONY: bench
+bench: prepare ## What drover-runc adds to each call of runc that is none of its own
+	RUSTFLAGS='-C target-feature=+crt-static' cargo bench --locked --no-default-features --bench runc --target "$$(rustc -vV | sed -n 's/^host: //p')"
+
 .PHONY: test-e2e
 test-e2e: ## End-to-end tests on the lab (TEST=name, ALL=1)
 	ONLY=e2e .build/test
@@ -115,7 +119,7 @@ lab-down: ## End the lab; what it has built stays
 
 .PHONY: docker-build
 docker-build: prepare ## Make the image IMG as an OCI layout in IMAGE_TAR; also into Docker, where an engine runs
-	mapfile -t programs < <(.build/binaries); test $${#programs[@]} = 2; IMG='$(IMG)' .build/image drover '$(IMAGE_TAR)' "$${programs[@]}"
+	mapfile -t programs < <(.build/binaries); test $${#programs[@]} = 3; IMG='$(IMG)' .build/image drover '$(IMAGE_TAR)' "$${programs[@]}"
 	@echo '$(IMG) is in $(IMAGE_TAR)'
 	@if docker info >/dev/null 2>&1; then docker load --input '$(IMAGE_TAR)'; fi
 

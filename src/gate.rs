@@ -16,31 +16,13 @@
 //! | a fence file that cannot be read, or markers that cannot be listed | refuses: a fence may stand, and a second copy of a pod is worse than a late one |
 //! | a state without a pod UID, or one that cannot be parsed | allows with a line on stderr: runc's state names every pod's container, so this is none |
 
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    io::Read,
-    path::{Path, PathBuf},
-};
+pub mod caller;
 
-use serde::Deserialize;
+use std::{fs, io, io::Read, path::Path};
+
+use caller::Caller;
 
 use crate::markers::{Claim, Markers, evidence};
-
-/// containerd writes the pod's UID here, on the sandbox and on every container of it.
-const CONTAINERD_UID: &str = "io.kubernetes.cri.sandbox-uid";
-/// containerd's name of the container in the pod's spec, and whether it is the sandbox.
-const CONTAINERD_NAME: &str = "io.kubernetes.cri.container-name";
-const CONTAINERD_TYPE: &str = "io.kubernetes.cri.container-type";
-/// The kubelet's label with the container's name.
-const KUBERNETES_NAME: &str = "io.kubernetes.container.name";
-/// CRI-O writes the container's labels here, as a JSON object.
-const CRIO_LABELS: &str = "io.kubernetes.cri-o.Labels";
-/// The kubelet's label with the pod's UID; CRI-O keeps it among its annotations too.
-const KUBERNETES_UID: &str = "io.kubernetes.pod.uid";
-
-/// Largest state or config that is read, in bytes. A real one has some ten thousand.
-const LARGEST_DOCUMENT: u64 = 16 << 20;
 
 /// What the gate does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,50 +35,28 @@ pub enum Decision {
     Refuse(String),
 }
 
-/// The OCI state that a runtime gives to a hook; also the part of config.json that matters.
-#[derive(Deserialize)]
-struct Document {
-    #[serde(default)]
-    id: String,
-    #[serde(default)]
-    bundle: Option<PathBuf>,
-    #[serde(default)]
-    annotations: Option<BTreeMap<String, String>>,
-    #[serde(default)]
-    mounts: Vec<Mount>,
-}
-
-#[derive(Deserialize)]
-struct Mount {
-    #[serde(default)]
-    source: String,
-}
-
-/// The container that asks to be let through.
-struct Caller {
-    /// The runtime's ID.
-    id: String,
-    bundle: Option<PathBuf>,
-    pod_uid: String,
-    annotations: BTreeMap<String, String>,
-}
-
 /// Decides for the container whose OCI state `state` holds, by the markers below `root`.
 #[must_use]
 pub fn decide(root: &Path, state: impl Read) -> Decision {
-    match fs::read_dir(root).map(|mut entries| entries.next().is_none()) {
-        Ok(true) => return Decision::Allow,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Decision::Allow,
-        // Not empty, or not to be listed: the markers of the pod are looked at.
-        Ok(false) | Err(_) => {}
+    if is_bare(root) {
+        return Decision::Allow;
     }
-    match caller(state) {
+    match Caller::of_state(state) {
         Ok(Some(caller)) => match by_fence(root, &caller.pod_uid) {
             Decision::Allow => by_claim(root, &caller),
             refusal => refusal,
         },
         Ok(None) => Decision::AllowUnknown("drover: the container names no pod; it is let through".to_owned()),
         Err(problem) => Decision::AllowUnknown(format!("drover: {problem}; the container is let through")),
+    }
+}
+
+/// Whether there is no marker of any pod: no such folder, or an empty one. One that cannot be listed is not bare.
+#[must_use]
+pub fn is_bare(root: &Path) -> bool {
+    match fs::read_dir(root) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
 }
 
@@ -121,14 +81,13 @@ fn by_claim(root: &Path, caller: &Caller) -> Decision {
         Err(error) => return unreadable(root, uid, &error),
     };
     // The sandbox executes nothing of the pod's.
-    let sandbox = caller.annotations.get(CONTAINERD_TYPE).is_some_and(|kind| kind == "sandbox");
-    if sandbox || claims.is_empty() {
+    if caller.is_sandbox() || claims.is_empty() {
         return Decision::Allow;
     }
     if claims.iter().all(|(_, claim)| *claim == Claim::Open) {
         return pass(caller);
     }
-    let Some(container) = &container_name(caller) else {
+    let Some(container) = &caller.container_name() else {
         return Decision::Refuse(format!("drover: pod {uid} is being restored, and this container of it has no name"));
     };
     match rule(&claims, container) {
@@ -203,55 +162,12 @@ fn unreadable(root: &Path, uid: &str, error: &io::Error) -> Decision {
     ))
 }
 
-fn caller(state: impl Read) -> Result<Option<Caller>, String> {
-    let state = parse(state).map_err(|problem| format!("the OCI state on stdin {problem}"))?;
-    // runc repeats the annotations in the state; the specification does not demand it.
-    let mut annotations = state.annotations.clone().unwrap_or_default();
-    if pod_uid(&annotations).is_none() {
-        let Some(bundle) = &state.bundle else { return Ok(None) };
-        let path = bundle.join("config.json");
-        let file = fs::File::open(&path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
-        let config = parse(file).map_err(|problem| format!("{} {problem}", path.display()))?;
-        annotations = config.annotations.unwrap_or_default();
-    }
-    let Some(pod_uid) = pod_uid(&annotations) else { return Ok(None) };
-    Ok(Some(Caller { id: state.id, bundle: state.bundle, pod_uid, annotations }))
-}
-
-fn parse(from: impl Read) -> Result<Document, String> {
-    let mut bytes = Vec::new();
-    from.take(LARGEST_DOCUMENT).read_to_end(&mut bytes).map_err(|error| format!("cannot be read: {error}"))?;
-    serde_json::from_slice(&bytes).map_err(|error| format!("cannot be parsed: {error}"))
-}
-
-fn pod_uid(annotations: &BTreeMap<String, String>) -> Option<String> {
-    let direct = [CONTAINERD_UID, KUBERNETES_UID].iter().find_map(|key| annotations.get(*key).cloned());
-    direct.or_else(|| crio_label(annotations, KUBERNETES_UID))
-}
-
-/// Name of the container in the pod's spec.
-///
-/// The kubelet's mount of the termination log names it: `…/pods/<UID>/containers/<name>/…`. The annotation comes second, since containerd
-/// 2.3.4 writes `containerd` into it for every container that it restores (seen on the lab).
-fn container_name(caller: &Caller) -> Option<String> {
-    let config = caller.bundle.as_ref().and_then(|bundle| fs::File::open(bundle.join("config.json")).ok()).and_then(|file| parse(file).ok());
-    let folder = format!("/pods/{}/containers/", caller.pod_uid);
-    let mounted = config.iter().flat_map(|config| &config.mounts).find_map(|mount| {
-        let (_, below) = mount.source.split_once(&folder)?;
-        below.split('/').next().filter(|name| !name.is_empty()).map(str::to_owned)
-    });
-    let annotated = || [CONTAINERD_NAME, KUBERNETES_NAME].iter().find_map(|key| caller.annotations.get(*key).cloned());
-    mounted.or_else(annotated).or_else(|| crio_label(&caller.annotations, KUBERNETES_NAME))
-}
-
-fn crio_label(annotations: &BTreeMap<String, String>, key: &str) -> Option<String> {
-    let labels: BTreeMap<String, String> = serde_json::from_str(annotations.get(CRIO_LABELS)?).ok()?;
-    labels.get(key).cloned()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        caller::{CONTAINERD_NAME, CONTAINERD_TYPE, CONTAINERD_UID, CRIO_LABELS, KUBERNETES_UID},
+        *,
+    };
 
     const POD: &str = "0f1c22aa-0000-4000-8000-000000000000";
     const OTHER: &str = "0f1c22aa-0000-4000-8000-000000000001";

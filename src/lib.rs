@@ -13,10 +13,11 @@
 //!
 //! Reading order: [`api`], [`domain::migration`], [`domain::attest`], [`ports`], then the parts. Imports go one way only:
 //! `domain ← ports ← engine ← {adapters, controllers, http, agent} ← app ← cli ← main`; `tests/architecture.rs` guards it.
-//! Without the feature `full` only [`gate`] and [`markers`] are left: what the gate and the agent agree on.
+//! Without the feature `full` only [`gate`], [`markers`] and [`runc`] are left: the small programs on nodes, and what they and the agent agree on.
 
 pub mod gate;
 pub mod markers;
+pub mod runc;
 
 // Suites that integration tests run too (tests/contract) name this crate from outside.
 #[cfg(test)]

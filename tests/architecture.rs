@@ -11,10 +11,11 @@ use std::{
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// Room → the other rooms of the crate that it may name. `testing` exists in tests only and is anybody's.
-const MAY_IMPORT: [(&str, &[&str]); 19] = [
+const MAY_IMPORT: [(&str, &[&str]); 20] = [
     ("api", &[]),
     ("markers", &[]),
     ("gate", &["markers"]),
+    ("runc", &["gate", "markers"]),
     ("telemetry", &[]),
     ("readiness", &[]),
     ("shutdown", &[]),
@@ -23,10 +24,10 @@ const MAY_IMPORT: [(&str, &[&str]); 19] = [
     ("domain", &["api"]),
     ("ports", &["api", "domain"]),
     ("engine", &["api", "domain", "ports"]),
-    ("adapters", &["api", "domain", "ports", "markers", "gate", "metrics"]),
+    ("adapters", &["api", "domain", "ports", "markers", "gate", "metrics", "runc"]),
     ("controllers", &["api", "domain", "ports", "engine", "metrics", "watching"]),
     ("http", &["api", "domain", "ports", "engine", "metrics", "readiness"]),
-    ("agent", &["api", "domain", "ports", "engine", "markers", "metrics", "watching"]),
+    ("agent", &["api", "domain", "ports", "engine", "markers", "metrics", "runc", "watching"]),
     (
         "app",
         &[
@@ -41,6 +42,7 @@ const MAY_IMPORT: [(&str, &[&str]); 19] = [
             "markers",
             "metrics",
             "readiness",
+            "runc",
             "shutdown",
             "telemetry",
             "watching",
@@ -48,7 +50,7 @@ const MAY_IMPORT: [(&str, &[&str]); 19] = [
     ),
     ("cli", &["api", "domain", "app", "telemetry"]),
     ("main", &["cli"]),
-    ("bin", &["gate", "markers"]),
+    ("bin", &["gate", "markers", "runc"]),
 ];
 
 /// What the pure core must not know: the world, its clock and its dice.

@@ -2,7 +2,7 @@
 # Installs Drover on the lab (`e2e/lab install`) and removes it (`e2e/lab uninstall`). Running it again changes only what has changed: the
 # images' tags are made of their content, containerd is restarted only for a configuration that it has not read.
 #
-# PREBUILT=DIR takes drover and drover-gate from there instead of building them. PROFILE=release builds them as `make docker-build` does.
+# PREBUILT=DIR takes drover, drover-gate and drover-runc from there instead of building them. PROFILE=release builds them as `make docker-build` does.
 set -euo pipefail
 shopt -s inherit_errexit # else a failure inside $(…) goes unnoticed
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -21,17 +21,17 @@ die() {
   exit 1
 }
 
-# Sets DROVER and GATE.
+# Sets DROVER, GATE and RUNTIME.
 programs() {
   local path paths
   if [ -n "${PREBUILT:-}" ]; then
-    DROVER=$PREBUILT/drover GATE=$PREBUILT/drover-gate
+    DROVER=$PREBUILT/drover GATE=$PREBUILT/drover-gate RUNTIME=$PREBUILT/drover-runc
   else
-    say "building drover and drover-gate"
+    say "building drover, drover-gate and drover-runc"
     paths=$(PROFILE=${PROFILE:-dev} "$ROOT/.build/binaries")
-    DROVER=$(sed -n 1p <<<"$paths") GATE=$(sed -n 2p <<<"$paths")
+    DROVER=$(sed -n 1p <<<"$paths") GATE=$(sed -n 2p <<<"$paths") RUNTIME=$(sed -n 3p <<<"$paths")
   fi
-  for path in "$DROVER" "$GATE"; do [ -x "$path" ] || die "there is no program $path"; done
+  for path in "$DROVER" "$GATE" "$RUNTIME"; do [ -x "$path" ] || die "there is no program $path"; done
 }
 
 # Pushes an image under a tag made of its content, and prints repository and tag.
@@ -53,10 +53,11 @@ copy_to() { # NODE FILE PATH: only where it differs; by rename, for the old one 
     "$LAB" exec "$1" sh -c 'cat >"$0.new" && chmod 755 "$0.new" && mv "$0.new" "$0"' "$3" <"$2"
 }
 
-# The node's part: the gate, containerd's and CRIU's settings.
+# The node's part: the gate, the runtime, containerd's and CRIU's settings.
 node() { # NODE
   local loaded=/run/lab/drover-containerd.loaded
   copy_to "$1" "$GATE" /usr/local/bin/drover-gate
+  copy_to "$1" "$RUNTIME" /usr/local/bin/drover-runc
   copy_to "$1" "$DROVER" /usr/local/bin/drover
   "$LAB" exec "$1" /usr/local/bin/drover node setup --apply </dev/null >"$WORK/$1.setup" 2>&1 || {
     cat "$WORK/$1.setup" >&2
@@ -123,7 +124,7 @@ install() { # [--with kafka] [--without-gate] [HELM ARGUMENTS]
   "$LAB" status >/dev/null 2>&1 || die "the lab does not run; start it: e2e/lab up"
   [ ${#values[@]} = 0 ] || "$LAB" kafka-secrets "$NAMESPACE"
   programs
-  drover=$(image drover drover "$DROVER" "$GATE")
+  drover=$(image drover drover "$DROVER" "$GATE" "$RUNTIME")
   registry=$(image registry distribution "$("$LAB" cached registry)")
   for node in "${NODES[@]}"; do node "$node"; done
   say "installing the chart with $drover"

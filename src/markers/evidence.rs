@@ -15,8 +15,8 @@ use crate::markers::write_durably;
 
 /// The folder of containerd's tasks below its root; the root's own name is the installation's choice.
 const TASKS: &str = "io.containerd.runtime.v2.task";
-/// CRIU's log, as runc names it.
-const LOG: &str = "restore.log";
+/// CRIU's log in its working folder, as runc names it.
+pub const LOG: &str = "restore.log";
 /// Folder of Drover's below the runtime's root, for logs that cannot be linked beside their claim.
 const LOGS: &str = "drover-restore-logs";
 
@@ -71,8 +71,9 @@ pub fn is_restore(bundle: &Path) -> bool {
     work_of(bundle).join(LOG).exists()
 }
 
-/// containerd's bundle names the working folder by a link; a runtime without one works in the bundle itself.
-fn work_of(bundle: &Path) -> PathBuf {
+/// CRIU's working folder for a bundle's container: containerd's bundle names it by a link; a runtime without one works in the bundle itself.
+#[must_use]
+pub fn work_of(bundle: &Path) -> PathBuf {
     fs::canonicalize(bundle.join("work")).unwrap_or_else(|_| bundle.to_owned())
 }
 

@@ -1,0 +1,188 @@
+//! The runtime: what containerd runs in runc's place (`BinaryName`), so that a container's ordinary `create` becomes a restore (MEASURED.md 10).
+//!
+//! Each call goes to runc as it came, by exec, but for these:
+//!
+//! | call | what it does |
+//! | --- | --- |
+//! | `create` of a container whose claim is `waiting` ([`crate::markers`]) | waits for the images, applies the difference of its root folder, runs `runc restore`; the gate, runc's hook, takes the claim |
+//! | `start` of what it has restored | nothing: the processes run already |
+//! | `delete` | forgets that it was restored; then it is runc's |
+//!
+//! A `create` without a claim is runc's, and so is one whose claim is anything but `waiting`: the gate judges it. One whose claim is waiting is
+//! never an ordinary create: whatever is in its restore's way is an error, after which the kubelet asks again.
+//!
+//! The images lie below [`RESTORE_ROOT`], put there by the agent: `<podUID>/<container>/` with CRIU's in `checkpoint/`, an OCI layer
+//! `rootfs-diff.tar` where the root folder had changed, and `ready`, which is written last.
+
+mod arguments;
+mod diff;
+mod report;
+mod restore;
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    time::Duration,
+};
+
+use arguments::Call;
+
+use crate::{
+    gate::{Rule, caller::Caller, is_bare, rule},
+    markers::{GATE_ROOT, Markers},
+};
+
+/// Where the agent puts what is to be restored, as `<podUID>/<container>/`. In memory: images of an earlier boot are nobody's.
+pub const RESTORE_ROOT: &str = "/run/drover/restore";
+/// Below a container's folder: CRIU's images.
+pub const CHECKPOINT: &str = "checkpoint";
+/// Below a container's folder: an OCI layer with what has changed in its root folder.
+pub const ROOTFS_DIFF: &str = "rootfs-diff.tar";
+/// Below a container's folder: an empty file, written when all else is there.
+pub const READY: &str = "ready";
+
+/// Where it remembers what it has restored, by the runtime's IDs. In memory, as runc's own state is.
+const RECORDS: &str = "/run/drover/runc";
+/// Where programs are where the environment does not say it.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The kubelet gives up a request after 120 s (runtimeRequestTimeout); the restore has the rest.
+const PATIENCE: Duration = Duration::from_secs(100);
+/// The first argument by which the program calls itself; no command of runc's.
+const APPLY: &str = "apply-rootfs-diff";
+
+/// Where everything is.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// The markers' root.
+    pub gate_root: PathBuf,
+    /// Images to restore.
+    pub restore_root: PathBuf,
+    /// What has been restored.
+    pub records: PathBuf,
+    /// Folders of programs, as `PATH` has them.
+    pub path: OsString,
+    /// This program, for the child that changes its root folder.
+    pub program: PathBuf,
+    /// How long a create waits for its images.
+    pub patience: Duration,
+}
+
+impl Places {
+    /// Those of a node.
+    #[must_use]
+    pub fn of_node() -> Self {
+        Self {
+            gate_root: GATE_ROOT.into(),
+            restore_root: RESTORE_ROOT.into(),
+            records: RECORDS.into(),
+            path: std::env::var_os("PATH").filter(|path| !path.is_empty()).unwrap_or_else(|| DEFAULT_PATH.into()),
+            program: "/proc/self/exe".into(),
+            patience: PATIENCE,
+        }
+    }
+
+    /// Where what is known of a restored container lies; none where the ID could be no file's name.
+    fn record(&self, id: &OsStr) -> Option<PathBuf> {
+        let id = id.to_str()?;
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.+-".contains(&byte);
+        (!id.is_empty() && id.len() <= 1024 && id.bytes().all(allowed) && id != "." && id != "..").then(|| self.records.join(id))
+    }
+}
+
+/// What is left to do after a call was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Outcome {
+    /// It is runc's.
+    Pass,
+    /// It has been done.
+    Done,
+    /// It has failed, with this exit code, and whoever reads runc's log was told why.
+    Failed(u8),
+}
+
+/// A claimed container that is to be restored.
+struct Restore<'a> {
+    places: &'a Places,
+    markers: Markers,
+    pod_uid: String,
+    container: String,
+    bundle: PathBuf,
+    record: PathBuf,
+    call: Call<'a>,
+}
+
+/// The whole program; `arguments` are those after its name. It returns only where runc is not what comes next.
+#[must_use]
+pub fn main_with(places: &Places, arguments: &[OsString]) -> ExitCode {
+    if let [command, root] = arguments
+        && command == APPLY
+    {
+        return match diff::apply_inside(Path::new(root), std::io::stdin().lock()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    match look_at(places, arguments) {
+        Outcome::Done => ExitCode::SUCCESS,
+        Outcome::Failed(code) => ExitCode::from(code),
+        Outcome::Pass => {
+            let problem = match runc(&places.path) {
+                Some(program) => format!("{} cannot be run: {}", program.display(), Command::new(&program).args(arguments).exec()),
+                None => missing(places),
+            };
+            report::failure(Call::of(arguments).as_ref(), &problem);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn missing(places: &Places) -> String {
+    format!("there is no program runc in {}; install it on the node", places.path.display())
+}
+
+/// The first runc that can be run.
+fn runc(path: &OsStr) -> Option<PathBuf> {
+    let is_program = |file: &PathBuf| file.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0);
+    std::env::split_paths(path).filter(|folder| folder.is_absolute()).map(|folder| folder.join("runc")).find(is_program)
+}
+
+fn look_at(places: &Places, arguments: &[OsString]) -> Outcome {
+    // What cannot be understood is runc's to refuse.
+    let Some(call) = Call::of(arguments) else { return Outcome::Pass };
+    let Some(record) = call.id.and_then(|id| places.record(id)) else { return Outcome::Pass };
+    match call.command.to_str() {
+        Some("start") if record.exists() => Outcome::Done,
+        Some("delete") => {
+            // Most were never restored, and one whose record stays only has its ID in memory until the next boot.
+            let _ = fs::remove_file(record);
+            Outcome::Pass
+        }
+        Some("create") if !is_bare(&places.gate_root) => match claimed(places, call, record) {
+            None => Outcome::Pass,
+            Some(restore) => restore.carry_out(),
+        },
+        _ => Outcome::Pass,
+    }
+}
+
+/// The restore that a create stands for, or none. Where markers or the bundle cannot be read, the gate or runc refuses, and says so.
+fn claimed<'a>(places: &'a Places, call: Call<'a>, record: PathBuf) -> Option<Restore<'a>> {
+    let bundle = call.bundle.map_or_else(|| ".".into(), PathBuf::from);
+    let caller = Caller::of_bundle(call.id?.to_str()?.to_owned(), bundle.clone()).ok()??;
+    let markers = Markers::new(&places.gate_root);
+    let claims = markers.claims(&caller.pod_uid).ok()?;
+    if claims.is_empty() || caller.is_sandbox() {
+        return None;
+    }
+    let container = caller.container_name()?;
+    (rule(&claims, &container) == Rule::Take).then_some(Restore { places, markers, pod_uid: caller.pod_uid, container, bundle, record, call })
+}
+
+#[cfg(test)]
+mod tests;

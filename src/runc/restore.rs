@@ -1,0 +1,189 @@
+//! A create that is a restore.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    io::{self, Read as _, Seek as _, SeekFrom},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde::Deserialize;
+
+use super::{APPLY, CHECKPOINT, Outcome, READY, ROOTFS_DIFF, Restore, missing, report, runc};
+use crate::{
+    gate::{Rule, rule},
+    markers::evidence::{LOG, work_of},
+};
+
+/// How long between two looks for the images.
+const LOOK: Duration = Duration::from_millis(20);
+/// So much of CRIU's words is repeated, in bytes.
+const WORDS: usize = 500;
+/// So much of the end of CRIU's log is searched for them, in bytes.
+const TAIL: u64 = 1 << 20;
+
+/// What of config.json a restore needs.
+#[derive(Deserialize)]
+struct Config {
+    #[serde(default)]
+    process: Option<Process>,
+    #[serde(default)]
+    root: Option<Root>,
+}
+
+#[derive(Deserialize)]
+struct Process {
+    #[serde(default)]
+    terminal: bool,
+}
+
+#[derive(Deserialize)]
+struct Root {
+    path: PathBuf,
+}
+
+impl Restore<'_> {
+    pub(super) fn carry_out(&self) -> Outcome {
+        match self.attempt() {
+            Ok(outcome) => outcome,
+            Err(problem) => {
+                report::failure(Some(&self.call), &problem);
+                Outcome::Failed(1)
+            }
+        }
+    }
+
+    fn attempt(&self) -> Result<Outcome, String> {
+        let config = self.config()?;
+        if config.process.is_some_and(|process| process.terminal) {
+            return Err(format!("{} has a terminal (tty: true), which cannot be restored; delete the pod to start it anew", self.named()));
+        }
+        let images = self.places.restore_root.join(&self.pod_uid).join(&self.container);
+        if !self.wait_for(&images)? {
+            return Ok(Outcome::Pass);
+        }
+        self.apply_diff(&images.join(ROOTFS_DIFF), config.root.map_or_else(|| "rootfs".into(), |root| root.path))?;
+        // Written before, since afterwards its failure would leave processes that run unknown; with its name only when they do.
+        let pending = self.pending();
+        self.write(&pending).map_err(|error| format!("{} cannot be written: {error}", pending.display()))?;
+        let result = self.run(&images);
+        match &result {
+            Ok(status) if status.success() => {
+                fs::rename(&pending, &self.record).map_err(|error| format!("{} cannot be written: {error}", self.record.display()))?;
+                Ok(Outcome::Done)
+            }
+            _ => {
+                let _ = fs::remove_file(&pending);
+                Ok(self.explain(result?))
+            }
+        }
+    }
+
+    fn named(&self) -> String {
+        format!("container {} of pod {}", self.container, self.pod_uid)
+    }
+
+    fn config(&self) -> Result<Config, String> {
+        let path = self.bundle.join("config.json");
+        let bytes = fs::read(&path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+        serde_json::from_slice(&bytes).map_err(|error| format!("{} cannot be parsed: {error}", path.display()))
+    }
+
+    /// Whether the images are there; false where the claim is no longer waiting, which the gate then says in its own words.
+    fn wait_for(&self, images: &Path) -> Result<bool, String> {
+        let begin = Instant::now();
+        loop {
+            let claims = self.markers.claims(&self.pod_uid).unwrap_or_default();
+            if rule(&claims, &self.container) != Rule::Take {
+                return Ok(false);
+            }
+            if images.join(READY).exists() {
+                return Ok(true);
+            }
+            if begin.elapsed() >= self.places.patience {
+                return Err(format!(
+                    "the checkpoint of {} was not in {} within {} s; the kubelet tries again: see kubectl get migrations -A and the log of this node's \
+                     drover-agent for what is missing",
+                    self.named(),
+                    images.display(),
+                    self.places.patience.as_secs()
+                ));
+            }
+            thread::sleep(LOOK);
+        }
+    }
+
+    /// Unpacks what has changed in the root folder, in a process of its own that has that folder for its root: no link of the image leads out.
+    fn apply_diff(&self, tar: &Path, root: PathBuf) -> Result<(), String> {
+        let file = match fs::File::open(tar) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(|error| format!("{} cannot be read: {error}", tar.display()))?,
+        };
+        let root = self.bundle.join(root);
+        let mut child = Command::new(&self.places.program);
+        child.arg(APPLY).arg(&root).stdin(file).stdout(Stdio::null());
+        let output = child.output().map_err(|error| format!("{} cannot be run: {error}", self.places.program.display()))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let words = String::from_utf8_lossy(&output.stderr);
+        Err(format!("{} cannot be applied to {}: {} ({})", tar.display(), root.display(), bounded(words.trim()), output.status))
+    }
+
+    fn run(&self, images: &Path) -> Result<ExitStatus, String> {
+        let program = runc(&self.places.path).ok_or_else(|| missing(self.places))?;
+        let mut command = Command::new(&program);
+        command.args(self.call.globals).args(["restore", "--detach", "--no-subreaper", "--image-path"]).arg(images.join(CHECKPOINT));
+        command.arg("--work-path").arg(work_of(&self.bundle)).arg("--bundle").arg(&self.bundle);
+        let mut option = |name: &str, value: Option<&OsStr>| {
+            if let Some(value) = value {
+                command.arg(name).arg(value);
+            }
+        };
+        option("--pid-file", self.call.pid_file);
+        option("--console-socket", self.call.console_socket);
+        if self.call.no_pivot {
+            command.arg("--no-pivot");
+        }
+        command.args(self.call.id).status().map_err(|error| format!("{} cannot be run: {error}", program.display()))
+    }
+
+    /// runc has written why; where CRIU has, its words come after runc's, which only name the log.
+    fn explain(&self, status: ExitStatus) -> Outcome {
+        if let Some(words) = last_error(&work_of(&self.bundle).join(LOG)) {
+            report::failure(Some(&self.call), &format!("{} cannot be restored: CRIU says: {}", self.named(), bounded(&words)));
+        }
+        Outcome::Failed(status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0).unwrap_or(1))
+    }
+
+    /// Beside the record, by a name that no ID can have.
+    fn pending(&self) -> PathBuf {
+        let mut name = self.record.clone().into_os_string();
+        name.push("~");
+        name.into()
+    }
+
+    fn write(&self, path: &Path) -> io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.places.records)?;
+        let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        io::Write::write_all(&mut &file, format!("{} {}\n", self.pod_uid, self.container).as_bytes())
+    }
+}
+
+/// The last line of a log that names an error.
+fn last_error(log: &Path) -> Option<String> {
+    let mut file = fs::File::open(log).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL))).ok()?;
+    let mut bytes = vec![];
+    file.take(TAIL).read_to_end(&mut bytes).ok()?;
+    String::from_utf8_lossy(&bytes).lines().rev().find(|line| line.contains("Error")).map(|line| line.trim().to_owned())
+}
+
+fn bounded(words: &str) -> &str {
+    &words[..words.floor_char_boundary(WORDS)]
+}
