@@ -22,6 +22,7 @@ pub mod init_container;
 pub mod keys;
 pub mod lanes;
 pub mod load;
+pub mod memory;
 pub mod migration;
 pub mod migration_event;
 pub mod notification;

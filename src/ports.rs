@@ -26,6 +26,7 @@ use crate::{
 
 pub mod bus;
 pub mod callers;
+pub mod dump;
 pub mod front;
 pub mod inside;
 pub mod layout;

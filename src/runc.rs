@@ -29,6 +29,7 @@ use std::{
 };
 
 use arguments::Call;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     gate::{Rule, caller::Caller, is_bare, rule},
@@ -41,17 +42,28 @@ pub const RESTORE_ROOT: &str = "/run/drover/restore";
 pub const CHECKPOINT: &str = "checkpoint";
 /// Below a container's folder: an OCI layer with what has changed in its root folder.
 pub const ROOTFS_DIFF: &str = "rootfs-diff.tar";
-/// Below a container's folder: an empty file, written when all else is there.
+/// Below a container's folder: the name of the checkpoint's image, written when all else is there.
 pub const READY: &str = "ready";
 
-/// Where it remembers what it has restored, by the runtime's IDs. In memory, as runc's own state is.
-const RECORDS: &str = "/run/drover/runc";
+/// Where it remembers what it has restored, a [`Record`] by each of the runtime's IDs. In memory, as runc's own state is.
+pub const RECORDS: &str = "/run/drover/runc";
 /// Where programs are where the environment does not say it.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The kubelet gives up a request after 120 s (runtimeRequestTimeout); the restore has the rest.
 const PATIENCE: Duration = Duration::from_secs(100);
 /// The first argument by which the program calls itself; no command of runc's.
 const APPLY: &str = "apply-rootfs-diff";
+
+/// What was restored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// UID of the pod.
+    pub pod: String,
+    /// Name of the container in its spec.
+    pub container: String,
+    /// The image of the checkpoint, as [`READY`] names it.
+    pub checkpoint: String,
+}
 
 /// Where everything is.
 #[derive(Debug, Clone)]

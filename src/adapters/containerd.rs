@@ -7,6 +7,7 @@
 mod cgroup;
 mod content;
 mod cri;
+mod dump;
 mod images;
 mod metrics;
 mod pids;
@@ -25,12 +26,13 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::ports::{Failure, PortError};
+use crate::{
+    ports::{Failure, PortError},
+    runc::RECORDS,
+};
 
 pub use cri::RuntimeVersion;
 pub use pids::Sandbox;
-
-const RECORDS: &str = "/run/drover/runc";
 
 /// Containerd's namespace of everything that CRI makes.
 const NAMESPACE: &str = "k8s.io";

@@ -5,7 +5,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, symlink},
+    os::unix::fs::{OpenOptionsExt as _, symlink},
     path::{Component, Path, PathBuf},
 };
 
@@ -13,29 +13,31 @@ use async_trait::async_trait;
 use futures::StreamExt as _;
 use tar::{Archive, EntryType};
 
-use super::volumes::{Hashed, Received};
+use super::{
+    memory_room::{has_room, make_private, remove},
+    volumes::{Hashed, Received},
+};
 use crate::{
-    domain::ids::{Digest, is_dns_subdomain, is_uid},
+    domain::{
+        ids::{Digest, is_dns_subdomain, is_repository, is_uid},
+        keys::REPOSITORY_PREFIX,
+        memory::{self, LIST, is_memory},
+    },
     ports::{
         BlobStream, PortError, PortResult,
-        layout::{Copy, Layout},
+        layout::{Copy, Incoming, Layout},
     },
+    runc::{CHECKPOINT, READY, RESTORE_ROOT, ROOTFS_DIFF},
 };
 
-const RESTORE_ROOT: &str = "/run/drover/restore";
-
-/// CRIU's images in the archive, and in the folder that is laid out.
-const IMAGES: &str = "checkpoint";
-/// The difference of the container's root file system.
-const DIFFERENCE: &str = "rootfs-diff.tar";
 /// The container's log so far, as the runtime writes logs.
 const LOG: &str = "container.log";
-/// Written last; its content is what the container is restored from.
-const READY: &str = "ready";
 /// Where a kubelet keeps pods' logs (`podLogsDir`).
 const LOGS: &str = "var/log/pods";
-/// What stays free of the node's memory besides the checkpoint and the processes that are restored from it, in bytes.
-const SPARE: u64 = 256 << 20;
+/// Where images with pages wait in memory; the same file system as where they are laid out.
+const INCOMING: &str = "/run/drover/incoming";
+/// Extension of the file that has an image's digest.
+const DIGEST: &str = "digest";
 
 /// Checkpoints on the node whose root is at `node`.
 #[derive(Debug, Clone)]
@@ -60,7 +62,7 @@ impl NodeLayout {
     }
 
     fn folder(&self, pod_uid: &str, container: &str) -> io::Result<PathBuf> {
-        if !is_dns_subdomain(container) || container.contains('.') {
+        if !is_container(container) {
             return Err(invalid(format!("{container:?} is no container's name")));
         }
         Ok(self.pod(pod_uid)?.join(container))
@@ -78,20 +80,76 @@ impl NodeLayout {
         self.on_node(&self.disk).join(pod_uid).join(container)
     }
 
+    /// Where images with pages wait for the archive that names them: in memory, and on disk.
+    fn incoming(&self, repository: &str) -> io::Result<[PathBuf; 2]> {
+        let hex = repository.strip_prefix(REPOSITORY_PREFIX).filter(|_| is_repository(repository));
+        let hex = hex.ok_or_else(|| invalid(format!("{repository:?} is no repository of a checkpoint")))?;
+        Ok([self.on_node(Path::new(INCOMING)).join(hex), self.on_node(&self.disk).join("incoming").join(hex)])
+    }
+
+    fn take(&self, memory: &Incoming, content: Received) -> io::Result<Digest> {
+        if !is_container(&memory.container) || !is_memory(&memory.file) {
+            return Err(invalid(format!("{:?} of {:?} is no image with pages", memory.file, memory.container)));
+        }
+        let [in_memory, on_disk] = self.incoming(&memory.repository)?;
+        for place in [&in_memory, &on_disk] {
+            remove(&place.join(&memory.container).join(&memory.file))?;
+        }
+        make_private(&in_memory)?;
+        let folder = if has_room(&in_memory, memory.bytes) { in_memory } else { on_disk }.join(&memory.container);
+        make_private(&folder)?;
+        let (file, mut hashed) = (folder.join(&memory.file), Hashed::new(content));
+        let part = file.with_extension("part");
+        remove(&part)?;
+        let written = io::copy(&mut hashed, &mut create(&part)?)?;
+        if written != memory.bytes {
+            remove(&part)?;
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{written} bytes of {} came", memory.bytes)));
+        }
+        let digest = hashed.finish()?;
+        fs::write(file.with_extension(DIGEST), digest.as_str())?;
+        fs::rename(part, file)?;
+        Ok(digest)
+    }
+
+    /// Puts the images that an archive names beside the others: by a second name where that is possible, so that a crash loses none.
+    fn place_memory(&self, copy: &Copy, folder: &Path) -> io::Result<()> {
+        let list = match fs::read(folder.join(LIST)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => memory::parse(&other?).map_err(invalid)?,
+        };
+        let places = self.incoming(&copy.repository)?.map(|place| place.join(&copy.container));
+        for wanted in list {
+            let come = places.iter().map(|place| place.join(&wanted.file)).find(|file| file.exists());
+            let come = come.ok_or_else(|| invalid(format!("{} has not come, or was lost when the node was started again", wanted.file)))?;
+            let digest = fs::read_to_string(come.with_extension(DIGEST))?;
+            if digest != wanted.digest || fs::metadata(&come)?.len() != wanted.bytes {
+                return Err(invalid(format!("{} is not the one that the archive names: {digest}, not {}", wanted.file, wanted.digest)));
+            }
+            let to = folder.join(CHECKPOINT).join(&wanted.file);
+            // The two may lie on different disks.
+            fs::hard_link(&come, &to).or_else(|_| fs::copy(&come, &to).map(drop))?;
+        }
+        Ok(())
+    }
+
     fn write(&self, copy: &Copy, tar: Received) -> io::Result<Digest> {
         let folder = self.folder(&copy.pod_uid, &copy.container)?;
         let far = self.far(&copy.pod_uid, &copy.container);
-        remove(&folder, &far)?;
+        remove(&folder)?;
+        remove(&far)?;
         let above = folder.parent().unwrap_or(&self.node);
-        make(above)?;
-        let on_disk = !has_room(above, copy.bytes);
+        make_private(above)?;
+        // Beside its memory, which may have come to the disk.
+        let [_, come_to_disk] = self.incoming(&copy.repository)?;
+        let on_disk = come_to_disk.join(&copy.container).exists() || !has_room(above, copy.bytes);
         if on_disk {
             // By its path on the node: that is where it is followed.
-            make(&far)?;
+            make_private(&far)?;
             symlink(self.disk.join(&copy.pod_uid).join(&copy.container), &folder)?;
         }
         let folder = if on_disk { far } else { folder };
-        make(&folder.join(IMAGES))?;
+        make_private(&folder.join(CHECKPOINT))?;
         let mut hashed = Hashed::new(tar);
         for entry in Archive::new(&mut hashed).entries()? {
             let mut entry = entry?;
@@ -99,18 +157,22 @@ impl NodeLayout {
                 io::copy(&mut entry, &mut create(&folder.join(name))?)?;
             }
         }
-        let digest = hashed.finish()?;
-        if on_disk {
-            rustix::fs::syncfs(File::open(&folder)?)?;
-        }
-        Ok(digest)
+        hashed.finish()
     }
 
     /// Only now that its digest is right.
     fn finish(&self, copy: &Copy) -> io::Result<()> {
         let folder = self.place(&copy.pod_uid, &copy.container)?;
+        self.place_memory(copy, &folder)?;
         self.place_log(copy, &folder.join(LOG))?;
-        fs::write(folder.join(READY), &copy.image)
+        if folder != self.folder(&copy.pod_uid, &copy.container)? {
+            rustix::fs::syncfs(File::open(&folder)?)?;
+        }
+        fs::write(folder.join(READY), &copy.image)?;
+        for place in self.incoming(&copy.repository)? {
+            remove(&place.join(&copy.container))?;
+        }
+        Ok(())
     }
 
     /// The kubelet makes the pod's folder with its sandbox; where it is elsewhere, the log is left out.
@@ -127,6 +189,11 @@ impl NodeLayout {
     }
 }
 
+/// A DNS label, as Kubernetes demands of containers' names.
+fn is_container(name: &str) -> bool {
+    is_dns_subdomain(name) && !name.contains('.')
+}
+
 /// Where an entry of the archive goes; none where it is of no use.
 fn wanted(path: &Path, kind: EntryType) -> io::Result<Option<PathBuf>> {
     let parts: Vec<&str> = path
@@ -137,7 +204,7 @@ fn wanted(path: &Path, kind: EntryType) -> io::Result<Option<PathBuf>> {
             _ => Err(invalid(format!("{} leads out of the archive", path.display()))),
         })
         .collect::<io::Result<_>>()?;
-    let is_wanted = matches!(parts.as_slice(), [DIFFERENCE | LOG] | [IMAGES, _]);
+    let is_wanted = matches!(parts.as_slice(), [ROOTFS_DIFF | LOG | LIST] | [CHECKPOINT, _]);
     match kind {
         EntryType::Regular if is_wanted => Ok(Some(parts.iter().collect())),
         EntryType::Regular | EntryType::Directory => Ok(None),
@@ -149,39 +216,8 @@ fn invalid(problem: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, problem)
 }
 
-/// Whether memory has room for a checkpoint, and once more for the processes that are restored from it.
-fn has_room(folder: &Path, bytes: u64) -> bool {
-    let free = rustix::fs::statvfs(folder).map(|found| found.f_bavail.saturating_mul(found.f_frsize)).unwrap_or_default();
-    let available = fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_available(&text)).unwrap_or_default();
-    free > bytes && available > bytes.saturating_mul(2).saturating_add(SPARE)
-}
-
-/// `MemAvailable` of /proc/meminfo, in bytes.
-fn mem_available(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
-}
-
-/// It is the memory of somebody's processes: nobody else may read it.
-fn make(folder: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
-}
-
 fn create(path: &Path) -> io::Result<File> {
     File::options().write(true).create_new(true).mode(0o600).open(path)
-}
-
-/// Removes a folder, or the link that stands for one and what it leads to.
-fn remove(folder: &Path, on_disk: &Path) -> io::Result<()> {
-    for path in [folder, on_disk] {
-        match fs::symlink_metadata(path) {
-            Ok(found) if found.is_dir() => fs::remove_dir_all(path)?,
-            Ok(_) => fs::remove_file(path)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 fn failed(doing: &str, error: &io::Error) -> PortError {
@@ -192,55 +228,88 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
+/// Has a thread read what a stream brings.
+async fn feed<T: Send + 'static>(mut stream: BlobStream, read: impl FnOnce(Received) -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    let (reader, sender) = Received::channel();
+    let done = tokio::task::spawn_blocking(move || read(reader));
+    while let Some(chunk) = stream.next().await {
+        // It has failed, and says why.
+        if sender.send(chunk).await.is_err() {
+            break;
+        }
+    }
+    drop(sender);
+    done.await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+/// The names that satisfy a condition in these folders.
+fn names(folders: &[PathBuf], wanted: impl Fn(&str) -> bool) -> PortResult<Vec<String>> {
+    let mut found = vec![];
+    for folder in folders {
+        match fs::read_dir(folder) {
+            Ok(entries) => found.extend(entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).filter(|name| wanted(name))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed("list the checkpoints that are laid out", &error)),
+        }
+    }
+    found.sort();
+    found.dedup();
+    Ok(found)
+}
+
 #[async_trait]
 impl Layout for NodeLayout {
+    async fn receive(&self, memory: &Incoming, content: BlobStream) -> PortResult<Digest> {
+        let (this, of) = (self.clone(), memory.clone());
+        let taken = feed(content, move |content| this.take(&of, content)).await;
+        taken.map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData => PortError::permanent(error.to_string()),
+            _ => failed(&format!("take {} of container {}", memory.file, memory.container), &error),
+        })
+    }
+
+    async fn forget(&self, repository: &str) -> PortResult<()> {
+        let (this, repository) = (self.clone(), repository.to_owned());
+        let removed = blocking(move || this.incoming(&repository)?.iter().try_for_each(|place| remove(place))).await;
+        removed.map_err(|error| failed("remove memory that has come", &error))
+    }
+
+    async fn repositories(&self) -> PortResult<Vec<String>> {
+        let folders = [self.on_node(Path::new(INCOMING)), self.on_node(&self.disk).join("incoming")];
+        let found = names(&folders, |hex| is_repository(&format!("{REPOSITORY_PREFIX}{hex}")))?;
+        Ok(found.into_iter().map(|hex| format!("{REPOSITORY_PREFIX}{hex}")).collect())
+    }
+
     async fn is_laid_out(&self, pod_uid: &str, container: &str) -> PortResult<bool> {
         let place = self.place(pod_uid, container).map_err(|error| PortError::permanent(error.to_string()))?;
         Ok(place.join(READY).is_file())
     }
 
-    async fn lay_out(&self, copy: &Copy, mut tar: BlobStream, digest: &Digest) -> PortResult<()> {
-        let (reader, sender) = Received::channel();
+    async fn lay_out(&self, copy: &Copy, tar: BlobStream, digest: &Digest) -> PortResult<()> {
         let (this, of) = (self.clone(), copy.clone());
-        let written = tokio::task::spawn_blocking(move || this.write(&of, reader));
-        while let Some(chunk) = tar.next().await {
-            // It has failed, and says why.
-            if sender.send(chunk).await.is_err() {
-                break;
-            }
-        }
-        drop(sender);
+        let written = feed(tar, move |tar| this.write(&of, tar)).await;
         let what = format!("the checkpoint of container {}", copy.container);
-        match written.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
+        match written {
             Ok(found) if found == *digest => {}
             Ok(found) => return Err(PortError::permanent(format!("{what} has the digest {found}, not {digest}: it was changed on the way"))),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(PortError::permanent(format!("{what}: {error}"))),
             Err(error) => return Err(failed(&format!("lay out {what}"), &error)),
         }
         let (this, of) = (self.clone(), copy.clone());
-        blocking(move || this.finish(&of)).await.map_err(|error| failed(&format!("lay out {what}"), &error))
+        blocking(move || this.finish(&of)).await.map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData => PortError::permanent(format!("{what}: {error}")),
+            _ => failed(&format!("lay out {what}"), &error),
+        })
     }
 
     async fn discard(&self, pod_uid: &str) -> PortResult<()> {
         let (this, uid) = (self.clone(), pod_uid.to_owned());
-        let removed = blocking(move || remove(&this.pod(&uid)?, &this.on_node(&this.disk).join(&uid))).await;
+        let removed = blocking(move || remove(&this.pod(&uid)?).and_then(|()| remove(&this.on_node(&this.disk).join(&uid)))).await;
         removed.map_err(|error| failed("remove a checkpoint that was laid out", &error))
     }
 
     async fn pods(&self) -> PortResult<Vec<String>> {
-        let mut found = vec![];
-        for root in [self.on_node(Path::new(RESTORE_ROOT)), self.on_node(&self.disk)] {
-            match fs::read_dir(&root) {
-                Ok(entries) => {
-                    found.extend(entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).filter(|name| is_uid(name)))
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed("list the checkpoints that are laid out", &error)),
-            }
-        }
-        found.sort();
-        found.dedup();
-        Ok(found)
+        names(&[self.on_node(Path::new(RESTORE_ROOT)), self.on_node(&self.disk)], is_uid)
     }
 }
 

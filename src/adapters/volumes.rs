@@ -76,6 +76,17 @@ pub fn archive(volumes: &[Volume], to: &Path) -> io::Result<()> {
     out.flush()
 }
 
+/// Writes the tar of what an overlay has changed, as a layer of an image has it. Blocks.
+///
+/// # Errors
+/// As [`measure`].
+pub fn archive_changes(upper: &Path, to: &Path) -> io::Result<()> {
+    let file = fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(to)?;
+    let mut out = io::BufWriter::with_capacity(CHUNK, file);
+    pack::pack_changes(upper, &mut out)?;
+    out.flush()
+}
+
 /// Length and hash of a tar that was written before. Blocks.
 ///
 /// # Errors

@@ -279,6 +279,7 @@ impl DestinationAgent {
         self.open(look)?;
         self.take_addresses_back(look).await?;
         self.parts.layout.discard(look.pod_uid()).await?;
+        self.parts.layout.forget(look.repository()?).await?;
         let digests = look.course.containers.iter().map(|c| &c.digest).chain(look.volumes().map(|volumes| &volumes.digest));
         let digests: Vec<Digest> = digests.filter_map(|digest| Digest::parse(digest).ok()).collect();
         self.parts.registry.purge_images(look.repository()?, &digests).await?;
@@ -294,6 +295,7 @@ impl DestinationAgent {
             self.parts.images.remove(&keys::checkpoint_image(repository, container)).await?;
         }
         self.parts.registry.purge_repository(repository).await?;
+        self.parts.layout.forget(repository).await?;
         // A same-name migration has had two pods here.
         for uid in [look.own.spec.pod_uid.as_str(), look.pod_uid()] {
             self.parts.layout.discard(uid).await?;
@@ -317,8 +319,8 @@ impl DestinationAgent {
         let stored = self.parts.registry.repositories().await?;
         let images = self.parts.images.checkpoints().await?;
         let marked = self.parts.markers.pods().map_err(|e| PortError::transient(format!("failed to list the claims: {e}")))?;
-        let laid_out = self.parts.layout.pods().await?;
-        if stored.is_empty() && images.is_empty() && marked.is_empty() && laid_out.is_empty() {
+        let (laid_out, come) = (self.parts.layout.pods().await?, self.parts.layout.repositories().await?);
+        if [&stored, &images, &marked, &laid_out, &come].iter().all(|found| found.is_empty()) {
             return Ok(());
         }
         let arrivals = self.parts.api.arrivals().await?;
@@ -341,6 +343,9 @@ impl DestinationAgent {
             let specs = pods.iter().filter_map(|pod| pod.spec.as_ref());
             specs.flat_map(|spec| &spec.containers).any(|c| c.image.as_ref().is_some_and(|image| image.starts_with(&prefix)))
         };
+        for repository in come.iter().filter(|name| !active(name)) {
+            self.parts.layout.forget(repository).await?;
+        }
         for image in images {
             let repository = keys::checkpoint_repository(&image).unwrap_or_default();
             if !active(repository) && !used(repository) {

@@ -12,6 +12,7 @@
 
 mod doorkeeper;
 mod forward;
+mod memory;
 mod peer;
 mod route;
 mod uploads;
@@ -31,7 +32,7 @@ pub use doorkeeper::Doorkeeper;
 pub use forward::Upstream;
 use uploads::Uploads;
 
-use crate::domain::caller::Caller;
+use crate::{domain::caller::Caller, ports::layout::Layout};
 
 /// How long a new connection may take until its first request: neither runtime nor agent waits, a port scanner does.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
@@ -46,6 +47,8 @@ pub struct Grant {
     pub may_push: MayPush,
     /// Bytes that one migration may store, what is sent again included.
     pub most_bytes: u64,
+    /// Where images with pages go, past the registry.
+    pub layout: Arc<dyn Layout>,
 }
 
 /// Serves the pull door until `handle` ends it. `listener` is bound to loopback.
@@ -98,18 +101,25 @@ fn pull_door(upstream: Upstream) -> Router {
 fn push_door(upstream: Upstream, grant: Grant) -> Router {
     let uploads = Arc::new(Uploads::new(grant.most_bytes));
     Router::new().fallback(move |peer: Option<Extension<Arc<TlsInfo>>>, request: Request| {
-        let (upstream, may_push, uploads) = (upstream.clone(), Arc::clone(&grant.may_push), Arc::clone(&uploads));
+        let (upstream, may_push, uploads, layout) = (upstream.clone(), Arc::clone(&grant.may_push), Arc::clone(&uploads), Arc::clone(&grant.layout));
         async move {
             let Some(node) = peer.and_then(|Extension(info)| peer::node_of(&info.peer_certificates)) else {
                 return refuse(StatusCode::FORBIDDEN, "the client certificate names no node's agent");
             };
+            if let Some(place) = route::memory(request.method(), request.uri().path()) {
+                return if may_push(&place.0, &node) { memory::receive(&*layout, &uploads, place, request).await } else { unexpected() };
+            }
             match route::push(request.method(), request.uri().path()).map(|(repository, part)| (repository.to_owned(), part)) {
                 Ok((repository, part)) if may_push(&repository, &node) => upstream.push(&uploads, (&repository, part), request).await,
-                Ok(_) => refuse(StatusCode::FORBIDDEN, "no migration from that node expects a push to this repository now"),
+                Ok(_) => unexpected(),
                 Err(refusal) => refuse(refusal, "this door is for pushes of checkpoints by other nodes' agents"),
             }
         }
     })
+}
+
+fn unexpected() -> Response {
+    refuse(StatusCode::FORBIDDEN, "no migration from that node expects a push to this repository now")
 }
 
 /// An error as the distribution specification wants it. It repeats nothing of the request.

@@ -23,7 +23,7 @@ use crate::{
     api::{Attestation, AttestationStatus, Migration, MigrationStatus, Phase, Role, Verdict, attestation::attestation_name},
     domain::attest::{Deletion, SourceAction, source_next},
     markers::Markers,
-    ports::{AgentApi, Clock, Failure, Kubelet, PortError, PortResult, Pusher, Runtime, inside::Inside},
+    ports::{AgentApi, Clock, Failure, Kubelet, PortError, PortResult, Pusher, Runtime, dump::Dump, inside::Inside},
 };
 
 /// How soon a source that waits for its kubelet is looked at again.
@@ -37,6 +37,8 @@ pub struct SourceParts {
     pub runtime: Arc<dyn Runtime>,
     /// Its kubelet.
     pub kubelet: Arc<dyn Kubelet>,
+    /// Its runtime's own checkpoints.
+    pub dump: Arc<dyn Dump>,
     /// The inside of its pods.
     pub inside: Arc<dyn Inside>,
     /// The way to other nodes' registries.
@@ -73,6 +75,11 @@ struct Look {
 impl Look {
     fn is_source_first(&self) -> bool {
         self.migration.status.as_ref().is_some_and(MigrationStatus::is_source_first)
+    }
+
+    /// Whether the checkpoint goes without the kubelet's archive. A source that goes first must leave one behind (R14).
+    fn dumps_itself(&self) -> bool {
+        !self.is_source_first() && self.migration.status.as_ref().is_some_and(MigrationStatus::is_by_runtime)
     }
 }
 

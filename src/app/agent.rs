@@ -28,6 +28,7 @@ use crate::{
         agent_certificate::AgentCertificate,
         callers::NodeCallers,
         containerd::Containerd,
+        dump::NodeDump,
         inside::NodeInside,
         kubelet::{Credential, KubeletSettings, LocalKubelet, ServerTrust},
         layout::NodeLayout,
@@ -51,8 +52,9 @@ use crate::{
     },
     markers::{Markers, evidence},
     metrics::Metrics,
-    ports::{AgentApi, Images, Kubelet, Runtime, SystemClock, bus::Announcer, front::Identity, inside::Inside},
+    ports::{AgentApi, Images, Kubelet, Runtime, SystemClock, bus::Announcer, front::Identity, inside::Inside, layout::Layout},
     readiness::Readiness,
+    runc::RECORDS,
     shutdown::{Tasks, on_signal},
     watching,
 };
@@ -62,9 +64,6 @@ const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
 /// The node's root as its first process sees it.
 const NODE: &str = "/proc/1/root";
-
-/// Where `drover-runc` notes on the node what it has restored.
-const RECORDS: &str = "/run/drover/runc";
 
 /// Runs a command in the node's own mount namespace: the agent sees the node's processes (hostPID), and its image brings nsenter.
 const HOST_COMMAND: [&str; 5] = ["nsenter", "-t", "1", "-m", "--"];
@@ -121,11 +120,13 @@ pub struct Settings {
 
 /// The parts of this node that both sides use.
 struct Node {
+    containerd: Containerd,
     runtime: Arc<dyn Runtime>,
     images: Arc<dyn Images>,
     kubelet: Arc<dyn Kubelet>,
     api: Arc<dyn AgentApi>,
     inside: Arc<dyn Inside>,
+    layout: Arc<dyn Layout>,
     registry: Arc<LocalDistribution>,
 }
 
@@ -145,11 +146,13 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let containerd =
         Arc::new(Containerd::at(&settings.containerd_socket).with_cgroups(settings.host_root.join("sys/fs/cgroup")).with_records(on_node(RECORDS)));
     let node = Node {
+        containerd: Containerd::clone(&containerd),
         runtime: containerd.clone(),
         images: containerd.clone(),
         kubelet: Arc::new(LocalKubelet::new(kubelet_settings(&settings))?),
         api: Arc::new(KubeAgentApi::new(calling.clone(), &settings.namespace, &settings.node)),
         inside: Arc::new(NodeInside::new(Containerd::clone(&containerd), &settings.host_root, &pods_folder(&settings.kubelet.checkpoints))),
+        layout: Arc::new(NodeLayout::new(Path::new(NODE), &settings.state.join("restore"))),
         registry: Arc::new(LocalDistribution::new(&settings.registry_socket, &settings.registry_data, containerd.clone())?),
     };
     let bus = announcer(settings.kafka.clone(), calling, &settings.node, &metrics)?;
@@ -177,7 +180,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     tasks.spawn("agent certificate", certificate.run(tasks.token()));
     announce(&settings, &node, Told { bus, pushed, migrations: migrations.clone(), metrics: metrics.clone() }, &mut tasks)?;
     let tls = FollowingTls::new(identity, Clients::Verified)?;
-    open_doors(&settings, &tls, migrations, metrics, &mut tasks)?;
+    open_doors(&settings, &tls, &node, migrations, metrics, &mut tasks)?;
     tasks.spawn("push door certificate", tls.run(tasks.token()));
     doors.set(true);
     tasks.run(GRACE).await
@@ -254,6 +257,7 @@ fn source_parts(settings: &Settings, node: &Node, pusher: AgentPusher) -> Source
         node: settings.node.clone(),
         runtime: Arc::clone(&node.runtime),
         kubelet: Arc::clone(&node.kubelet),
+        dump: Arc::new(NodeDump::new(node.containerd.clone(), Path::new(NODE), &settings.state.join("dump"))),
         inside: Arc::clone(&node.inside),
         pusher: Arc::new(pusher),
         api: Arc::clone(&node.api),
@@ -271,7 +275,7 @@ fn destination_parts(settings: &Settings, node: &Node, pusher: AgentPusher, veri
         images: Arc::clone(&node.images),
         kubelet: Arc::clone(&node.kubelet),
         inside: Arc::clone(&node.inside),
-        layout: Arc::new(NodeLayout::new(Path::new(NODE), &settings.state.join("restore"))),
+        layout: Arc::clone(&node.layout),
         registry: node.registry.clone(),
         pusher: Arc::new(pusher),
         journals: Journals::new(settings.state.join("journals")),
@@ -330,7 +334,14 @@ fn announce(settings: &Settings, node: &Node, told: Told, tasks: &mut Tasks) -> 
     Ok(())
 }
 
-fn open_doors(settings: &Settings, tls: &FollowingTls, migrations: Store<Migration>, metrics: Metrics, tasks: &mut Tasks) -> anyhow::Result<()> {
+fn open_doors(
+    settings: &Settings,
+    tls: &FollowingTls,
+    own: &Node,
+    migrations: Store<Migration>,
+    metrics: Metrics,
+    tasks: &mut Tasks,
+) -> anyhow::Result<()> {
     let upstream = Upstream::at(&settings.registry_socket).context("failed to make a client of the node's registry")?;
     let pull_address: SocketAddr = keys::PULL_ADDRESS.parse()?;
     let pulls = bind((Ipv4Addr::LOCALHOST, pull_address.port()).into())?;
@@ -341,6 +352,7 @@ fn open_doors(settings: &Settings, tls: &FollowingTls, migrations: Store<Migrati
     let grant = Grant {
         may_push: Arc::new(move |repository, peer| may_push(&migrations, &node, repository, peer)),
         most_bytes: settings.max_bytes_per_migration,
+        layout: Arc::clone(&own.layout),
     };
     let pushes = bind(SocketAddr::new(settings.host_ip, settings.push_port))?;
     let handle = Handle::new();

@@ -8,6 +8,8 @@ use crate::domain::ids::Digest;
 /// A checkpoint and the container that it is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Copy {
+    /// Repository of the checkpoint, under which its memory has come.
+    pub repository: String,
     /// The pod.
     pub pod_uid: String,
     /// Its name, as `namespace_name`; the folder of its logs begins with it.
@@ -21,12 +23,32 @@ pub struct Copy {
     pub bytes: u64,
 }
 
+/// An image with pages on its way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Incoming {
+    /// Repository of the checkpoint.
+    pub repository: String,
+    /// The container.
+    pub container: String,
+    /// Name of the image.
+    pub file: String,
+    /// Its size.
+    pub bytes: u64,
+}
+
 /// Checkpoints laid out on this node.
 #[async_trait]
 pub trait Layout: Send + Sync {
+    /// Takes an image with pages that comes before the archive that names it; its digest. One that has come before is replaced. Where fewer than `bytes`
+    /// come, nothing is kept.
+    async fn receive(&self, memory: &Incoming, content: BlobStream) -> PortResult<Digest>;
+    /// Removes what has come for a repository; nothing happens where there is nothing.
+    async fn forget(&self, repository: &str) -> PortResult<()>;
+    /// The repositories for which something has come.
+    async fn repositories(&self) -> PortResult<Vec<String>>;
     /// Whether the checkpoint of a container is complete.
     async fn is_laid_out(&self, pod_uid: &str, container: &str) -> PortResult<bool>;
-    /// Lays out an archive that must have this digest, in memory where that has room for it, else on disk, and puts the container's log in its place. What is
+    /// Lays out an archive that must have this digest, with the images that it names and that have come, in memory where that has room for it, else on disk, and puts the container's log in its place. What is
     /// there of an earlier try is replaced. Nothing of the container may run yet.
     async fn lay_out(&self, copy: &Copy, tar: BlobStream, digest: &Digest) -> PortResult<()>;
     /// Removes what is laid out for a pod; nothing happens where there is nothing.

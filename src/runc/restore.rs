@@ -13,7 +13,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{APPLY, CHECKPOINT, Outcome, READY, ROOTFS_DIFF, Restore, missing, report, runc};
+use super::{APPLY, CHECKPOINT, Outcome, READY, ROOTFS_DIFF, Record, Restore, missing, report, runc};
 use crate::{
     gate::{Rule, rule},
     markers::evidence::{LOG, work_of},
@@ -69,7 +69,7 @@ impl Restore<'_> {
         self.apply_diff(&images.join(ROOTFS_DIFF), config.root.map_or_else(|| "rootfs".into(), |root| root.path))?;
         // Written before, since afterwards its failure would leave processes that run unknown; with its name only when they do.
         let pending = self.pending();
-        self.write(&pending).map_err(|error| format!("{} cannot be written: {error}", pending.display()))?;
+        self.write(&pending, &images).map_err(|error| format!("{} cannot be written: {error}", pending.display()))?;
         let result = self.run(&images);
         match &result {
             Ok(status) if status.success() => {
@@ -155,7 +155,7 @@ impl Restore<'_> {
     /// runc has written why; where CRIU has, its words come after runc's, which only name the log.
     fn explain(&self, status: ExitStatus) -> Outcome {
         if let Some(words) = last_error(&work_of(&self.bundle).join(LOG)) {
-            report::failure(Some(&self.call), &format!("{} cannot be restored: CRIU says: {}", self.named(), bounded(&words)));
+            report::failure(Some(&self.call), &format!("{}: restore failed: CRIU says: {}", self.named(), bounded(&words)));
         }
         Outcome::Failed(status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0).unwrap_or(1))
     }
@@ -167,10 +167,12 @@ impl Restore<'_> {
         name.into()
     }
 
-    fn write(&self, path: &Path) -> io::Result<()> {
+    fn write(&self, path: &Path, images: &Path) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.places.records)?;
         let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        io::Write::write_all(&mut &file, format!("{} {}\n", self.pod_uid, self.container).as_bytes())
+        let checkpoint = fs::read_to_string(images.join(READY))?.trim().to_owned();
+        let record = Record { pod: self.pod_uid.clone(), container: self.container.clone(), checkpoint };
+        serde_json::to_writer(&file, &record).map_err(io::Error::other)
     }
 }
 

@@ -69,7 +69,7 @@ impl Node {
 
     fn ready(&self) -> PathBuf {
         let images = self.images();
-        fs::write(images.join(READY), "").unwrap();
+        fs::write(images.join(READY), "127.0.0.1:5785/drover/00:c").unwrap();
         images
     }
 
@@ -140,7 +140,8 @@ fn a_claimed_container_is_restored_and_its_start_does_nothing_until_it_is_delete
     assert_eq!(fs::read_to_string(node.bundle.join("rootfs/applied")).unwrap(), "a tar");
 
     let record = node.places.records.join("id-1.x");
-    assert_eq!(fs::read_to_string(&record).unwrap(), format!("{POD} c\n"));
+    let known: Record = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+    assert_eq!(known, Record { pod: POD.into(), container: "c".into(), checkpoint: "127.0.0.1:5785/drover/00:c".into() });
     assert_eq!(node.places.records.metadata().unwrap().mode() & 0o777, 0o700);
     assert_eq!(node.call(&["start", "id-1.x"]), Outcome::Done);
     assert_eq!(node.call(&["start", "id-2"]), Outcome::Pass);

@@ -9,7 +9,9 @@ use crate::{
     api::attestation::ContainerId,
     domain::{ids::Digest, processes::PodFacts},
     ports::{
-        BlobStream, PortError, PortResult, inside,
+        BlobStream, PortError, PortResult,
+        dump::Dump,
+        inside,
         layout::{self, Layout},
     },
 };
@@ -79,6 +81,19 @@ impl inside::Inside for FakeNode {
 
 #[async_trait]
 impl Layout for FakeNode {
+    async fn receive(&self, memory: &layout::Incoming, _content: BlobStream) -> PortResult<Digest> {
+        self.call("receive", |state| {
+            state.trace.push(format!("receive {}", memory.file));
+            Ok(Digest::from_sha256(&[1; 32]))
+        })
+        .await
+    }
+    async fn forget(&self, _repository: &str) -> PortResult<()> {
+        self.call("forget", |_| Ok(())).await
+    }
+    async fn repositories(&self) -> PortResult<Vec<String>> {
+        Ok(vec![])
+    }
     async fn is_laid_out(&self, pod_uid: &str, container: &str) -> PortResult<bool> {
         self.call("is_laid_out", |state| Ok(state.laid_out.contains(&format!("{pod_uid}/{container}")))).await
     }
@@ -105,5 +120,36 @@ impl Layout for FakeNode {
     async fn pods(&self) -> PortResult<Vec<String>> {
         let of = |place: &String| place.split('/').next().unwrap_or_default().to_owned();
         self.call("laid_out", |state| Ok(state.laid_out.iter().map(of).collect())).await
+    }
+}
+
+#[async_trait]
+impl Dump for FakeNode {
+    async fn dump(&self, migration_uid: &str, container: &ContainerId, _bytes: u64) -> PortResult<PathBuf> {
+        self.call("dump", |state| {
+            state.trace.push(format!("dump {}", container.name));
+            let folder = state.checkpoints.join(migration_uid).join(&container.name);
+            std::fs::create_dir_all(&folder).map_err(|error| PortError::permanent(error.to_string()))?;
+            Ok(folder)
+        })
+        .await
+    }
+    async fn keep(&self, dump: &Path, to: &Path) -> PortResult<()> {
+        self.call("keep", |state| {
+            state.trace.push("keep".into());
+            std::fs::write(to, dump.display().to_string()).map_err(|error| PortError::permanent(error.to_string()))
+        })
+        .await
+    }
+    async fn discard(&self, migration_uid: &str) -> PortResult<()> {
+        self.call("discard_dump", |state| {
+            let folder = state.checkpoints.join(migration_uid);
+            if folder.exists() {
+                state.trace.push("discard dump".into());
+                std::fs::remove_dir_all(folder).map_err(|error| PortError::permanent(error.to_string()))?;
+            }
+            Ok(())
+        })
+        .await
     }
 }

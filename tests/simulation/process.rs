@@ -110,6 +110,7 @@ fn sides(handle: &Handle, at: usize) -> Sides {
             markers: markers.clone(),
             journals: journals.clone(),
             inside: port(),
+            dump: port(),
             checkpoint_folder: checkpoints,
         }),
         destination: DestinationAgent::new(DestinationParts {

@@ -12,8 +12,9 @@ use drover::{
     ports::{
         BlobStream, ImageManifest, Images, Kubelet, LocalRegistry, Mending, PortError, PortResult, PullCredential, PushTarget, Pusher, Runtime, Task,
         TaskState,
+        dump::Dump,
         inside::Inside,
-        layout::{Copy, Layout},
+        layout::{Copy, Incoming, Layout},
     },
 };
 use k8s_openapi::api::core::v1::Pod;
@@ -383,6 +384,15 @@ impl LocalRegistry for Handle {
 /// The simulated nodes have the image lane alone.
 #[async_trait]
 impl Layout for Handle {
+    async fn receive(&self, memory: &Incoming, _content: BlobStream) -> PortResult<Digest> {
+        Err(PortError::permanent(format!("no memory comes here, also not {}", memory.file)))
+    }
+    async fn forget(&self, _repository: &str) -> PortResult<()> {
+        Ok(())
+    }
+    async fn repositories(&self) -> PortResult<Vec<String>> {
+        Ok(vec![])
+    }
     async fn is_laid_out(&self, _pod_uid: &str, _container: &str) -> PortResult<bool> {
         Ok(false)
     }
@@ -394,5 +404,18 @@ impl Layout for Handle {
     }
     async fn pods(&self) -> PortResult<Vec<String>> {
         Ok(vec![])
+    }
+}
+
+#[async_trait]
+impl Dump for Handle {
+    async fn dump(&self, _migration_uid: &str, container: &ContainerId, _bytes: u64) -> PortResult<PathBuf> {
+        Err(PortError::permanent(format!("the runtime dumps nothing here, also not container {}", container.name)))
+    }
+    async fn keep(&self, _dump: &Path, _to: &Path) -> PortResult<()> {
+        Ok(())
+    }
+    async fn discard(&self, _migration_uid: &str) -> PortResult<()> {
+        Ok(())
     }
 }

@@ -67,7 +67,7 @@ impl Containerd {
     }
 }
 
-fn limited<T>(message: T) -> Request<T> {
+pub(super) fn limited<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(TASK_CALL);
     request

@@ -3,16 +3,19 @@
 use std::io;
 
 use super::Containerd;
-use crate::ports::{PortError, PortResult};
+use crate::{
+    ports::{PortError, PortResult},
+    runc::Record,
+};
 
 impl Containerd {
     /// The checkpoint image that `drover-runc` has restored a container from; none for a container that it has handed to runc as it was.
     pub(super) fn recorded(&self, id: &str) -> PortResult<Option<String>> {
         match std::fs::read(self.records.join(id)) {
             Ok(bytes) => {
-                let record: serde_json::Value = serde_json::from_slice(&bytes)
+                let record: Record = serde_json::from_slice(&bytes)
                     .map_err(|error| PortError::permanent(format!("drover-runc's record of container {id} cannot be parsed: {error}")))?;
-                Ok(record.get("checkpoint").and_then(serde_json::Value::as_str).map(str::to_owned))
+                Ok(Some(record.checkpoint).filter(|image| !image.is_empty()))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(PortError::transient(format!("drover-runc's record of container {id} cannot be read: {error}"))),

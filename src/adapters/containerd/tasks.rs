@@ -5,8 +5,8 @@ use std::{io, path::Path, time::Duration};
 use async_trait::async_trait;
 use containerd_client::{
     services::v1::{
-        Container, DeleteTaskRequest, GetContainerRequest, GetRequest, KillRequest, ListContainersRequest, MetricsRequest, PauseTaskRequest,
-        ResumeTaskRequest, containers_client::ContainersClient, tasks_client::TasksClient,
+        Container, DeleteTaskRequest, GetRequest, KillRequest, ListContainersRequest, MetricsRequest, PauseTaskRequest, ResumeTaskRequest,
+        containers_client::ContainersClient, tasks_client::TasksClient,
     },
     types::v1::Status as ProcessStatus,
 };
@@ -52,10 +52,7 @@ impl Containerd {
 
     /// Asks the files of the container's cgroup, whose path its OCI spec names; they are read below the host's /sys/fs/cgroup.
     async fn of_cgroup<T: Send + 'static>(&self, id: &str, ask: fn(&Path, &str) -> io::Result<T>) -> PortResult<io::Result<T>> {
-        let get = GetContainerRequest { id: id.to_owned() };
-        let answer = ContainersClient::new(self.channel.clone()).max_decoding_message_size(LARGEST_ANSWER).get(task_request(get)).await;
-        let spec = answer.map_err(|status| failure(&format!("find container {id}"), &status))?.into_inner().container.and_then(|found| found.spec);
-        let spec: serde_json::Value = serde_json::from_slice(&spec.unwrap_or_default().value)
+        let spec: serde_json::Value = serde_json::from_slice(&self.spec(id).await?)
             .map_err(|error| PortError::permanent(format!("the OCI spec of container {id} cannot be parsed: {error}")))?;
         let path = spec.pointer("/linux/cgroupsPath").and_then(serde_json::Value::as_str);
         let path = path.ok_or_else(|| PortError::permanent(format!("the OCI spec of container {id} names no cgroup")))?.to_owned();

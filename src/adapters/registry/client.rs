@@ -21,6 +21,9 @@ use crate::{
 /// Manifests that are asked for. Docker's own form too: base images often have it.
 const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";
 
+/// The digest of what was stored, as the distribution specification has it.
+const CONTENT_DIGEST: &str = "docker-content-digest";
+
 /// Largest manifest that is taken, in bytes: as large as registries take them.
 const LARGEST_MANIFEST: usize = 4 << 20;
 
@@ -142,6 +145,19 @@ impl Distribution {
         let doing = format!("store blob {digest}");
         let answer = self.send(request, &doing).await?;
         if answer.status() == StatusCode::CREATED { Ok(()) } else { Err(refused(answer, &doing).await) }
+    }
+
+    /// Sends an image with pages to the agent in front of the registry; the digest of what has arrived.
+    pub(super) async fn put_memory(&self, repository: &str, container: &str, file: &str, size: u64, body: Body) -> PortResult<Digest> {
+        let doing = format!("send {file} of container {container}");
+        let url = self.base.join(&format!("/memory/{repository}/{container}/{file}"));
+        let url = url.map_err(|error| PortError::permanent(format!("could not {doing}: {error}")))?;
+        let answer = self.send(self.upload(Method::PUT, url, size, body), &doing).await?;
+        if answer.status() != StatusCode::CREATED {
+            return Err(refused(answer, &doing).await);
+        }
+        let told = answer.headers().get(CONTENT_DIGEST).and_then(|value| Digest::parse(value.to_str().ok()?).ok());
+        told.ok_or_else(|| PortError::permanent(format!("could not {doing}: the agent told no digest of it")))
     }
 
     /// Stores a blob whose digest is known, in one request.

@@ -25,6 +25,29 @@ pub(super) fn pack(volumes: &[Volume], out: &mut impl Write) -> io::Result<()> {
     tar.finish()
 }
 
+/// Writes the tar of what an overlay has changed, as the layer of an image has it: whiteouts stand for what was removed (OCI image layer specification).
+pub(super) fn pack_changes(upper: &Path, out: &mut impl Write) -> io::Result<()> {
+    let mut tar = Builder::new(out);
+    add_folder(&mut tar, upper, Path::new(""), &mut HashMap::new())?;
+    tar.finish()
+}
+
+/// Prefix of a file's name that stands for its absence.
+const WHITEOUT: &str = ".wh.";
+/// What says that a folder has nothing of the layers below.
+const OPAQUE: &str = ".wh..wh..opq";
+
+/// Whether an overlay shows nothing below this folder: it was removed and made anew (Linux, `Documentation/filesystems/overlayfs.rst`).
+fn is_opaque(folder: &Path) -> bool {
+    let mut value = [0_u8; 1];
+    rustix::fs::lgetxattr(folder, "trusted.overlay.opaque", &mut value[..]).is_ok_and(|length| length == 1) && value == *b"y"
+}
+
+/// Whether an overlay marks a removed file by it: a character device 0/0.
+fn is_whiteout(found: &Metadata) -> bool {
+    found.file_type().is_char_device() && found.rdev() == 0
+}
+
 /// Device and inode of a file that has several names → the first of them in the tar.
 type Names = HashMap<(u64, u64), PathBuf>;
 
@@ -37,7 +60,13 @@ fn add_folder<W: Write>(tar: &mut Builder<W>, folder: &Path, name: &Path, names:
         let kind = found.file_type();
         if kind.is_dir() {
             add(tar, &name, &found, EntryType::Directory, 0, &mut io::empty())?;
+            if is_opaque(&path) {
+                add(tar, &name.join(OPAQUE), &found, EntryType::Regular, 0, &mut io::empty())?;
+            }
             add_folder(tar, &path, &name, names)?;
+        } else if is_whiteout(&found) {
+            let removed = name.with_file_name(format!("{WHITEOUT}{}", entry.file_name().to_string_lossy()));
+            add(tar, &removed, &found, EntryType::Regular, 0, &mut io::empty())?;
         } else if found.nlink() > 1 && names.contains_key(&(found.dev(), found.ino())) {
             let mut header = header(&found, EntryType::Link, 0);
             tar.append_link(&mut header, &name, &names[&(found.dev(), found.ino())])?;

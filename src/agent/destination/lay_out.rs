@@ -38,6 +38,7 @@ impl DestinationAgent {
             let manifest = Digest::parse(&image.digest).map_err(|error| PortError::permanent(error.to_string()))?;
             let (layer, tar) = self.parts.registry.layer(repository, &manifest).await?;
             let copy = Copy {
+                repository: repository.to_owned(),
                 pod_uid: pod_uid.to_owned(),
                 pod: self.name_in_logs(pod_uid).await?,
                 container: image.container.clone(),

@@ -2,7 +2,10 @@
 
 use axum::http::{Method, StatusCode};
 
-use crate::domain::ids::is_repository;
+use crate::domain::{
+    ids::{is_dns_subdomain, is_repository},
+    memory::is_memory,
+};
 
 /// What of a repository is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +48,17 @@ pub(super) fn push<'a>(method: &Method, path: &'a str) -> Result<(&'a str, Part)
         Part::Upload => &[Method::PATCH, Method::PUT, Method::GET],
     };
     if methods.contains(method) { Ok((repository, part)) } else { Err(StatusCode::METHOD_NOT_ALLOWED) }
+}
+
+/// `PUT /memory/drover/<32 hex>/<container>/pages-<n>.img`: an image with pages, which goes past the registry. None for any other request.
+pub(super) fn memory(method: &Method, path: &str) -> Option<(String, String, String)> {
+    let (prefix, hex, container, file) = match path.strip_prefix("/memory/")?.split('/').collect::<Vec<_>>().as_slice() {
+        [prefix, hex, container, file] => (*prefix, *hex, *container, *file),
+        _ => return None,
+    };
+    let repository = format!("{prefix}/{hex}");
+    let plain = is_dns_subdomain(container) && !container.contains('.') && is_memory(file);
+    (method == Method::PUT && is_repository(&repository) && plain).then(|| (repository, container.to_owned(), file.to_owned()))
 }
 
 /// `/v2/drover/<32 hex>/…`. Nothing is decoded: what the registry might read differently from us (escapes, empty parts, dots) is refused.
@@ -97,6 +111,24 @@ mod tests {
             "/".to_owned(),
         ] {
             assert_eq!(pull(&Method::GET, &path), Err(StatusCode::FORBIDDEN), "{path}");
+        }
+    }
+
+    #[test]
+    fn memory_goes_to_one_repository_only() {
+        let at = |rest: &str| format!("/memory/{REPOSITORY}/{rest}");
+        let found = memory(&Method::PUT, &at("app/pages-1.img"));
+        assert_eq!(found, Some((REPOSITORY.to_owned(), "app".to_owned(), "pages-1.img".to_owned())));
+        for (method, path) in [
+            (Method::GET, at("app/pages-1.img")),
+            (Method::PUT, at("app/core-1.img")),
+            (Method::PUT, at("app/../pages-1.img")),
+            (Method::PUT, at("app/pages-1.img/x")),
+            (Method::PUT, at("%2e%2e/pages-1.img")),
+            (Method::PUT, "/memory/library/redis/app/pages-1.img".to_owned()),
+            (Method::PUT, "/memory/drover/01/app/pages-1.img".to_owned()),
+        ] {
+            assert_eq!(memory(&method, &path), None, "{method} {path}");
         }
     }
 

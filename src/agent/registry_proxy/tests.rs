@@ -32,7 +32,7 @@ const MOST: u64 = 1 << 20;
 
 /// One repository is granted to n1.
 fn grant(most_bytes: u64) -> Grant {
-    Grant { may_push: Arc::new(|repository, node| repository == &GRANTED[4..] && node == "n1"), most_bytes }
+    Grant { may_push: Arc::new(|repository, node| repository == &GRANTED[4..] && node == "n1"), most_bytes, layout: Arc::new(NodeLayout::new(Path::new("/nonexistent"), Path::new("/disk"))) }
 }
 
 /// A registry that says what it was asked.

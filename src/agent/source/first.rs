@@ -56,7 +56,7 @@ impl SourceAgent {
     /// A copy is confirmed: nothing of the source is needed any more. `keep`: the copy lacks the memory, so that the archives stay for a person.
     pub(super) async fn collect(&self, look: &Look, keep: bool) -> PortResult<()> {
         let journal = &look.journal;
-        let archives = if keep { self.keep_archives(journal)? } else { self.remove_archives(journal).map(|()| vec![])? };
+        let archives = if keep { self.keep_archives(journal).await? } else { self.remove_archives(journal).await.map(|()| vec![])? };
         let pod = self.parts.kubelet.pod(&journal.pod_uid).await?;
         if !nothing_left(pod.as_ref(), &self.parts.runtime.tasks(&journal.pod_uid).await?) {
             return Ok(());

@@ -19,7 +19,7 @@ impl SourceAgent {
         journal.containers = running.iter().map(container_id).collect();
         if journal.frozen_at.is_none() {
             // Older ones of a pod of this name. What is found from here on was dumped for this migration, also where a crash kept it out of the journal.
-            self.remove_archives(&journal)?;
+            self.remove_archives(&journal).await?;
         }
         let at = *journal.frozen_at.get_or_insert_with(|| self.parts.clock.now());
         self.save(&journal)?;
@@ -82,7 +82,7 @@ impl SourceAgent {
         }
         let live = self.live_tasks(&journal.pod_uid).await?;
         let memory_lives = journal.containers.iter().all(|c| live.iter().any(|task| task.id == c.container_id));
-        if memory_lives { self.remove_archives(journal).map(|()| vec![]) } else { self.keep_archives(journal) }
+        if memory_lives { self.remove_archives(journal).await.map(|()| vec![]) } else { self.keep_archives(journal).await }
     }
 
     /// Gives up, without asking anybody, on pods that have been frozen longer than their budget (R2). Called every second, also

@@ -61,12 +61,17 @@ impl SourceAgent {
     async fn dump(&self, look: &Look, journal: &mut Journal) -> PortResult<()> {
         // Taken again after a crash, the archives of the first time may be the last to have the memory: that is seen before they go.
         self.all_paused(journal).await?;
-        self.remove_archives(journal)?;
+        self.remove_archives(journal).await?;
         journal.archives.clear();
         journal.cpu_nanos.clear();
+        let bytes = look.status.inspected.as_ref().and_then(|inspected| inspected.bytes).unwrap_or(0);
         for container in journal.containers.clone() {
             let limit = self.budget_left(journal);
-            let archive = self.parts.kubelet.checkpoint(&journal.namespace, &journal.pod, &container.name, limit).await;
+            let archive = if look.dumps_itself() {
+                self.parts.dump.dump(&journal.migration_uid, &container, bytes).await
+            } else {
+                self.parts.kubelet.checkpoint(&journal.namespace, &journal.pod, &container.name, limit).await
+            };
             let archive = archive.map_err(|e| e.context(&format!("the checkpoint of container {} failed", container.name)))?;
             journal.archives.insert(container.name, archive);
         }
@@ -169,7 +174,7 @@ impl SourceAgent {
         self.parts.markers.unfence(&journal.pod_uid, &journal.migration_uid).map_err(|e| disk("remove the fence", &e))?;
         // R15: no copy has the memory; the checkpoint stays for a person.
         let cold = look.migration.status.as_ref().is_some_and(|status| status.resolved.is_some());
-        let archives = if cold { self.keep_archives(journal)? } else { self.remove_archives(journal).map(|()| vec![])? };
+        let archives = if cold { self.keep_archives(journal).await? } else { self.remove_archives(journal).await.map(|()| vec![])? };
         let at = self.now();
         self.attest(look, |status| {
             status.ended = Some(At { at: at.clone() });
@@ -181,8 +186,8 @@ impl SourceAgent {
         self.parts.journals.remove(&journal.migration_uid).map_err(|e| disk("remove the journal", &e))
     }
 
-    /// Removes the archives that the kubelet has written for this migration, also those that a crashed agent never heard of.
-    pub(super) fn remove_archives(&self, journal: &Journal) -> PortResult<()> {
+    /// Removes the archives that kubelet or runtime have written for this migration, also those that a crashed agent never heard of.
+    pub(super) async fn remove_archives(&self, journal: &Journal) -> PortResult<()> {
         for container in &journal.containers {
             for archive in self.archives_of(journal, &container.name)? {
                 fs::remove_file(archive).map_err(|e| disk("remove an archive", &e))?;
@@ -190,7 +195,7 @@ impl SourceAgent {
         }
         match fs::remove_file(self.volumes_archive(journal)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(disk("remove the volumes' archive", &error)),
-            _ => Ok(()),
+            _ => self.parts.dump.discard(&journal.migration_uid).await,
         }
     }
 
@@ -213,7 +218,11 @@ impl SourceAgent {
 
     /// Gives the archives names under which no later migration of a pod of this name removes them, and returns their paths. Where a crash fell
     /// in its middle, or after it, the same paths come out. One that no journal names counts too: the agent died before it heard of it.
-    pub(super) fn keep_archives(&self, journal: &Journal) -> PortResult<Vec<String>> {
+    pub(super) async fn keep_archives(&self, journal: &Journal) -> PortResult<Vec<String>> {
+        for (container, dump) in journal.archives.iter().filter(|(_, archive)| archive.is_dir()) {
+            self.parts.dump.keep(dump, &self.parts.checkpoint_folder.join(keys::kept_archive(&journal.migration_uid, container))).await?;
+        }
+        self.parts.dump.discard(&journal.migration_uid).await?;
         let mut kept = vec![];
         let mut keep = |name: &str, from: Option<&PathBuf>| -> PortResult<()> {
             let to = self.parts.checkpoint_folder.join(keys::kept_archive(&journal.migration_uid, name));

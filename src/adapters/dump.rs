@@ -1,0 +1,144 @@
+//! Checkpoints straight from the runtime: CRIU's images in a folder, in memory where there is room, and beside them what else of a container moves.
+//!
+//! ```text
+//! <root>/<migration UID>/<container>/ checkpoint/   CRIU's images
+//!                                     work/         its log
+//!                                     rootfs-diff.tar, container.log, config.dump, spec.dump, status.dump   as the kubelet's archive has them
+//! ```
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use async_trait::async_trait;
+
+use super::{
+    containerd::Containerd,
+    memory_room::{has_room, make_private, remove},
+    volumes,
+};
+use crate::{
+    api::attestation::ContainerId,
+    domain::{criu, ids::is_uid},
+    ports::{PortError, PortResult, dump::Dump},
+};
+
+/// In memory, on the node.
+const IN_MEMORY: &str = "/run/drover/dump";
+
+/// Takes checkpoints on the node whose root is at `node`.
+#[derive(Debug, Clone)]
+pub struct NodeDump {
+    containerd: Containerd,
+    node: PathBuf,
+    disk: PathBuf,
+}
+
+impl NodeDump {
+    /// On the node whose root is at `node`; what memory has no room for lies below `disk` there.
+    #[must_use]
+    pub fn new(containerd: Containerd, node: &Path, disk: &Path) -> Self {
+        Self { containerd, node: node.to_owned(), disk: disk.to_owned() }
+    }
+
+    fn on_node(&self, path: &Path) -> PathBuf {
+        self.node.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    fn folders(&self, migration_uid: &str) -> PortResult<[PathBuf; 2]> {
+        if !is_uid(migration_uid) {
+            return Err(PortError::permanent(format!("{migration_uid:?} is no UID")));
+        }
+        Ok([Path::new(IN_MEMORY).join(migration_uid), self.disk.join(migration_uid)])
+    }
+
+    /// An empty folder, by its path on the node.
+    fn fresh(&self, migration_uid: &str, container: &str, bytes: u64) -> PortResult<PathBuf> {
+        let [memory, disk] = self.folders(migration_uid)?;
+        let made = || -> io::Result<PathBuf> {
+            for folder in [&memory, &disk] {
+                remove(&self.on_node(&folder.join(container)))?;
+            }
+            make_private(&self.on_node(&memory))?;
+            let folder = if has_room(&self.on_node(&memory), bytes) { memory } else { disk }.join(container);
+            make_private(&self.on_node(&folder))?;
+            Ok(folder)
+        };
+        made().map_err(|error| failed("make a folder for the checkpoint", &error))
+    }
+
+    /// Why CRIU has failed, in its own words where its log has them.
+    fn explained(&self, error: PortError, work: &Path) -> PortError {
+        let log = fs::read(self.on_node(work).join("dump.log")).unwrap_or_default();
+        match criu::cause(&String::from_utf8_lossy(&log)) {
+            Some(cause) => PortError { message: format!("{}: {cause}", error.message), ..error },
+            None => error,
+        }
+    }
+
+    async fn beside(&self, folder: &Path, id: &str) -> PortResult<()> {
+        let (upper, log) = (self.containerd.changed_files(id).await?, self.containerd.log_path(id).await?);
+        let spec = self.containerd.spec(id).await?;
+        let (folder, upper, log) = (self.on_node(folder), self.on_node(&upper), log.map(|log| self.on_node(&log)));
+        let written = tokio::task::spawn_blocking(move || -> io::Result<()> {
+            volumes::archive_changes(&upper, &folder.join("rootfs-diff.tar"))?;
+            // A log that is rotated at this moment is no reason to give the move up.
+            if let Some(mut from) = log.and_then(|log| File::open(log).ok()) {
+                io::copy(&mut from, &mut create(&folder.join("container.log"))?)?;
+            }
+            io::copy(&mut spec.as_slice(), &mut create(&folder.join("spec.dump"))?)?;
+            for name in ["config.dump", "status.dump"] {
+                io::copy(&mut b"{}".as_slice(), &mut create(&folder.join(name))?)?;
+            }
+            Ok(())
+        });
+        let written = written.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        written.map_err(|error| failed("read the container's files", &error))
+    }
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    File::options().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+fn failed(doing: &str, error: &io::Error) -> PortError {
+    PortError::transient(format!("failed to {doing}: {error}"))
+}
+
+#[async_trait]
+impl Dump for NodeDump {
+    async fn dump(&self, migration_uid: &str, container: &ContainerId, bytes: u64) -> PortResult<PathBuf> {
+        let folder = self.fresh(migration_uid, &container.name, bytes)?;
+        let (images, work) = (folder.join("checkpoint"), folder.join("work"));
+        for made in [&images, &work] {
+            make_private(&self.on_node(made)).map_err(|error| failed("make a folder for the checkpoint", &error))?;
+        }
+        let id = &container.container_id;
+        let (dumped, beside) = tokio::join!(self.containerd.checkpoint_into(id, &images, &work), self.beside(&folder, id));
+        dumped.map_err(|error| self.explained(error, &work))?;
+        beside?;
+        Ok(self.on_node(&folder))
+    }
+
+    async fn keep(&self, dump: &Path, to: &Path) -> PortResult<()> {
+        let (dump, to) = (dump.to_owned(), to.to_owned());
+        let kept = tokio::task::spawn_blocking(move || -> io::Result<()> {
+            let mut tar = tar::Builder::new(create(&to)?);
+            tar.append_dir_all("", &dump)?;
+            tar.into_inner()?.sync_all()
+        });
+        kept.await.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| failed("keep a checkpoint", &error))
+    }
+
+    async fn discard(&self, migration_uid: &str) -> PortResult<()> {
+        for folder in self.folders(migration_uid)? {
+            let folder = self.on_node(&folder);
+            let removed = tokio::task::spawn_blocking(move || remove(&folder)).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+            removed.map_err(|error| failed("remove a checkpoint", &error))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,48 @@
+//! Images with pages, which go past the registry into the node's memory.
+
+use std::sync::{Arc, atomic::AtomicU64};
+
+use axum::{
+    body::Body,
+    extract::Request,
+    http::{StatusCode, header::CONTENT_LENGTH},
+    response::{IntoResponse as _, Response},
+};
+use futures::StreamExt as _;
+
+use super::{
+    refuse,
+    uploads::{Uploads, as_far_as_it_comes},
+};
+use crate::ports::{
+    Failure,
+    layout::{Incoming, Layout},
+};
+
+/// Takes one, which a route has let through, and tells the digest of what has come.
+pub(super) async fn receive(layout: &dyn Layout, uploads: &Uploads, place: (String, String, String), request: Request) -> Response {
+    let (repository, container, file) = place;
+    let quota = uploads.quota(&repository);
+    let announced = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let Some(bytes) = announced else {
+        return refuse(StatusCode::LENGTH_REQUIRED, "Content-Length: must be there, since the place for it is chosen by its size");
+    };
+    if !quota.announce(bytes) {
+        tracing::warn!(bytes, "memory is refused: {}", quota.message());
+        return refuse(StatusCode::PAYLOAD_TOO_LARGE, &quota.message());
+    }
+    // One at a time at each place: the request before, whose sender is gone, ends first.
+    let Some(in_flight) = uploads.begin(request.uri().path()).await else {
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, "the request before to this place does not end");
+    };
+    let content = as_far_as_it_comes(request.into_body(), in_flight.stop.clone(), quota, Arc::new(AtomicU64::new(0)));
+    let memory = Incoming { repository, container, file, bytes };
+    match layout.receive(&memory, content.boxed()).await {
+        Ok(digest) => (StatusCode::CREATED, [("docker-content-digest", digest.to_string())], Body::empty()).into_response(),
+        Err(error) => {
+            tracing::warn!(%error, container = memory.container, "memory was not taken");
+            let status = if error.kind == Failure::Permanent { StatusCode::BAD_REQUEST } else { StatusCode::SERVICE_UNAVAILABLE };
+            refuse(status, &error.message)
+        }
+    }
+}

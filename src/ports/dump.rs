@@ -1,0 +1,20 @@
+//! Checkpoints that are taken through the container runtime itself, without the kubelet's archive (the runtime lane).
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+
+use super::PortResult;
+use crate::api::attestation::ContainerId;
+
+/// Takes checkpoints on this node.
+#[async_trait]
+pub trait Dump: Send + Sync {
+    /// Checkpoints one paused container, which stays paused, and returns the folder that has CRIU's images, the difference of its root file system and its log.
+    /// `bytes` is what the pod's memory is thought to be. A second call makes it anew.
+    async fn dump(&self, migration_uid: &str, container: &ContainerId, bytes: u64) -> PortResult<PathBuf>;
+    /// Makes a checkpoint that nobody else has outlast a reboot, as one file.
+    async fn keep(&self, dump: &Path, to: &Path) -> PortResult<()>;
+    /// Removes what was dumped for a migration; nothing happens where there is nothing.
+    async fn discard(&self, migration_uid: &str) -> PortResult<()>;
+}
