@@ -9,7 +9,7 @@
 //! | --- | --- |
 //! | no folder of markers, or an empty one | allows at once, before it reads anything: no fence can stand |
 //! | the pod's fence | refuses, and says for which migration |
-//! | a claim `waiting` | takes it by one rename, keeps CRIU's log, and allows: this is the one restore (R20) |
+//! | a claim `waiting` | takes it by one rename, keeps CRIU's log, and allows: this is the one restore (R20); an ordinary create is refused where only `drover-runc` restores it |
 //! | a claim `taken`, `failed` or `revoked`, or none where the pod has others that are not `open` | refuses: a second start would rewind or double the pod |
 //! | a claim `open` | allows, but for a restore: CRIU's log is there |
 //! | no claims | allows |
@@ -143,6 +143,17 @@ pub fn rule(claims: &[(String, Claim)], container: &str) -> Rule {
 
 fn take(markers: &Markers, caller: &Caller, container: &str) -> Decision {
     let uid = &caller.pod_uid;
+    let restores = caller.bundle.as_deref().is_some_and(evidence::is_restore);
+    match markers.is_for_runtime(uid, container) {
+        Ok(true) if !restores => {
+            return Decision::Refuse(format!(
+                "drover: container {container} of pod {uid} is to be restored by drover-runc, and this is an ordinary create: has its node the runtime handler \
+                 drover (drover node setup)?"
+            ));
+        }
+        Ok(_) => {}
+        Err(error) => return Decision::Refuse(format!("drover: the claim of container {container} of pod {uid} cannot be read: {error}")),
+    }
     // Before the claim is taken: what is taken has its evidence.
     let noted = markers.evidence_path(uid, container).and_then(|path| evidence::note(&path, &caller.id, caller.bundle.as_deref()));
     if let Err(error) = noted {
@@ -237,6 +248,20 @@ mod tests {
         assert!(matches!(create(root.path(), "c"), Decision::Refuse(_)), "a second restore");
         markers.advance(POD, "c", Claim::Taken, Claim::Open).unwrap();
         assert_eq!((create(root.path(), "c"), create(root.path(), "debugger")), (Decision::Allow, Decision::Allow));
+    }
+
+    #[test]
+    fn what_only_drover_runc_restores_is_no_ordinary_create() {
+        let (root, bundle) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let markers = Markers::new(root.path());
+        markers.arm_for_runtime(POD, "c", "one").unwrap();
+        let annotations = serde_json::json!({CONTAINERD_UID: POD, CONTAINERD_NAME: "c", CONTAINERD_TYPE: "container"});
+        let state = serde_json::json!({"id": "id", "bundle": bundle.path(), "annotations": annotations}).to_string();
+        assert!(matches!(decide(root.path(), state.as_bytes()), Decision::Refuse(reason) if reason.contains("drover node setup")));
+        assert_eq!(markers.claim(POD, "c").unwrap(), Some(Claim::Waiting), "it may still be restored");
+        std::fs::write(bundle.path().join("restore.log"), "").unwrap();
+        assert_eq!(decide(root.path(), state.as_bytes()), Decision::Allow);
+        assert_eq!(markers.claim(POD, "c").unwrap(), Some(Claim::Taken));
     }
 
     #[test]

@@ -24,6 +24,9 @@ use std::{
 /// Where the markers lie on a node. On disk, since a fence must outlast a power failure.
 pub const GATE_ROOT: &str = "/var/lib/drover/gate";
 
+/// End of the content of a claim that only `drover-runc` may take.
+const BY_RUNTIME: &str = " runtime";
+
 /// How far a container of a replacement may go; the stricter is the greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Claim {
@@ -145,6 +148,22 @@ impl Markers {
             return Ok(());
         }
         write_durably(&self.claim_path(pod_uid, container, Claim::Waiting)?, migration_uid.as_bytes())
+    }
+
+    /// The same where only `drover-runc` restores it: an ordinary create does not take the claim, whatever runtime the pod has got.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn arm_for_runtime(&self, pod_uid: &str, container: &str, migration_uid: &str) -> io::Result<()> {
+        self.arm(pod_uid, container, &format!("{migration_uid}{BY_RUNTIME}"))
+    }
+
+    /// Whether a waiting claim was armed by [`Self::arm_for_runtime`].
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn is_for_runtime(&self, pod_uid: &str, container: &str) -> io::Result<bool> {
+        Ok(fs::read_to_string(self.claim_path(pod_uid, container, Claim::Waiting)?)?.ends_with(BY_RUNTIME))
     }
 
     /// Lets a container of a pod with claims start as often as its kubelet likes: it is no restore.

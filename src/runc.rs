@@ -21,7 +21,7 @@ mod restore;
 
 use std::{
     ffi::{OsStr, OsString},
-    fs,
+    fs, io,
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
@@ -176,24 +176,40 @@ fn look_at(places: &Places, arguments: &[OsString]) -> Outcome {
             Outcome::Pass
         }
         Some("create") if !is_bare(&places.gate_root) => match claimed(places, call, record) {
-            None => Outcome::Pass,
-            Some(restore) => restore.carry_out(),
+            Ok(None) => Outcome::Pass,
+            Ok(Some(restore)) => restore.carry_out(),
+            Err(problem) => {
+                report::failure(Some(&call), &problem);
+                Outcome::Failed(1)
+            }
         },
         _ => Outcome::Pass,
     }
 }
 
-/// The restore that a create stands for, or none. Where markers or the bundle cannot be read, the gate or runc refuses, and says so.
-fn claimed<'a>(places: &'a Places, call: Call<'a>, record: PathBuf) -> Option<Restore<'a>> {
+/// The restore that a create stands for, or none. A bundle that cannot be read is refused by runc, and a container without a name by the gate.
+///
+/// # Errors
+/// Where markers are there but cannot be read: were it runc's, and the gate could read them a moment later, it would take the claim for a new container.
+fn claimed<'a>(places: &'a Places, call: Call<'a>, record: PathBuf) -> Result<Option<Restore<'a>>, String> {
     let bundle = call.bundle.map_or_else(|| ".".into(), PathBuf::from);
-    let caller = Caller::of_bundle(call.id?.to_str()?.to_owned(), bundle.clone()).ok()??;
+    let id = call.id.unwrap_or_default().to_string_lossy().into_owned();
+    let Ok(Some(caller)) = Caller::of_bundle(id, bundle.clone()) else { return Ok(None) };
     let markers = Markers::new(&places.gate_root);
-    let claims = markers.claims(&caller.pod_uid).ok()?;
+    let claims = match markers.claims(&caller.pod_uid) {
+        // No UID, no markers: the gate lets it through as well.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(None),
+        other => other.map_err(|error| unreadable(places, &caller.pod_uid, &error))?,
+    };
     if claims.is_empty() || caller.is_sandbox() {
-        return None;
+        return Ok(None);
     }
-    let container = caller.container_name()?;
-    (rule(&claims, &container) == Rule::Take).then_some(Restore { places, markers, pod_uid: caller.pod_uid, container, bundle, record, call })
+    let Some(container) = caller.container_name() else { return Ok(None) };
+    Ok((rule(&claims, &container) == Rule::Take).then_some(Restore { places, markers, pod_uid: caller.pod_uid, container, bundle, record, call }))
+}
+
+fn unreadable(places: &Places, pod_uid: &str, error: &io::Error) -> String {
+    format!("the markers of pod {pod_uid} below {} cannot be read ({error}); no container of it may start until they can", places.gate_root.display())
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::{
     api::node_profile::CriuStatus,
     domain::{
         image::go_architecture,
-        lanes::{GateFacts, NodeFacts, RuntimeConfiguration, is_gated},
+        lanes::{GateFacts, HandlerFacts, NodeFacts, RuntimeConfiguration, is_gated},
     },
     ports::NodeProbe,
 };
@@ -80,27 +80,34 @@ impl HostProbe {
         }
     }
 
-    fn gate(&self, configuration: Option<&RuntimeConfiguration>) -> GateFacts {
-        let spec = configuration.and_then(RuntimeConfiguration::base_spec).and_then(|path| std::fs::read(self.on_host(path)).ok());
+    fn gate(&self, spec: Option<&str>) -> GateFacts {
+        let spec = spec.and_then(|path| std::fs::read(self.on_host(path)).ok());
         let hooks = spec.map(|spec| hooks_in(&spec)).unwrap_or_default();
         let programs = hooks.iter().filter(|path| is_program(&self.on_host(path))).cloned().collect();
         GateFacts { hooks, programs }
+    }
+
+    fn handler(&self, configuration: &RuntimeConfiguration) -> HandlerFacts {
+        let is_program = configuration.handlers_program().is_some_and(|path| is_program(&self.on_host(path)));
+        HandlerFacts { is_program, gate: self.gate(configuration.handlers_base_spec()) }
     }
 }
 
 #[async_trait]
 impl NodeProbe for HostProbe {
     async fn is_gated(&self) -> Option<bool> {
-        let configuration = serde_json::from_str(&self.runtime.configuration().await.ok().flatten()?).ok()?;
-        let gate = self.gate(Some(&configuration));
+        let configuration: RuntimeConfiguration = serde_json::from_str(&self.runtime.configuration().await.ok().flatten()?).ok()?;
+        let gate = self.gate(configuration.base_spec());
         Some(is_gated(&NodeFacts { configuration: Some(configuration), gate, ..NodeFacts::default() }))
     }
 
     async fn facts(&self) -> NodeFacts {
         let version = self.runtime.version().await.map_err(|error| tracing::warn!(%error, "the runtime told no version")).ok();
-        let configuration = self.runtime.configuration().await.ok().flatten().and_then(|json| serde_json::from_str(&json).ok());
+        let told = self.runtime.configuration().await.ok().flatten();
+        let configuration = told.and_then(|json| serde_json::from_str::<RuntimeConfiguration>(&json).ok());
         let (runtime, runtime_version) = version.map(|found| (found.name, found.version)).unwrap_or_default();
-        let gate = self.gate(configuration.as_ref());
+        let gate = self.gate(configuration.as_ref().and_then(RuntimeConfiguration::base_spec));
+        let handler = configuration.as_ref().map(|found| self.handler(found)).unwrap_or_default();
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         NodeFacts {
             runtime,
@@ -108,6 +115,7 @@ impl NodeProbe for HostProbe {
             configuration,
             criu: self.criu_status().await,
             gate,
+            handler,
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             architecture: go_architecture().to_owned(),
             cpu_features: cpu_features(&read("/proc/cpuinfo")),
@@ -188,7 +196,7 @@ mod tests {
         std::fs::write(root.path().join("b.json"), r#"{"hooks":{"createRuntime":[{"path":"/lib/drover-gate"}]}}"#).unwrap();
         let json = r#"{"containerd":{"defaultRuntimeName":"runc","runtimes":{"runc":{"baseRuntimeSpec":"/b.json"}}}}"#;
         let configuration: RuntimeConfiguration = serde_json::from_str(json).unwrap();
-        let facts = || probe_gate(root.path(), &configuration);
+        let facts = || probe_inside(root.path(), |probe| probe.gate(configuration.base_spec()));
         assert_eq!(facts(), GateFacts { hooks: vec!["/lib/drover-gate".to_owned()], programs: Vec::new() });
         let gate = root.path().join("lib/drover-gate");
         std::fs::write(&gate, "x").unwrap();
@@ -196,10 +204,26 @@ mod tests {
         assert_eq!(facts().programs, ["/lib/drover-gate"]);
     }
 
-    fn probe_gate(root: &Path, configuration: &RuntimeConfiguration) -> GateFacts {
+    #[test]
+    fn the_handlers_program_is_looked_for_on_the_host() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("lib")).unwrap();
+        std::fs::write(root.path().join("b.json"), r#"{"hooks":{"createRuntime":[{"path":"/lib/drover-gate"}]}}"#).unwrap();
+        let json = r#"{"containerd":{"runtimes":{"drover":{"baseRuntimeSpec":"/b.json","options":{"BinaryName":"/lib/drover-runc"}}}}}"#;
+        let configuration: RuntimeConfiguration = serde_json::from_str(json).unwrap();
+        let facts = || probe_inside(root.path(), |probe| probe.handler(&configuration));
+        let gate = GateFacts { hooks: vec!["/lib/drover-gate".to_owned()], programs: Vec::new() };
+        assert_eq!(facts(), HandlerFacts { is_program: false, gate: gate.clone() });
+        let program = root.path().join("lib/drover-runc");
+        std::fs::write(&program, "x").unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(facts(), HandlerFacts { is_program: true, gate });
+    }
+
+    fn probe_inside<T>(root: &Path, look: impl FnOnce(&HostProbe) -> T) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let _inside = runtime.enter();
-        probe(&[], root).gate(Some(configuration))
+        look(&probe(&[], root))
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub fn setup(root: &Path, options: &SetupOptions, apply: bool, out: &mut impl Wr
     carry_out(&install(root, options)?, apply, "the node is set up", out)
 }
 
-/// Shows what Drover has put below `root`, and with `apply` takes it away. Returns whether there was anything. The gate's program goes in a second
+/// Shows what Drover has put below `root`, and with `apply` takes it away. Returns whether there was anything. The programs go in a second
 /// round, after containerd's restart (see [`uninstall`]).
 ///
 /// # Errors
@@ -40,7 +40,11 @@ pub fn setup(root: &Path, options: &SetupOptions, apply: bool, out: &mut impl Wr
 pub fn remove(root: &Path, apply: bool, out: &mut impl Write) -> anyhow::Result<bool> {
     let found = carry_out(&uninstall(root)?, apply, "nothing of Drover's is left on the node", out)?;
     if found && apply && !uninstall(root)?.is_empty() {
-        writeln!(out, "The gate's program is still there, since containerd runs with it until its restart. Run this again after the restart.")?;
+        writeln!(
+            out,
+            "The programs are still there, since containerd runs with them until its restart. Run this again after the restart, once the node has no pod \
+             left that runs by the handler drover: without drover-runc it could not be ended."
+        )?;
     }
     Ok(found)
 }
@@ -72,8 +76,10 @@ mod tests {
     fn nothing_changes_without_apply() {
         let root = tempfile::tempdir().unwrap();
         std::fs::write(root.path().join("gate"), "program").unwrap();
+        std::fs::write(root.path().join("runtime"), "program").unwrap();
         let options = SetupOptions {
             gate: root.path().join("gate"),
+            runtime: Some(root.path().join("runtime")),
             oci_spec: br#"{"process":{},"linux":{}}"#.to_vec(),
             runtimes: vec!["runc".to_owned()],
             image_lane: false,

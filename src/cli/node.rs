@@ -7,7 +7,7 @@ use crate::app::node::{SetupOptions, oci_spec, remove, setup};
 /// What to do with a node; run it on the node as root.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Install the gate, containerd's drop-in and CRIU's settings
+    /// Install the gate, the runtime, containerd's drop-in and CRIU's settings
     Setup(Setup),
     /// Take them away again
     Remove(Remove),
@@ -25,6 +25,12 @@ pub struct Setup {
     /// The gate's program
     #[arg(long, default_value = "/usr/local/bin/drover-gate")]
     gate: PathBuf,
+    /// The runtime's program, for the handler `drover`
+    #[arg(long, default_value = "/usr/local/bin/drover-runc", conflicts_with = "without_runtime")]
+    runtime: PathBuf,
+    /// Leave out the handler `drover`; the node then has no runtime lane
+    #[arg(long)]
+    without_runtime: bool,
     /// Prints the node's default OCI spec
     #[arg(long, default_value = "ctr oci spec")]
     oci_spec_command: String,
@@ -57,7 +63,13 @@ impl Command {
         match self {
             Self::Setup(args) => {
                 let command: Vec<String> = args.oci_spec_command.split_whitespace().map(str::to_owned).collect();
-                let options = SetupOptions { gate: args.gate, oci_spec: oci_spec(&command)?, runtimes: args.runtimes, image_lane: args.image_lane };
+                let options = SetupOptions {
+                    gate: args.gate,
+                    runtime: (!args.without_runtime).then_some(args.runtime),
+                    oci_spec: oci_spec(&command)?,
+                    runtimes: args.runtimes,
+                    image_lane: args.image_lane,
+                };
                 setup(&args.root, &options, args.apply, &mut out)?;
             }
             Self::Remove(args) => {

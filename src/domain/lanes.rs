@@ -11,11 +11,13 @@ pub const IMAGE: &str = "image";
 /// Name of the lane that restores through an OCI runtime of Drover's.
 pub const RUNTIME: &str = "runtime";
 
-/// Name of the RuntimeClass, and of the runtime's handler, of the runtime lane.
+/// Name of the RuntimeClass of the runtime lane, and of containerd's handler, as drover node setup makes it.
 pub const RUNTIME_CLASS: &str = "drover";
 
-/// Oldest CRIU that containerd takes.
+/// Oldest CRIU that containerd takes, and that restores what runc has checkpointed.
 const OLDEST_CRIU: Version = Version(3, 16, 0);
+/// What to do where something of Drover's lacks on a node.
+const SETUP: &str = "run drover node setup --apply on it and restart containerd";
 
 /// What was found on a node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,8 +30,10 @@ pub struct NodeFacts {
     pub configuration: Option<RuntimeConfiguration>,
     /// CRIU.
     pub criu: CriuStatus,
-    /// The gate.
+    /// The gate, for the default runtime.
     pub gate: GateFacts,
+    /// The runtime lane's runtime.
+    pub handler: HandlerFacts,
     /// Kernel release.
     pub kernel: String,
     /// In Go's words.
@@ -45,10 +49,19 @@ pub struct NodeFacts {
 /// What is on the node of the gate.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GateFacts {
-    /// Paths of the createRuntime hooks in the default runtime's base spec.
+    /// Paths of the createRuntime hooks in a runtime's base spec.
     pub hooks: Vec<String>,
     /// Which of them are programs on the host.
     pub programs: Vec<String>,
+}
+
+/// What is on the node of the handler `drover`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HandlerFacts {
+    /// Whether what it runs is a program on the host.
+    pub is_program: bool,
+    /// The gate, for its containers.
+    pub gate: GateFacts,
 }
 
 /// The part of containerd's CRI configuration that decides (verbose CRI status, key `config`; `internal/cri/config/config.go`).
@@ -79,24 +92,42 @@ struct Containerd {
 struct Handler {
     #[serde(default)]
     base_runtime_spec: String,
+    /// Whatever the runtime's shim takes; null where nothing is set.
+    #[serde(default)]
+    options: Option<BTreeMap<String, serde_json::Value>>,
+}
+
+impl Handler {
+    fn base_spec(&self) -> Option<&str> {
+        Some(self.base_runtime_spec.as_str()).filter(|path| !path.is_empty())
+    }
 }
 
 impl RuntimeConfiguration {
     /// The base spec of the default runtime, none where containerd generates it.
     #[must_use]
     pub fn base_spec(&self) -> Option<&str> {
-        let handler = self.containerd.runtimes.get(&self.containerd.default_runtime_name)?;
-        Some(handler.base_runtime_spec.as_str()).filter(|path| !path.is_empty())
+        self.containerd.runtimes.get(&self.containerd.default_runtime_name)?.base_spec()
+    }
+
+    /// The base spec of the handler `drover`, none where there is no such handler or containerd generates it.
+    #[must_use]
+    pub fn handlers_base_spec(&self) -> Option<&str> {
+        self.containerd.runtimes.get(RUNTIME_CLASS)?.base_spec()
+    }
+
+    /// What the handler `drover` runs (`BinaryName`): none where there is no such handler, empty where it runs what containerd chooses.
+    #[must_use]
+    pub fn handlers_program(&self) -> Option<&str> {
+        let options = self.containerd.runtimes.get(RUNTIME_CLASS)?.options.as_ref();
+        Some(options.and_then(|options| options.get("BinaryName")?.as_str()).unwrap_or_default())
     }
 }
 
 /// The node's profile, but for addresses, conditions and time, which are the agent's.
 #[must_use]
 pub fn profile(facts: NodeFacts) -> NodeProfileStatus {
-    let lanes = vec![
-        lane(IMAGE, image_lane(&facts)),
-        lane(RUNTIME, Err("this version of Drover has no runtime lane yet; the image lane needs containerd 2.1 to 2.3".to_owned())),
-    ];
+    let lanes = vec![lane(IMAGE, image_lane(&facts)), lane(RUNTIME, runtime_lane(&facts))];
     let gate =
         gate(&facts).map_or_else(|message| GateStatus { installed: false, message }, |()| GateStatus { installed: true, message: String::new() });
     NodeProfileStatus {
@@ -120,19 +151,12 @@ fn lane(name: &str, found: Result<(), String>) -> LaneStatus {
 
 /// Whether containerd restores in CRI CreateContainer: from 2.1 on, by an opt-in from 2.2.7 and 2.3.4 on, no more from 2.4 on (FACTS.md 2.1).
 fn image_lane(facts: &NodeFacts) -> Result<(), String> {
-    if facts.runtime.is_empty() {
-        return Err("the runtime does not answer on its CRI socket".to_owned());
-    }
-    if facts.runtime != "containerd" {
-        return Err(format!("this version of Drover freezes pods through containerd only; the node runs {}", facts.runtime));
-    }
-    let found = &facts.runtime_version;
-    let version = Version::parse(found).ok_or_else(|| format!("containerd's version {found:?} cannot be read"))?;
+    let (found, version) = (&facts.runtime_version, containerd_version(facts)?);
     if version < Version(2, 1, 0) {
         return Err(format!("containerd {found} cannot restore; upgrade it to 2.3 (2.3 is maintained until 2028)"));
     }
     if version >= Version(2, 4, 0) {
-        return Err(format!("containerd {found} restores no more (removed in 2.4); install 2.3 on this node"));
+        return Err(format!("containerd {found} restores no more (removed in 2.4); use the runtime lane (drover node setup) or install 2.3"));
     }
     let opt_in = version >= Version(2, 3, 4) || (version >= Version(2, 2, 7) && version < Version(2, 3, 0));
     let configuration = facts.configuration.as_ref();
@@ -145,9 +169,46 @@ fn image_lane(facts: &NodeFacts) -> Result<(), String> {
     if configuration.and_then(|set| set.enable_criu) == Some(false) {
         return Err("containerd has enable_criu = false; set it to true and restart containerd".to_owned());
     }
-    match Version::parse(&facts.criu.version) {
+    new_enough(&facts.criu)
+}
+
+/// Whether the handler `drover` restores: containerd only has to start it, so any version will do that knows base specs and shims of today.
+fn runtime_lane(facts: &NodeFacts) -> Result<(), String> {
+    if containerd_version(facts)? < Version(1, 7, 0) {
+        return Err(format!("containerd {} is too old; upgrade it to 1.7 or newer", facts.runtime_version));
+    }
+    let Some(configuration) = &facts.configuration else {
+        return Err(format!(
+            "the runtime does not tell its configuration, so nobody knows whether it has the handler {RUNTIME_CLASS}; if it has not, {SETUP}"
+        ));
+    };
+    let Some(program) = configuration.handlers_program() else {
+        return Err(format!("containerd has no runtime handler {RUNTIME_CLASS}; {SETUP}"));
+    };
+    if program.rsplit('/').next() != Some("drover-runc") {
+        return Err(format!("the handler {RUNTIME_CLASS} has BinaryName {program:?}, which is not drover-runc; {SETUP}"));
+    }
+    if !facts.handler.is_program {
+        return Err(format!("the handler {RUNTIME_CLASS} runs {program}, which is no program on the node; {SETUP}"));
+    }
+    gated_by(&format!("the handler {RUNTIME_CLASS}"), configuration.handlers_base_spec(), &facts.handler.gate)?;
+    new_enough(&facts.criu)
+}
+
+fn containerd_version(facts: &NodeFacts) -> Result<Version, String> {
+    if facts.runtime.is_empty() {
+        return Err("the runtime does not answer on its CRI socket".to_owned());
+    }
+    if facts.runtime != "containerd" {
+        return Err(format!("this version of Drover freezes pods through containerd only; the node runs {}", facts.runtime));
+    }
+    Version::parse(&facts.runtime_version).ok_or_else(|| format!("containerd's version {:?} cannot be read", facts.runtime_version))
+}
+
+fn new_enough(criu: &CriuStatus) -> Result<(), String> {
+    match Version::parse(&criu.version) {
         None => Err("CRIU is not installed on the node, or the agent cannot run it there".to_owned()),
-        Some(criu) if criu < OLDEST_CRIU => Err(format!("CRIU {} is too old; 3.16 or newer is needed", facts.criu.version)),
+        Some(version) if version < OLDEST_CRIU => Err(format!("CRIU {} is too old; 3.16 or newer is needed", criu.version)),
         Some(_) => Ok(()),
     }
 }
@@ -159,17 +220,21 @@ pub fn is_gated(facts: &NodeFacts) -> bool {
 }
 
 fn gate(facts: &NodeFacts) -> Result<(), String> {
-    const SETUP: &str = "run drover node setup --apply on it and restart containerd";
     let Some(configuration) = &facts.configuration else {
         return Err(format!("the runtime does not tell its configuration, so nobody knows whether it runs the gate; if it does not, {SETUP}"));
     };
-    let Some(spec) = configuration.base_spec() else {
-        return Err(format!("the default runtime has no base_runtime_spec; {SETUP}"));
+    gated_by("the default runtime", configuration.base_spec(), &facts.gate)
+}
+
+/// Whether a runtime's base spec names the gate, and that is a program.
+fn gated_by(runtime: &str, spec: Option<&str>, found: &GateFacts) -> Result<(), String> {
+    let Some(spec) = spec else {
+        return Err(format!("{runtime} has no base_runtime_spec; {SETUP}"));
     };
-    let Some(hook) = facts.gate.hooks.iter().find(|path| path.rsplit('/').next() == Some("drover-gate")) else {
+    let Some(hook) = found.hooks.iter().find(|path| path.rsplit('/').next() == Some("drover-gate")) else {
         return Err(format!("{spec} names no drover-gate as createRuntime hook; {SETUP}"));
     };
-    if facts.gate.programs.contains(hook) {
+    if found.programs.contains(hook) {
         Ok(())
     } else {
         Err(format!("{spec} names {hook}, which is no program on the node: no container can start; {SETUP}"))
@@ -232,6 +297,41 @@ mod tests {
         assert!(image_lane(&without).is_err_and(|message| message.contains("not installed")));
         let old = NodeFacts { criu: CriuStatus { version: "3.15".to_owned(), ..CriuStatus::default() }, ..facts("2.3.3", None) };
         assert!(image_lane(&old).is_err_and(|message| message.contains("too old")));
+    }
+
+    #[test]
+    fn the_runtime_lane_needs_its_handler_whole() {
+        let path = "/usr/local/lib/drover/drover-gate".to_owned();
+        let gate = GateFacts { hooks: vec![path.clone()], programs: vec![path] };
+        let with = |version: &str, handler: serde_json::Value| {
+            let json = serde_json::json!({"containerd": {"defaultRuntimeName": "runc", "runtimes": {"runc": {"options": null}, "drover": handler}}});
+            let configuration = serde_json::from_value(json).unwrap();
+            let handler = HandlerFacts { is_program: true, gate: gate.clone() };
+            NodeFacts { configuration: Some(configuration), handler, ..facts(version, None) }
+        };
+        let options = serde_json::json!({"BinaryName": "/usr/local/lib/drover/drover-runc", "SystemdCgroup": true});
+        let whole = |version| with(version, serde_json::json!({"baseRuntimeSpec": "/etc/b.json", "options": options}));
+        for version in ["1.7.0", "v2.0.5", "2.3.4", "v2.4.2", "3.0.0"] {
+            assert_eq!(runtime_lane(&whole(version)), Ok(()), "{version}");
+        }
+        let shown = profile(whole("2.4.2"));
+        assert_eq!(shown.lanes.iter().map(|lane| (lane.name.as_str(), lane.available)).collect::<Vec<_>>(), [(IMAGE, false), (RUNTIME, true)]);
+        assert!(shown.lanes[0].message.contains("use the runtime lane"), "{}", shown.lanes[0].message);
+        let cases = [
+            (whole("1.6.30"), "too old"),
+            (NodeFacts { runtime: "cri-o".to_owned(), ..whole("1.35.0") }, "containerd only"),
+            (NodeFacts { configuration: None, ..whole("2.4.2") }, "does not tell its configuration"),
+            (facts("2.4.2", None), "no runtime handler drover; run drover node setup --apply"),
+            (with("2.4.2", serde_json::json!({"baseRuntimeSpec": "/etc/b.json"})), "is not drover-runc"),
+            (with("2.4.2", serde_json::json!({"baseRuntimeSpec": "/etc/b.json", "options": {"BinaryName": "/usr/bin/runc"}})), "is not drover-runc"),
+            (with("2.4.2", serde_json::json!({"options": options})), "the handler drover has no base_runtime_spec"),
+            (NodeFacts { handler: HandlerFacts { is_program: false, gate: gate.clone() }, ..whole("2.4.2") }, "which is no program on the node"),
+            (NodeFacts { handler: HandlerFacts { is_program: true, ..HandlerFacts::default() }, ..whole("2.4.2") }, "names no drover-gate"),
+            (NodeFacts { criu: CriuStatus::default(), ..whole("2.4.2") }, "CRIU is not installed"),
+        ];
+        for (found, words) in cases {
+            assert!(runtime_lane(&found).is_err_and(|message| message.contains(words)), "{words}: {:?}", runtime_lane(&found));
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{APPLY, CHECKPOINT, Outcome, READY, ROOTFS_DIFF, Record, Restore, missing, report, runc};
+use super::{APPLY, CHECKPOINT, Outcome, READY, ROOTFS_DIFF, Record, Restore, missing, report, runc, unreadable};
 use crate::{
     gate::{Rule, rule},
     markers::evidence::{LOG, work_of},
@@ -97,7 +97,7 @@ impl Restore<'_> {
     fn wait_for(&self, images: &Path) -> Result<bool, String> {
         let begin = Instant::now();
         loop {
-            let claims = self.markers.claims(&self.pod_uid).unwrap_or_default();
+            let claims = self.markers.claims(&self.pod_uid).map_err(|error| unreadable(self.places, &self.pod_uid, &error))?;
             if rule(&claims, &self.container) != Rule::Take {
                 return Ok(false);
             }

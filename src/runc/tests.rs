@@ -234,6 +234,15 @@ fn what_cannot_be_restored_is_refused_with_a_reason() {
 }
 
 #[test]
+fn markers_that_cannot_be_read_stop_everything_of_their_pod() {
+    let node = Node::new();
+    fs::create_dir_all(&node.places.gate_root).unwrap();
+    fs::write(node.places.gate_root.join(POD), "no folder").unwrap();
+    assert_eq!(node.create("id"), Outcome::Failed(1));
+    assert!(node.said()[0].contains("cannot be read"), "{:?}", node.said());
+}
+
+#[test]
 fn an_id_that_leads_elsewhere_names_no_file() {
     let node = Node::new();
     fs::create_dir_all(&node.places.records).unwrap();

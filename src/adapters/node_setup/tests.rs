@@ -15,7 +15,10 @@ fn node(config: Option<&str>) -> (tempfile::TempDir, SetupOptions) {
     }
     let gate = root.path().join("gate-source");
     fs::write(&gate, b"\x7fELF\xff").unwrap();
-    (root, SetupOptions { gate, oci_spec: SPEC.as_bytes().to_vec(), runtimes: vec!["runc".to_owned()], image_lane: true })
+    let runtime = root.path().join("runtime-source");
+    fs::write(&runtime, b"\x7fELF\xfe").unwrap();
+    let runtimes = vec!["runc".to_owned()];
+    (root, SetupOptions { gate, runtime: Some(runtime), oci_spec: SPEC.as_bytes().to_vec(), runtimes, image_lane: true })
 }
 
 fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -52,11 +55,46 @@ fn setting_up_twice_changes_nothing_and_removing_undoes_it() {
         let criu = fs::read_to_string(root.path().join("etc/criu/runc.conf")).unwrap();
         assert!(criu.contains("tcp-close\n") && !criu.contains("1073741824"), "the administrator's own limit stays: {criu}");
         apply(&uninstall(root.path()).unwrap());
-        assert!(root.path().join(&GATE[1..]).exists(), "containerd may still run with a spec that names the gate");
+        for program in [GATE, RUNTIME] {
+            assert!(root.path().join(&program[1..]).exists(), "containerd may still run with a configuration that names {program}");
+        }
         apply(&uninstall(root.path()).unwrap());
         assert_eq!(files(root.path()), before);
         assert_eq!(uninstall(root.path()).unwrap(), []);
     }
+}
+
+#[test]
+fn the_handler_goes_the_nodes_way_to_cgroups() {
+    const HANDLER_LINES: &str = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.drover]\nruntime_type = 'io.containerd.runc.v2'\n\
+        base_runtime_spec = '/etc/containerd/drover-base.json'\n\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.drover.options]\n\
+        BinaryName = '/usr/local/lib/drover/drover-runc'\n";
+    const IMPORTING: &str = "version = 3\nimports = ['/etc/containerd/conf.d/*.toml']\n";
+    for (setting, drop_in, expected) in [
+        ("[x]\n  SystemdCgroup = true # as the kubelet\n", "", true),
+        ("[x]\nSystemdCgroup = false\n# SystemdCgroup = true\n", "", false),
+        ("", "[x]\nSystemdCgroup=true\n", true),
+    ] {
+        let (root, options) = node(Some(&format!("{IMPORTING}{setting}")));
+        fs::create_dir_all(root.path().join("etc/containerd/conf.d")).unwrap();
+        fs::write(root.path().join("etc/containerd/conf.d/90-kubeadm.toml"), drop_in).unwrap();
+        apply(&install(root.path(), &options).unwrap());
+        assert_eq!(install(root.path(), &options).unwrap(), [], "{setting}");
+        let made = fs::read_to_string(root.path().join(&DROP_IN[1..])).unwrap();
+        assert!(made.contains(HANDLER_LINES), "{made}");
+        assert_eq!(made.ends_with("SystemdCgroup = true\n"), expected, "{setting}{drop_in}: {made}");
+        assert_eq!(fs::read(root.path().join(&RUNTIME[1..])).unwrap(), b"\x7fELF\xfe");
+    }
+}
+
+#[test]
+fn a_node_may_do_without_the_runtime() {
+    let (root, options) = node(None);
+    apply(&install(root.path(), &SetupOptions { runtime: None, ..options.clone() }).unwrap());
+    assert!(!root.path().join(&RUNTIME[1..]).exists());
+    assert!(!fs::read_to_string(root.path().join(&DROP_IN[1..])).unwrap().contains("runtimes.drover"));
+    let twice = SetupOptions { runtimes: vec!["drover".to_owned()], ..options };
+    assert!(matches!(install(root.path(), &twice), Err(SetupError::Runtime(_))), "its handler is Drover's own");
 }
 
 #[test]

@@ -20,7 +20,12 @@ impl DestinationAgent {
     /// Lets each container be restored once, by the gate. Where there is none, nobody would take the claims.
     pub(super) fn arm(&self, look: &Look, pod_uid: &str) -> PortResult<()> {
         for (container, _) in look.bases().filter(|_| look.gated()) {
-            self.parts.markers.arm(pod_uid, container, look.uid()).map_err(|e| disk("write a claim", &e))?;
+            let armed = if look.course.is_by_runtime() {
+                self.parts.markers.arm_for_runtime(pod_uid, container, look.uid())
+            } else {
+                self.parts.markers.arm(pod_uid, container, look.uid())
+            };
+            armed.map_err(|e| disk("write a claim", &e))?;
         }
         for container in look.init_containers().filter(|_| look.gated()) {
             self.parts.markers.admit(pod_uid, &container.name, look.uid()).map_err(|e| disk("write a claim", &e))?;

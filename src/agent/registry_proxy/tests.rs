@@ -22,7 +22,7 @@ use crate::{
     domain::ids::node_server_name,
     metrics::Metrics,
     ports::callers::Callers,
-    testing::{Ca, Leaf},
+    testing::{Ca, FakeNode, Leaf},
 };
 
 const GRANTED: &str = "/v2/drover/0123456789abcdef0123456789abcdef";
@@ -31,8 +31,13 @@ const OTHER: &str = "/v2/drover/ffffffffffffffffffffffffffffffff";
 const MOST: u64 = 1 << 20;
 
 /// One repository is granted to n1.
+/// What takes whatever comes.
+fn nobody() -> FakeNode {
+    FakeNode::new(crate::api::Migration::new("m", crate::api::MigrationSpec::default()))
+}
+
 fn grant(most_bytes: u64) -> Grant {
-    Grant { may_push: Arc::new(|repository, node| repository == &GRANTED[4..] && node == "n1"), most_bytes, layout: Arc::new(NodeLayout::new(Path::new("/nonexistent"), Path::new("/disk"))) }
+    Grant { may_push: Arc::new(|repository, node| repository == &GRANTED[4..] && node == "n1"), most_bytes, layout: Arc::new(nobody()) }
 }
 
 /// A registry that says what it was asked.

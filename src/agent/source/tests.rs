@@ -59,7 +59,7 @@ impl Course {
             node: "n1".into(),
             runtime: node(),
             kubelet: node(),
-            dump: Arc::new(node.clone()),
+            dump: node(),
             inside: node(),
             pusher: node(),
             api: node(),
