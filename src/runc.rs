@@ -42,6 +42,10 @@ pub const RESTORE_ROOT: &str = "/run/drover/restore";
 pub const CHECKPOINT: &str = "checkpoint";
 /// Below a container's folder: an OCI layer with what has changed in its root folder.
 pub const ROOTFS_DIFF: &str = "rootfs-diff.tar";
+/// Below a container's folder: its log so far, as the runtime writes logs.
+pub const LOG: &str = "container.log";
+/// Below a container's folder: the path of the folder to which the kubelet has the container's logs written, where that is known.
+pub const LOG_FOLDER: &str = "log-folder";
 /// Below a container's folder: the name of the checkpoint's image, written when all else is there.
 pub const READY: &str = "ready";
 

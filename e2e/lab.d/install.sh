@@ -2,6 +2,7 @@
 # Installs Drover on the lab (`e2e/lab install`) and removes it (`e2e/lab uninstall`). Running it again changes only what has changed: the
 # images' tags are made of their content, containerd is restarted only for a configuration that it has not read.
 #
+# LANE=runtime has pods move in the runtime lane where nothing else is asked for (image, as in values-lab.yaml).
 # PREBUILT=DIR takes drover, drover-gate and drover-runc from there instead of building them. PROFILE=release builds them as `make docker-build` does.
 set -euo pipefail
 shopt -s inherit_errexit # else a failure inside $(…) goes unnoticed
@@ -130,7 +131,7 @@ install() { # [--with kafka] [--without-gate] [HELM ARGUMENTS]
   say "installing the chart with $drover"
   "$LAB" helm upgrade --install "$RELEASE" "$ROOT/charts/drover" --namespace "$NAMESPACE" --create-namespace --take-ownership \
     --values "$ROOT/e2e/values-lab.yaml" "${values[@]}" --set "image.repository=${drover%:*},registry.image=$registry" --set-string "image.tag=${drover##*:}" \
-    "$@" >"$WORK/helm.log" 2>&1 || {
+    ${LANE:+--set "lane=$LANE"} "$@" >"$WORK/helm.log" 2>&1 || {
     cat "$WORK/helm.log" >&2
     die "helm could not install the chart"
   }

@@ -55,6 +55,7 @@ mod redis;
 mod refusals;
 mod registry_doors;
 mod rollbacks;
+mod runtime_lane;
 mod same_name;
 mod samples;
 mod services;

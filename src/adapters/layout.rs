@@ -5,7 +5,10 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::{OpenOptionsExt as _, symlink},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{OpenOptionsExt as _, symlink},
+    },
     path::{Component, Path, PathBuf},
 };
 
@@ -27,13 +30,11 @@ use crate::{
         BlobStream, PortError, PortResult,
         layout::{Copy, Incoming, Layout},
     },
-    runc::{CHECKPOINT, READY, RESTORE_ROOT, ROOTFS_DIFF},
+    runc::{CHECKPOINT, LOG, LOG_FOLDER, READY, RESTORE_ROOT, ROOTFS_DIFF},
 };
 
-/// The container's log so far, as the runtime writes logs.
-const LOG: &str = "container.log";
 /// Where a kubelet keeps pods' logs (`podLogsDir`).
-const LOGS: &str = "var/log/pods";
+const LOGS: &str = "/var/log/pods";
 /// Where images with pages wait in memory; the same file system as where they are laid out.
 const INCOMING: &str = "/run/drover/incoming";
 /// Extension of the file that has an image's digest.
@@ -164,7 +165,7 @@ impl NodeLayout {
     fn finish(&self, copy: &Copy) -> io::Result<()> {
         let folder = self.place(&copy.pod_uid, &copy.container)?;
         self.place_memory(copy, &folder)?;
-        self.place_log(copy, &folder.join(LOG))?;
+        self.name_log_folder(copy, &folder)?;
         if folder != self.folder(&copy.pod_uid, &copy.container)? {
             rustix::fs::syncfs(File::open(&folder)?)?;
         }
@@ -175,17 +176,14 @@ impl NodeLayout {
         Ok(())
     }
 
-    /// The kubelet makes the pod's folder with its sandbox; where it is elsewhere, the log is left out.
-    fn place_log(&self, copy: &Copy, log: &Path) -> io::Result<()> {
-        let pod = self.node.join(LOGS).join(format!("{}_{}", copy.pod, copy.pod_uid));
-        if !log.exists() || !pod.is_dir() {
-            return Ok(());
+    /// The kubelet makes the pod's folder with its sandbox; where it is elsewhere, the log is left out. It is not put in its place here: a kubelet that finds a
+    /// log of a container that it has not started yet takes that for a restart (`calcRestartCountByLogDir` in `pkg/kubelet/kuberuntime`).
+    fn name_log_folder(&self, copy: &Copy, folder: &Path) -> io::Result<()> {
+        let logs = Path::new(LOGS).join(format!("{}_{}", copy.pod, copy.pod_uid));
+        if self.on_node(&logs).is_dir() {
+            fs::write(folder.join(LOG_FOLDER), logs.join(&copy.container).as_os_str().as_bytes())?;
         }
-        let folder = pod.join(&copy.container);
-        fs::create_dir_all(&folder)?;
-        let mut to = File::options().write(true).create(true).truncate(true).mode(0o640).open(folder.join("0.log"))?;
-        io::copy(&mut File::open(log)?, &mut to)?;
-        fs::remove_file(log)
+        Ok(())
     }
 }
 

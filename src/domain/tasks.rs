@@ -98,7 +98,9 @@ pub fn trouble(pod: &Pod) -> Option<String> {
 
 fn container_trouble(status: &ContainerStatus) -> Option<String> {
     if status.restart_count > 0 {
-        return Some(format!("container {} was restarted {} times", status.name, status.restart_count));
+        let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref()).and_then(|ended| ended.message.as_deref());
+        let why = last.map(|message| format!(": {message}")).unwrap_or_default();
+        return Some(format!("container {} was restarted {} times{why}", status.name, status.restart_count));
     }
     let state = status.state.as_ref()?;
     if let Some(ended) = &state.terminated {

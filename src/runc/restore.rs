@@ -13,7 +13,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{APPLY, CHECKPOINT, Outcome, READY, ROOTFS_DIFF, Record, Restore, missing, report, runc, unreadable};
+use super::{APPLY, CHECKPOINT, LOG_FOLDER, Outcome, READY, ROOTFS_DIFF, Record, Restore, missing, report, runc, unreadable};
 use crate::{
     gate::{Rule, rule},
     markers::evidence::{LOG, work_of},
@@ -67,6 +67,9 @@ impl Restore<'_> {
             return Ok(Outcome::Pass);
         }
         self.apply_diff(&images.join(ROOTFS_DIFF), config.root.map_or_else(|| "rootfs".into(), |root| root.path))?;
+        if let Err(error) = replay_log(&images) {
+            eprintln!("drover: the log of {} so far is not shown: {error}", self.named());
+        }
         // Written before, since afterwards its failure would leave processes that run unknown; with its name only when they do.
         let pending = self.pending();
         self.write(&pending, &images).map_err(|error| format!("{} cannot be written: {error}", pending.display()))?;
@@ -174,6 +177,21 @@ impl Restore<'_> {
         let record = Record { pod: self.pod_uid.clone(), container: self.container.clone(), checkpoint };
         serde_json::to_writer(&file, &record).map_err(io::Error::other)
     }
+}
+
+/// Puts the log so far before what the container will write. The runtime has opened the new log by now, to append to it; it is the one with the highest
+/// number, which is how often the container was restarted.
+fn replay_log(images: &Path) -> io::Result<()> {
+    let folder = match fs::read_to_string(images.join(LOG_FOLDER)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    let logs = fs::read_dir(folder)?.flatten().filter_map(|entry| {
+        let number = entry.file_name().to_str()?.strip_suffix(".log")?.parse::<u32>().ok()?;
+        Some((number, entry.path()))
+    });
+    let Some((_, log)) = logs.max() else { return Ok(()) };
+    io::copy(&mut fs::File::open(images.join(super::LOG))?, &mut fs::OpenOptions::new().append(true).open(log)?).map(drop)
 }
 
 /// The last line of a log that names an error.

@@ -131,7 +131,16 @@ fn a_claimed_container_is_restored_and_its_start_does_nothing_until_it_is_delete
     node.markers.arm(POD, "c", "one").unwrap();
     let images = node.ready();
     fs::write(images.join(ROOTFS_DIFF), "a tar").unwrap();
+    let logs = node.bundle.join("logs");
+    fs::create_dir(&logs).unwrap();
+    fs::write(logs.join("0.log"), "of a try before\n").unwrap();
+    fs::write(logs.join("10.log"), "").unwrap();
+    fs::write(logs.join("9.log.gz"), "").unwrap();
+    fs::write(images.join(LOG), "so far\n").unwrap();
+    fs::write(images.join(LOG_FOLDER), logs.as_os_str().as_encoded_bytes()).unwrap();
     assert_eq!(node.create("id-1.x"), Outcome::Done);
+    assert_eq!(fs::read_to_string(logs.join("10.log")).unwrap(), "so far\n");
+    assert_eq!(fs::read_to_string(logs.join("0.log")).unwrap(), "of a try before\n");
     let (bundle, log) = (node.bundle.display().to_string(), node.log().display().to_string());
     let checkpoint = images.join(CHECKPOINT).display().to_string();
     let asked = ["--root", "/r", "--log", &log, "--log-format", "json", "restore", "--detach", "--no-subreaper", "--image-path", &checkpoint];
@@ -175,7 +184,7 @@ fn of_a_restore_that_fails_criu_has_the_last_word() {
     assert_eq!(node.create("id"), Outcome::Failed(7));
     let said = node.said();
     assert_eq!(said[0], "criu failed: type NOTIFY errno 0");
-    assert_eq!(said[1], format!("drover: container c of pod {POD} cannot be restored: CRIU says: (00.2) Error (x.c:2): no such file"));
+    assert_eq!(said[1], format!("drover: container c of pod {POD}: restore failed: CRIU says: (00.2) Error (x.c:2): no such file"));
     assert_eq!((said.len(), fs::read_dir(&node.places.records).unwrap().count()), (2, 0));
     let time = fs::read_to_string(node.log()).unwrap().lines().last().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     assert!(humantime::parse_rfc3339(time.unwrap()["time"].as_str().unwrap()).is_ok());

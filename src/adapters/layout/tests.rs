@@ -52,7 +52,7 @@ fn place(node: &Path) -> PathBuf {
 }
 
 #[tokio::test]
-async fn what_a_restore_needs_is_laid_out_and_the_log_is_in_its_place() {
+async fn what_a_restore_needs_is_laid_out_with_the_place_of_its_log() {
     let node = tempfile::tempdir().unwrap();
     let layout = NodeLayout::new(node.path(), Path::new("/var/lib/drover/restore"));
     let logs = node.path().join("var/log/pods").join(format!("shop_web_{POD}"));
@@ -66,8 +66,8 @@ async fn what_a_restore_needs_is_laid_out_and_the_log_is_in_its_place() {
     let read = |name: &str| fs::read_to_string(place.join(name)).unwrap();
     assert_eq!((read("checkpoint/pages-1.img"), read("rootfs-diff.tar")), ("memory".into(), "difference".into()));
     assert_eq!(read("ready"), "127.0.0.1:5785/drover/00:app");
-    assert!(!place.join("spec.dump").exists() && !place.join("container.log").exists());
-    assert_eq!(fs::read_to_string(logs.join("app/0.log")).unwrap(), "so far\n");
+    assert!(!place.join("spec.dump").exists() && !logs.join("app").exists());
+    assert_eq!((read("container.log"), read("log-folder")), ("so far\n".into(), format!("/var/log/pods/shop_web_{POD}/app")));
     assert_eq!(fs::metadata(&place).unwrap().permissions().mode() & 0o777, 0o700);
     assert_eq!(fs::metadata(place.join("checkpoint/pages-1.img")).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(layout.is_laid_out(POD, "app").await.unwrap());

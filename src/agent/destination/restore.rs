@@ -97,9 +97,10 @@ impl DestinationAgent {
 
     async fn judge(&self, look: &Look, tasks: &[Task]) -> PortResult<Finding> {
         let finding = judge(&look.course.containers, tasks);
-        if matches!(finding, Finding::Wrong(_) | Finding::Cold(_)) {
+        if matches!(finding, Finding::Cold(_)) {
             return Ok(finding);
         }
+        // Of what has failed the kubelet has the runtime's own words.
         let pod = self.parts.kubelet.pod(look.pod_uid()).await?;
         Ok(match pod.as_ref().and_then(trouble) {
             Some(message) => Finding::Wrong(message),
