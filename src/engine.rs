@@ -140,7 +140,8 @@ async fn observe(
         observed.fresh_repository = fresh_repository();
         if let Some(pod) = &observed.source {
             let facts = facts(migration, pod, cluster, now).await?;
-            observed.lane = preflight::lane::chosen(pod, &migration.spec.destination, &facts);
+            let wanted = preflight::lane::wanted(migration, cluster.default_lane(), pod, &facts.nodes);
+            observed.lane = preflight::lane::chosen(wanted, pod, &migration.spec.destination, &facts);
             observed.rooms = rooms(&facts.nodes);
             observed.blockers = preflight::examine(migration, pod, &facts);
             observed.blockers.extend(disruption::blocker(pod, &observed.budgets));
@@ -182,7 +183,7 @@ async fn facts(migration: &Migration, pod: &Pod, cluster: &dyn Cluster, now: Tim
     // Whoever is named on the pod may be another migration that has not ended. Nobody is on most pods, and then a list of all would tell nothing.
     let active_migrations = if preflight::names_another(pod, migration) { cluster.active_migrations().await? } else { vec![] };
     let nodes = cluster.nodes().await?;
-    let lane = preflight::lane::wanted(migration, cluster.default_lane(), pod, &nodes);
+    let lane = preflight::lane::wanted(migration, cluster.default_lane(), pod, &nodes).lane;
     Ok(Facts { nodes, active_migrations, grants, claims: Some(claims), lane, now })
 }
 

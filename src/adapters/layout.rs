@@ -4,7 +4,7 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Read},
     os::unix::{
         ffi::OsStrExt as _,
         fs::{OpenOptionsExt as _, symlink},
@@ -13,6 +13,8 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bytes::BytesMut;
+use flate2::read::GzDecoder;
 use futures::StreamExt as _;
 use tar::{Archive, EntryType};
 
@@ -33,6 +35,8 @@ use crate::{
     runc::{CHECKPOINT, LOG, LOG_FOLDER, READY, RESTORE_ROOT, ROOTFS_DIFF},
 };
 
+/// Bytes that are handed to the disk's thread at once.
+const CHUNK: usize = 512 << 10;
 /// Where a kubelet keeps pods' logs (`podLogsDir`).
 const LOGS: &str = "/var/log/pods";
 /// Where images with pages wait in memory; the same file system as where they are laid out.
@@ -155,7 +159,7 @@ impl NodeLayout {
         for entry in Archive::new(&mut hashed).entries()? {
             let mut entry = entry?;
             if let Some(name) = wanted(&entry.path()?, entry.header().entry_type())? {
-                io::copy(&mut entry, &mut create(&folder.join(name))?)?;
+                write_entry(&mut entry, &mut create(&folder.join(name))?)?;
             }
         }
         hashed.finish()
@@ -185,6 +189,18 @@ impl NodeLayout {
         }
         Ok(())
     }
+}
+
+/// What gzip begins with (RFC 1952, 2.3.1).
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+/// Writes an entry as it is, or unpacked: containerd compresses the difference that it puts into the kubelet's archive, whatever its name says.
+fn write_entry(entry: &mut impl Read, to: &mut File) -> io::Result<()> {
+    let mut begin = Vec::with_capacity(GZIP.len());
+    entry.take(GZIP.len() as u64).read_to_end(&mut begin)?;
+    let is_compressed = begin == GZIP;
+    let mut whole = io::Cursor::new(begin).chain(entry);
+    if is_compressed { io::copy(&mut GzDecoder::new(whole), to) } else { io::copy(&mut whole, to) }.map(drop)
 }
 
 /// A DNS label, as Kubernetes demands of containers' names.
@@ -230,7 +246,21 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
 async fn feed<T: Send + 'static>(mut stream: BlobStream, read: impl FnOnce(Received) -> io::Result<T> + Send + 'static) -> io::Result<T> {
     let (reader, sender) = Received::channel();
     let done = tokio::task::spawn_blocking(move || read(reader));
-    while let Some(chunk) = stream.next().await {
+    // A thread that is woken for each record of TLS takes longer than all else.
+    let mut gathered = BytesMut::with_capacity(CHUNK);
+    loop {
+        let chunk = match stream.next().await {
+            Some(Ok(chunk)) => {
+                gathered.extend_from_slice(&chunk);
+                if gathered.len() < CHUNK {
+                    continue;
+                }
+                Ok(gathered.split().freeze())
+            }
+            Some(Err(error)) => Err(error),
+            None if gathered.is_empty() => break,
+            None => Ok(gathered.split().freeze()),
+        };
         // It has failed, and says why.
         if sender.send(chunk).await.is_err() {
             break;

@@ -34,6 +34,7 @@ pub use status::*;
     printcolumn(name = "Replacement", type_ = "string", json_path = ".status.replacement.name", priority = 1),
     printcolumn(name = "Frozen-ms", type_ = "integer", json_path = ".status.frozenMillis"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Lane", type_ = "string", json_path = ".status.lane", priority = 1),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1)
 )]
 #[serde(rename_all = "camelCase")]
@@ -143,6 +144,16 @@ pub enum Lane {
     Image,
     /// drover-runc restores, in front of runc, under the RuntimeClass `drover`.
     Runtime,
+}
+
+impl std::fmt::Display for Lane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Image => "image",
+            Self::Runtime => "runtime",
+        })
+    }
 }
 
 /// What is done with a released migration that nobody can prove.

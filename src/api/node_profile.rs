@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
     doc = "What a node can do for a migration. Its name is the node's name; written by the agent of that node alone.",
     printcolumn(name = "Runtime", type_ = "string", json_path = ".status.runtimeVersion"),
     printcolumn(name = "CRIU", type_ = "string", json_path = ".status.criu.version"),
-    printcolumn(name = "Lanes", type_ = "string", json_path = ".status.lanes[?(@.available==true)].name"),
+    printcolumn(name = "Image-Lane", type_ = "boolean", json_path = ".status.lanes[?(@.name=='image')].available"),
+    printcolumn(name = "Runtime-Lane", type_ = "boolean", json_path = ".status.lanes[?(@.name=='runtime')].available"),
     printcolumn(name = "Gate", type_ = "boolean", json_path = ".status.gate.installed"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]

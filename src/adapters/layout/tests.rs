@@ -77,6 +77,21 @@ async fn what_a_restore_needs_is_laid_out_with_the_place_of_its_log() {
     assert!(layout.pods().await.unwrap().is_empty());
 }
 
+#[test]
+fn the_difference_is_unpacked_where_it_is_compressed() {
+    let mut gzip = flate2::read::GzEncoder::new(&b"a tar"[..], flate2::Compression::fast());
+    let mut compressed = vec![];
+    gzip.read_to_end(&mut compressed).unwrap();
+    for content in [compressed, b"a tar".to_vec()] {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        write_entry(&mut content.as_slice(), &mut file.reopen().unwrap()).unwrap();
+        assert_eq!(fs::read_to_string(file.path()).unwrap(), "a tar");
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    write_entry(&mut &b"\x1f"[..], &mut file.reopen().unwrap()).unwrap();
+    assert_eq!(fs::read(file.path()).unwrap(), b"\x1f");
+}
+
 #[tokio::test]
 async fn what_memory_has_no_room_for_lies_on_disk() {
     let node = tempfile::tempdir().unwrap();

@@ -173,8 +173,12 @@ impl Course<'_> {
             status.blockers = blockers.iter().map(ToString::to_string).collect();
             return self.refuse(status, &Blocker::join(&blockers));
         }
+        status.lane = Some(self.observed.lane.lane).filter(|lane| *lane != Lane::Auto);
         if self.migration.spec.check_only {
             "preflight found no blocker; nothing was touched".clone_into(&mut status.message);
+            if let Some(lane) = status.lane {
+                status.message = format!("{}; lane {lane}: {}", status.message, self.observed.lane.reason);
+            }
             if !status.warnings.is_empty() {
                 status.message = format!("{}; after a move: {}", status.message, status.warnings.join("; "));
             }
@@ -198,7 +202,6 @@ impl Course<'_> {
         } else {
             status.replacement = Some(waiting);
         }
-        status.lane = Some(self.observed.lane).filter(|lane| *lane != Lane::Auto);
         status.enter(Phase::Preparing, self.now);
         Step::write(status)
     }

@@ -11,12 +11,12 @@ use kube::ResourceExt as _;
 use crate::{
     api::{
         Attestation, AttestationStatus, Migration, MigrationStatus,
-        migration::{ContainerCheckpoint, Lane, OwnerStatus, ReplacementStatus, RunningContainer, SourceStatus},
+        migration::{ContainerCheckpoint, OwnerStatus, ReplacementStatus, RunningContainer, SourceStatus},
     },
     domain::{
         containers, init_container, keys, owner,
         permits::Permit,
-        preflight::{Blocker, base_image},
+        preflight::{Blocker, base_image, lane::Choice},
         registry_event::RegistryEvent,
         room::Room,
     },
@@ -52,7 +52,7 @@ pub struct Observed {
     /// A repository name that nobody can guess, drawn for this look; used when the migration needs one.
     pub fresh_repository: String,
     /// The lane that the migration takes; chosen in the preflight, and left at auto where nothing is to be chosen.
-    pub lane: Lane,
+    pub lane: Choice,
     /// The replacement's name.
     pub replacement_name: String,
     /// The labels that the source's ReplicaSet or Job selects by; looked for before the preflight only.

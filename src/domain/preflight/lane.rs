@@ -11,38 +11,57 @@ use crate::{
     domain::lanes,
 };
 
+/// A lane, and why it is that one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// The lane; [`Lane::Auto`] where both are possible.
+    pub lane: Lane,
+    /// Why, in words for a person.
+    pub reason: &'static str,
+}
+
 /// The lane that is asked of the nodes: the migration's, where it leaves that open the installation's, and where that does too, the only one that pod and
 /// source node leave. [`Lane::Auto`] where both are possible.
 #[must_use]
-pub fn wanted(migration: &Migration, default: Lane, pod: &Pod, nodes: &[NodeView]) -> Lane {
-    let asked = Some(migration.spec.lane).filter(|lane| *lane != Lane::Auto).unwrap_or(default);
-    let fixed = migration.status.as_ref().and_then(|status| status.lane).unwrap_or(asked);
-    if fixed != Lane::Auto {
-        return fixed;
-    }
+pub fn wanted(migration: &Migration, default: Lane, pod: &Pod, nodes: &[NodeView]) -> Choice {
+    let status = migration.status.as_ref().and_then(|status| status.lane).unwrap_or_default();
     let spec = pod.spec.as_ref();
-    // Only a node with that handler can make its sandbox.
-    if spec.and_then(|spec| spec.runtime_class_name.as_deref()) == Some(lanes::RUNTIME_CLASS) {
-        return Lane::Runtime;
-    }
     let source = spec.and_then(|spec| spec.node_name.as_deref());
     let can = nodes.iter().find(|node| Some(node.name.as_str()) == source).and_then(|node| node.profile.as_ref());
-    if can.is_some_and(|profile| has(profile, lanes::RUNTIME)) { Lane::Auto } else { Lane::Image }
+    let in_class = spec.and_then(|spec| spec.runtime_class_name.as_deref()) == Some(lanes::RUNTIME_CLASS);
+    let choice = |lane, reason| Choice { lane, reason };
+    match (status, migration.spec.lane, default) {
+        (lane @ (Lane::Image | Lane::Runtime), _, _) => choice(lane, "it is fixed"),
+        (_, lane @ (Lane::Image | Lane::Runtime), _) => choice(lane, "spec.lane asks for it"),
+        (_, _, lane @ (Lane::Image | Lane::Runtime)) => choice(lane, "it is this installation's (the chart's value lane)"),
+        // Only a node with that handler can make its sandbox.
+        _ if in_class => choice(Lane::Runtime, "the pod has the RuntimeClass drover"),
+        _ if can.is_some_and(|profile| has(profile, lanes::RUNTIME)) => Choice::default(),
+        _ => choice(Lane::Image, "the pod's node has not the runtime lane"),
+    }
 }
 
 /// What `auto` comes to: the runtime lane where every node that can take the pod has it, or none has the other one, so that the choice takes no node away from
 /// the scheduler. Anything else than auto stays as it is.
 #[must_use]
-pub fn chosen(pod: &Pod, destination: &Destination, facts: &Facts) -> Lane {
-    if facts.lane != Lane::Auto {
-        return facts.lane;
+pub fn chosen(wanted: Choice, pod: &Pod, destination: &Destination, facts: &Facts) -> Choice {
+    if wanted.lane != Lane::Auto {
+        return wanted;
     }
     let source = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default();
     let able = capable_nodes(source, destination, facts);
     let profiles: Vec<_> = facts.nodes.iter().filter(|node| able.contains(&node.name)).filter_map(|node| node.profile.as_ref()).collect();
     let all = |lane| profiles.iter().all(|profile| has(profile, lane));
     let any = |lane| profiles.iter().any(|profile| has(profile, lane));
-    if any(lanes::RUNTIME) && (all(lanes::RUNTIME) || !any(lanes::IMAGE)) { Lane::Runtime } else { Lane::Image }
+    if !any(lanes::RUNTIME) {
+        Choice { lane: Lane::Image, reason: "no node that can take the pod has the runtime lane" }
+    } else if all(lanes::RUNTIME) {
+        Choice { lane: Lane::Runtime, reason: "every node that can take the pod has it" }
+    } else if any(lanes::IMAGE) {
+        Choice { lane: Lane::Image, reason: "not every node that can take the pod has the runtime lane" }
+    } else {
+        Choice { lane: Lane::Runtime, reason: "no node that can take the pod has the image lane" }
+    }
 }
 
 /// Why a node cannot restore by a lane; none where it can.
@@ -87,8 +106,11 @@ mod tests {
     /// The lane of a migration that leaves it open.
     fn auto(class: Option<&str>, nodes: Vec<NodeView>) -> Lane {
         let (migration, pod) = (Migration::new("m", MigrationSpec::default()), pod(class));
-        let lane = wanted(&migration, Lane::Auto, &pod, &nodes);
-        chosen(&pod, &Destination::default(), &Facts { nodes, lane, now: jiff::Timestamp::from_second(1).unwrap(), ..Facts::default() })
+        let wanted = wanted(&migration, Lane::Auto, &pod, &nodes);
+        let facts = Facts { nodes, lane: wanted.lane, now: jiff::Timestamp::from_second(1).unwrap(), ..Facts::default() };
+        let choice = chosen(wanted, &pod, &Destination::default(), &facts);
+        assert!(!choice.reason.is_empty());
+        choice.lane
     }
 
     #[test]
@@ -116,11 +138,11 @@ mod tests {
     #[test]
     fn what_was_fixed_stays() {
         let mut migration = Migration::new("m", MigrationSpec { lane: Lane::Runtime, ..MigrationSpec::default() });
-        assert_eq!(wanted(&migration, Lane::Auto, &pod(None), &[]), Lane::Runtime);
+        assert_eq!(wanted(&migration, Lane::Auto, &pod(None), &[]).lane, Lane::Runtime);
         migration.status = Some(crate::api::MigrationStatus { lane: Some(Lane::Image), ..Default::default() });
-        assert_eq!(wanted(&migration, Lane::Auto, &pod(None), &[]), Lane::Image);
+        assert_eq!(wanted(&migration, Lane::Auto, &pod(None), &[]).lane, Lane::Image);
         let open = Migration::new("m", MigrationSpec::default());
-        assert_eq!(wanted(&open, Lane::Runtime, &pod(None), &[]), Lane::Runtime);
+        assert_eq!(wanted(&open, Lane::Runtime, &pod(None), &[]).lane, Lane::Runtime);
     }
 
     #[test]
