@@ -24,6 +24,7 @@ mod contract;
 mod support;
 
 mod claims;
+mod containerd_2_4;
 mod crash;
 mod crd_rules;
 mod disruptions;

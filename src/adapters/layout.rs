@@ -159,7 +159,9 @@ impl NodeLayout {
         for entry in Archive::new(&mut hashed).entries()? {
             let mut entry = entry?;
             if let Some(name) = wanted(&entry.path()?, entry.header().entry_type())? {
-                write_entry(&mut entry, &mut create(&folder.join(name))?)?;
+                let mut to = create(&folder.join(&name))?;
+                // CRIU compresses some of its images as well, and wants them so.
+                if name == Path::new(ROOTFS_DIFF) { write_unpacked(&mut entry, &mut to)? } else { io::copy(&mut entry, &mut to).map(drop)? }
             }
         }
         hashed.finish()
@@ -195,7 +197,7 @@ impl NodeLayout {
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// Writes an entry as it is, or unpacked: containerd compresses the difference that it puts into the kubelet's archive, whatever its name says.
-fn write_entry(entry: &mut impl Read, to: &mut File) -> io::Result<()> {
+fn write_unpacked(entry: &mut impl Read, to: &mut File) -> io::Result<()> {
     let mut begin = Vec::with_capacity(GZIP.len());
     entry.take(GZIP.len() as u64).read_to_end(&mut begin)?;
     let is_compressed = begin == GZIP;

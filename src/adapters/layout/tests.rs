@@ -41,6 +41,7 @@ fn whole() -> Vec<u8> {
     archive(&[
         ("checkpoint/", EntryType::Directory, ""),
         ("./checkpoint/pages-1.img", EntryType::Regular, "memory"),
+        ("checkpoint/tmpfs-dev-7.tar.gz.img", EntryType::Regular, "\u{1f}\u{8b} compressed by CRIU"),
         ("rootfs-diff.tar", EntryType::Regular, "difference"),
         ("container.log", EntryType::Regular, "so far\n"),
         ("spec.dump", EntryType::Regular, "{}"),
@@ -65,6 +66,7 @@ async fn what_a_restore_needs_is_laid_out_with_the_place_of_its_log() {
     let place = place(node.path());
     let read = |name: &str| fs::read_to_string(place.join(name)).unwrap();
     assert_eq!((read("checkpoint/pages-1.img"), read("rootfs-diff.tar")), ("memory".into(), "difference".into()));
+    assert_eq!(read("checkpoint/tmpfs-dev-7.tar.gz.img"), "\u{1f}\u{8b} compressed by CRIU");
     assert_eq!(read("ready"), "127.0.0.1:5785/drover/00:app");
     assert!(!place.join("spec.dump").exists() && !logs.join("app").exists());
     assert_eq!((read("container.log"), read("log-folder")), ("so far\n".into(), format!("/var/log/pods/shop_web_{POD}/app")));
@@ -84,11 +86,11 @@ fn the_difference_is_unpacked_where_it_is_compressed() {
     gzip.read_to_end(&mut compressed).unwrap();
     for content in [compressed, b"a tar".to_vec()] {
         let file = tempfile::NamedTempFile::new().unwrap();
-        write_entry(&mut content.as_slice(), &mut file.reopen().unwrap()).unwrap();
+        write_unpacked(&mut content.as_slice(), &mut file.reopen().unwrap()).unwrap();
         assert_eq!(fs::read_to_string(file.path()).unwrap(), "a tar");
     }
     let file = tempfile::NamedTempFile::new().unwrap();
-    write_entry(&mut &b"\x1f"[..], &mut file.reopen().unwrap()).unwrap();
+    write_unpacked(&mut &b"\x1f"[..], &mut file.reopen().unwrap()).unwrap();
     assert_eq!(fs::read(file.path()).unwrap(), b"\x1f");
 }
 
