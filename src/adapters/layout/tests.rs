@@ -7,7 +7,7 @@ use super::*;
 
 const POD: &str = "6f1c22aa-0000-4000-8000-000000000000";
 
-fn archive(entries: &[(&str, EntryType, &str)]) -> Vec<u8> {
+fn archive(entries: &[(&str, EntryType, &[u8])]) -> Vec<u8> {
     let mut tar = Builder::new(Vec::new());
     for (name, kind, content) in entries {
         let mut header = Header::new_gnu();
@@ -17,7 +17,7 @@ fn archive(entries: &[(&str, EntryType, &str)]) -> Vec<u8> {
         header.set_mode(0o644);
         header.set_size(content.len() as u64);
         header.set_cksum();
-        tar.append(&header, content.as_bytes()).unwrap();
+        tar.append(&header, *content).unwrap();
     }
     tar.into_inner().unwrap()
 }
@@ -39,12 +39,12 @@ async fn lay_out_as(layout: &NodeLayout, tar: Vec<u8>, bytes: u64, digest: &Dige
 
 fn whole() -> Vec<u8> {
     archive(&[
-        ("checkpoint/", EntryType::Directory, ""),
-        ("./checkpoint/pages-1.img", EntryType::Regular, "memory"),
-        ("checkpoint/tmpfs-dev-7.tar.gz.img", EntryType::Regular, "\u{1f}\u{8b} compressed by CRIU"),
-        ("rootfs-diff.tar", EntryType::Regular, "difference"),
-        ("container.log", EntryType::Regular, "so far\n"),
-        ("spec.dump", EntryType::Regular, "{}"),
+        ("checkpoint/", EntryType::Directory, b""),
+        ("./checkpoint/pages-1.img", EntryType::Regular, b"memory"),
+        ("checkpoint/tmpfs-dev-7.tar.gz.img", EntryType::Regular, b"\x1f\x8b compressed by CRIU"),
+        ("rootfs-diff.tar", EntryType::Regular, b"difference"),
+        ("container.log", EntryType::Regular, b"so far\n"),
+        ("spec.dump", EntryType::Regular, b"{}"),
     ])
 }
 
@@ -66,7 +66,7 @@ async fn what_a_restore_needs_is_laid_out_with_the_place_of_its_log() {
     let place = place(node.path());
     let read = |name: &str| fs::read_to_string(place.join(name)).unwrap();
     assert_eq!((read("checkpoint/pages-1.img"), read("rootfs-diff.tar")), ("memory".into(), "difference".into()));
-    assert_eq!(read("checkpoint/tmpfs-dev-7.tar.gz.img"), "\u{1f}\u{8b} compressed by CRIU");
+    assert_eq!(fs::read(place.join("checkpoint/tmpfs-dev-7.tar.gz.img")).unwrap(), b"\x1f\x8b compressed by CRIU");
     assert_eq!(read("ready"), "127.0.0.1:5785/drover/00:app");
     assert!(!place.join("spec.dump").exists() && !logs.join("app").exists());
     assert_eq!((read("container.log"), read("log-folder")), ("so far\n".into(), format!("/var/log/pods/shop_web_{POD}/app")));
@@ -127,7 +127,7 @@ async fn a_hostile_archive_is_refused() {
     ] {
         let node = tempfile::tempdir().unwrap();
         let layout = NodeLayout::new(node.path(), Path::new("/disk"));
-        let error = lay_out(&layout, archive(&[(name, kind, "")]), 1).await.unwrap_err();
+        let error = lay_out(&layout, archive(&[(name, kind, b"")]), 1).await.unwrap_err();
         assert!(error.kind == crate::ports::Failure::Permanent && error.message.contains(name), "{error}");
         assert!(!layout.is_laid_out(POD, "app").await.unwrap());
     }
