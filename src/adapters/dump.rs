@@ -74,7 +74,8 @@ impl NodeDump {
     fn explained(&self, error: PortError, work: &Path) -> PortError {
         let log = fs::read(self.on_node(work).join("dump.log")).unwrap_or_default();
         match criu::cause(&String::from_utf8_lossy(&log)) {
-            Some(cause) => PortError { message: format!("{}: {cause}", error.message), ..error },
+            // What CRIU refuses it refuses again.
+            Some(cause) => PortError::permanent(format!("{cause}{}", criu::remedy(&cause))),
             None => error,
         }
     }

@@ -80,8 +80,9 @@ fn node_script(migration: &Migration, namespace: &str, sizes: &[u64], node: &str
     let pod = status.source.as_ref().map(|s| s.name.clone()).unwrap_or_default();
     let mut script = String::from("cd /var/lib/drover; ");
     for pod in pods {
-        script += &format!("find gate/{pod} 2>/dev/null; ");
+        script += &format!("find gate/{pod} /run/drover/restore/{pod} restore/{pod} 2>/dev/null; ");
     }
+    script += &format!("find /run/drover/dump/{uid} dump/{uid} 2>/dev/null; ");
     script += &format!("find journals -name '{uid}*' 2>/dev/null; ");
     script += &format!("find /var/lib/kubelet/checkpoints -name 'checkpoint-{pod}_{namespace}-*' -o -name 'volumes-{uid}.tar' 2>/dev/null; ");
     // What lay there before is no checkpoint of this migration: a layer of a base image may be of the same size.
@@ -91,6 +92,7 @@ fn node_script(migration: &Migration, namespace: &str, sizes: &[u64], node: &str
     }
     if let Some(destination) = status.destination.filter(|d| !d.repository.is_empty()) {
         let repository = destination.repository;
+        script += &format!("find /run/{repository} 2>/dev/null; ").replace("/run/drover/", "/run/drover/incoming/");
         script += &format!("ctr -n k8s.io images ls -q 2>/dev/null | grep -F '{repository}'; ");
         let folder = format!("registry/docker/registry/v2/repositories/{repository}");
         // Where the pod was restored the tags stay, naming the base images, so that a restart can pull.

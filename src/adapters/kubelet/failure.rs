@@ -55,7 +55,7 @@ pub(super) fn refused(status: StatusCode, body: &str, logged: Option<String>) ->
 
 fn checkpoint_failed(status: StatusCode, excerpt: &str, body: &str, logged: Option<String>) -> PortError {
     let cause = logged.or_else(|| criu_line(body)).unwrap_or_else(|| excerpt.to_owned());
-    let remedy = remedy(&format!("{body} {cause}"));
+    let remedy = criu::remedy(&format!("{body} {cause}"));
     let message = format!("the kubelet answered {}: {cause}{remedy}", status.as_u16());
     // What CRIU refuses it refuses again; anything else of a 5xx may pass.
     let kind = if remedy.is_empty() && status.is_server_error() { Failure::Transient } else { Failure::Permanent };
@@ -68,26 +68,6 @@ fn criu_line(text: &str) -> Option<String> {
     let text = text.replace("\\n", "\n");
     let last_with = |sign: &str| text.lines().rev().find_map(|line| line.find(sign).map(|at| line[at..].trim().chars().take(EXCERPT).collect()));
     last_with("Error (").or_else(|| last_with("criu failed"))
-}
-
-fn remedy(text: &str) -> &'static str {
-    const REMEDIES: [(&str, &str); 10] = [
-        ("criu support is disabled", "; set enable_criu = true in containerd's CRI configuration"),
-        ("criu binary not found", "; install CRIU on the node (drover check names the version)"),
-        ("Unimplemented", "; this runtime has no checkpoint: containerd 2.0 or CRI-O with enable_criu_support is needed"),
-        ("unimplemented", "; this runtime has no checkpoint: containerd 2.0 or CRI-O with enable_criu_support is needed"),
-        ("tcp-established", "; add tcp-close to /etc/criu/runc.conf on both nodes (drover node setup does it)"),
-        ("file-locks", "; add file-locks to /etc/criu/runc.conf on both nodes (drover node setup does it)"),
-        ("io_uring", "; the program uses io_uring, which CRIU cannot checkpoint: run it with seccompProfile RuntimeDefault or switch io_uring off"),
-        // The kernel (6.7 and later) passes no io_uring on to CRIU; its log does not say what it was.
-        (
-            "send_fds failed (-22)",
-            "; the program holds a file that the kernel does not hand on, as io_uring, which CRIU cannot checkpoint: run it with seccompProfile RuntimeDefault or switch io_uring off",
-        ),
-        ("ghost-limit", "; raise ghost-limit in /etc/criu/runc.conf on both nodes"),
-        ("Can't get rlimit", "; CRIU needs CAP_SYS_RESOURCE on this node to checkpoint a container that does not run as root"),
-    ];
-    REMEDIES.iter().find(|(sign, _)| text.contains(sign)).map_or("", |(_, remedy)| remedy)
 }
 
 /// CRIU's own cause, where the error names a log that this node still has (`log file: /…/dump.log`).

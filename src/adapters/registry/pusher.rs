@@ -204,10 +204,10 @@ impl AgentPusher {
         for file in memory_files(dump).map_err(|error| unreadable_dump(&error))? {
             let path = dump.join(CHECKPOINT).join(&file);
             let policy = ExponentialBuilder::default().with_min_delay(self.first_pause).with_max_times(ATTEMPTS - 1);
-            let once = || send_memory(&registry, &target.repository, container, &file, &path);
-            let one = once.retry(policy).when(|error| error.kind == Failure::Transient);
-            let one = one.notify(|error, pause| tracing::warn!(%error, ?pause, file, "the memory is sent again")).await;
-            sent.push(one.map_err(|error| error.context(&format!("the memory of container {container}")))?);
+            let send = || send_memory(&registry, &target.repository, container, &file, &path);
+            let tried = send.retry(policy).when(|error| error.kind == Failure::Transient);
+            let arrived = tried.notify(|error, pause| tracing::warn!(%error, ?pause, file, "the memory is sent again")).await;
+            sent.push(arrived.map_err(|error| error.context(&format!("the memory of container {container}")))?);
         }
         let (from, archive) = (dump.to_owned(), dump.join("archive.tar"));
         let to = archive.clone();

@@ -144,6 +144,8 @@ impl Course {
     }
 }
 
+mod runtime_lane;
+
 #[tokio::test]
 async fn from_the_freeze_to_the_vote_and_back_on_rollback() {
     let course = Course::voted();
@@ -217,24 +219,6 @@ async fn a_death_at_any_call_before_the_vote_changes_nothing_in_the_end() {
             assert_eq!(course.archives(), 2, "the archives of a dump that nobody heard of are gone");
             if survived {
                 assert!(call > 20, "the course has that many calls: {call}");
-                break;
-            }
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_death_at_any_call_of_the_thaw_ends_thawed() {
-    for after_the_deed in [false, true] {
-        for call in 0.. {
-            let course = Course::voted();
-            course.node.manager_writes(|status| status.verdict = Some(Verdict::Rollback));
-            course.node.die_at(call, after_the_deed);
-            let _ = settled(course.agent().reconcile("d", "m"));
-            let survived = course.node.survived();
-            course.look().unwrap();
-            course.assert_thawed();
-            if survived {
                 break;
             }
         }
