@@ -75,6 +75,7 @@ impl Namespace {
 fn node_script(migration: &Migration, namespace: &str, sizes: &[u64], node: &str) -> String {
     let status = status(migration);
     let uid = migration.uid().unwrap();
+    let by_runtime = status.is_by_runtime() && (status.outcome == Some(Outcome::Migrated) || status.fallback.is_some());
     let made = [&status.replacement, &status.placeholder, &status.fallback].into_iter().flatten().map(|pod| pod.uid.clone());
     let pods = status.source.iter().map(|source| source.uid.clone()).chain(made).filter(|uid| !uid.is_empty());
     let pod = status.source.as_ref().map(|s| s.name.clone()).unwrap_or_default();
@@ -93,7 +94,10 @@ fn node_script(migration: &Migration, namespace: &str, sizes: &[u64], node: &str
     if let Some(destination) = status.destination.filter(|d| !d.repository.is_empty()) {
         let repository = destination.repository;
         script += &format!("find /run/{repository} 2>/dev/null; ").replace("/run/drover/", "/run/drover/incoming/");
-        script += &format!("ctr -n k8s.io images ls -q 2>/dev/null | grep -F '{repository}'; ");
+        // In the runtime lane the name is the base image's, and the pod's own.
+        if !by_runtime {
+            script += &format!("ctr -n k8s.io images ls -q 2>/dev/null | grep -F '{repository}'; ");
+        }
         let folder = format!("registry/docker/registry/v2/repositories/{repository}");
         // Where the pod was restored the tags stay, naming the base images, so that a restart can pull.
         let restored_here = status.fallback.is_some() && status.source.is_some_and(|source| source.node_name == node);
