@@ -1,5 +1,7 @@
 //! Packed and unpacked again, everything is as it was; and what no pod of ours has packed is refused.
 
+mod changes;
+
 use std::{
     fs,
     os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink},
