@@ -1,3 +1,7 @@
+//! Checkpoints laid out in a node that is a temporary folder.
+
+mod memory;
+
 use std::os::unix::fs::PermissionsExt as _;
 
 use bytes::Bytes;
