@@ -192,17 +192,6 @@ impl NodeLayout {
     }
 }
 
-/// Writes an image with pages to a new file, in the place of one that is there.
-fn take_into(part: &Path, bytes: u64, content: Received) -> io::Result<Digest> {
-    remove(part)?;
-    let mut hashed = Hashed::new(content);
-    let written = io::copy(&mut hashed, &mut create(part)?)?;
-    if written != bytes {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{written} bytes of {bytes} came")));
-    }
-    hashed.finish()
-}
-
 /// A DNS label, as Kubernetes demands of containers' names.
 fn is_container(name: &str) -> bool {
     is_dns_subdomain(name) && !name.contains('.')
@@ -236,6 +225,17 @@ fn create(path: &Path) -> io::Result<File> {
 
 fn failed(doing: &str, error: &io::Error) -> PortError {
     PortError::transient(format!("failed to {doing}: {error}"))
+}
+
+/// Writes an image with pages to a new file, in the place of one that is there.
+fn take_into(part: &Path, bytes: u64, content: Received) -> io::Result<Digest> {
+    remove(part)?;
+    let mut hashed = Hashed::new(content);
+    let written = io::copy(&mut hashed, &mut create(part)?)?;
+    if written != bytes {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{written} bytes of {bytes} came")));
+    }
+    hashed.finish()
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
