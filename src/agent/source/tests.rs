@@ -3,6 +3,7 @@
 mod first;
 mod inside;
 mod kept;
+mod runtime;
 
 use serde_json::json;
 use tempfile::TempDir;
