@@ -204,8 +204,8 @@ impl AgentPusher {
         for file in memory_files(dump).map_err(|error| unreadable_dump(&error))? {
             let path = dump.join(CHECKPOINT).join(&file);
             let policy = ExponentialBuilder::default().with_min_delay(self.first_pause).with_max_times(ATTEMPTS - 1);
-            let once = || send_memory(&registry, &target.repository, container, &file, &path);
-            let one = once.retry(policy).when(|error| error.kind == Failure::Transient);
+            let attempt = || send_memory(&registry, &target.repository, container, &file, &path);
+            let one = attempt.retry(policy).when(|error| error.kind == Failure::Transient);
             let one = one.notify(|error, pause| tracing::warn!(%error, ?pause, file, "the memory is sent again")).await;
             sent.push(one.map_err(|error| error.context(&format!("the memory of container {container}")))?);
         }
