@@ -121,6 +121,7 @@ pub fn blockers(migration: &Migration, seen: &Seen) -> Vec<Blocker> {
         nodes: vec![node("n1", seen.gates[0]), node("n2", seen.gates[1])],
         active_migrations: vec![MIGRATION.into()],
         claims: None,
+        lane: drover::api::migration::Lane::Auto,
         now: *NOW,
     };
     preflight::examine(migration, &pod, &facts)
