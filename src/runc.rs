@@ -29,6 +29,8 @@ use std::{
 };
 
 use arguments::Call;
+#[cfg(test)]
+pub(crate) use diff::apply;
 use serde::{Deserialize, Serialize};
 
 use crate::{

@@ -3,6 +3,7 @@
 mod inside;
 mod node;
 mod pusher;
+mod registry;
 mod tls;
 
 pub(crate) use node::{FakeNode, at, second, settled};

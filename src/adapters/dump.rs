@@ -29,6 +29,9 @@ use crate::{
 /// In memory, on the node.
 const IN_MEMORY: &str = "/run/drover/dump";
 
+/// CRIU writes it last, and restores nothing without it.
+const INVENTORY: &str = "checkpoint/inventory.img";
+
 /// Takes checkpoints on the node whose root is at `node`.
 #[derive(Debug, Clone)]
 pub struct NodeDump {
@@ -124,12 +127,21 @@ impl Dump for NodeDump {
         Ok(self.on_node(&folder))
     }
 
+    async fn left(&self, migration_uid: &str, container: &str) -> PortResult<Option<PathBuf>> {
+        let folders = self.folders(migration_uid)?.map(|folder| self.on_node(&folder.join(container)));
+        Ok(folders.into_iter().find(|dump| dump.join(INVENTORY).is_file()))
+    }
+
     async fn keep(&self, dump: &Path, to: &Path) -> PortResult<()> {
         let (dump, to) = (dump.to_owned(), to.to_owned());
         let kept = tokio::task::spawn_blocking(move || -> io::Result<()> {
-            let mut tar = tar::Builder::new(create(&to)?);
+            let part = to.with_extension("part");
+            let mut tar = tar::Builder::new(create(&part)?);
+            // CRIU leaves a link to its log's folder, by its path on the node.
+            tar.follow_symlinks(false);
             tar.append_dir_all("", &dump)?;
-            tar.into_inner()?.sync_all()
+            tar.into_inner()?.sync_all()?;
+            fs::rename(part, to)
         });
         kept.await.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| failed("keep a checkpoint", &error))
     }
@@ -143,3 +155,6 @@ impl Dump for NodeDump {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -103,15 +103,16 @@ impl NodeLayout {
         make_private(&in_memory)?;
         let folder = if has_room(&in_memory, memory.bytes) { in_memory } else { on_disk }.join(&memory.container);
         make_private(&folder)?;
-        let (file, mut hashed) = (folder.join(&memory.file), Hashed::new(content));
+        let file = folder.join(&memory.file);
         let part = file.with_extension("part");
-        remove(&part)?;
-        let written = io::copy(&mut hashed, &mut create(&part)?)?;
-        if written != memory.bytes {
-            remove(&part)?;
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{written} bytes of {} came", memory.bytes)));
-        }
-        let digest = hashed.finish()?;
+        let digest = match take_into(&part, memory.bytes, content) {
+            Ok(digest) => digest,
+            Err(error) => {
+                // What there is no room for must not keep the room that there is.
+                remove(&part)?;
+                return Err(error);
+            }
+        };
         fs::write(file.with_extension(DIGEST), digest.as_str())?;
         fs::rename(part, file)?;
         Ok(digest)
@@ -132,8 +133,12 @@ impl NodeLayout {
                 return Err(invalid(format!("{} is not the one that the archive names: {digest}, not {}", wanted.file, wanted.digest)));
             }
             let to = folder.join(CHECKPOINT).join(&wanted.file);
-            // The two may lie on different disks.
-            fs::hard_link(&come, &to).or_else(|_| fs::copy(&come, &to).map(drop))?;
+            match fs::hard_link(&come, &to) {
+                Err(error) if error.kind() == io::ErrorKind::CrossesDevices => fs::copy(&come, &to).map(drop)?,
+                // To copy it onto itself would empty it.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(invalid(format!("{} is there twice", wanted.file))),
+                other => other?,
+            }
         }
         Ok(())
     }
@@ -238,6 +243,17 @@ fn create(path: &Path) -> io::Result<File> {
 
 fn failed(doing: &str, error: &io::Error) -> PortError {
     PortError::transient(format!("failed to {doing}: {error}"))
+}
+
+/// Writes an image with pages to a new file, in the place of one that is there.
+fn take_into(part: &Path, bytes: u64, content: Received) -> io::Result<Digest> {
+    remove(part)?;
+    let mut hashed = Hashed::new(content);
+    let written = io::copy(&mut hashed, &mut create(part)?)?;
+    if written != bytes {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{written} bytes of {bytes} came")));
+    }
+    hashed.finish()
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {

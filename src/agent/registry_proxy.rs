@@ -107,7 +107,7 @@ fn push_door(upstream: Upstream, grant: Grant) -> Router {
                 return refuse(StatusCode::FORBIDDEN, "the client certificate names no node's agent");
             };
             if let Some(place) = route::memory(request.method(), request.uri().path()) {
-                return if may_push(&place.0, &node) { memory::receive(&*layout, &uploads, place, request).await } else { unexpected() };
+                return if may_push(&place.0, &node) { memory::receive(layout, &uploads, place, request).await } else { unexpected() };
             }
             match route::push(request.method(), request.uri().path()).map(|(repository, part)| (repository.to_owned(), part)) {
                 Ok((repository, part)) if may_push(&repository, &node) => upstream.push(&uploads, (&repository, part), request).await,

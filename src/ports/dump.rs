@@ -13,6 +13,8 @@ pub trait Dump: Send + Sync {
     /// Checkpoints one paused container, which stays paused, and returns the folder that has CRIU's images, the difference of its root file system and its log.
     /// `bytes` is what the pod's memory is thought to be. A second call makes it anew.
     async fn dump(&self, migration_uid: &str, container: &ContainerId, bytes: u64) -> PortResult<PathBuf>;
+    /// The whole checkpoint of a container that is there of a migration, also one of which nobody has heard.
+    async fn left(&self, migration_uid: &str, container: &str) -> PortResult<Option<PathBuf>>;
     /// Makes a checkpoint that nobody else has outlast a reboot, as one file.
     async fn keep(&self, dump: &Path, to: &Path) -> PortResult<()>;
     /// Removes what was dumped for a migration; nothing happens where there is nothing.

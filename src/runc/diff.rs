@@ -40,7 +40,7 @@ pub(super) fn apply_inside(root: &Path, tar: impl Read) -> io::Result<()> {
 ///
 /// # Errors
 /// `InvalidData` for an entry that leads out of the folder or is of an unknown kind; else what the file system says. The folder then has a part of it.
-fn apply(root: &Path, tar: impl Read) -> io::Result<()> {
+pub(crate) fn apply(root: &Path, tar: impl Read) -> io::Result<()> {
     let mut layer = Layer { root, made: BTreeSet::new(), folders: BTreeMap::new() };
     for entry in Archive::new(tar).entries()? {
         let mut entry = entry?;

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use futures::StreamExt as _;
 
 use super::FakeNode;
 use crate::{
     api::attestation::ContainerId,
-    domain::{ids::Digest, processes::PodFacts},
+    domain::{ids::Digest, image::digest_of, processes::PodFacts},
     ports::{
         BlobStream, PortError, PortResult,
         dump::Dump,
@@ -81,10 +82,24 @@ impl inside::Inside for FakeNode {
 
 #[async_trait]
 impl Layout for FakeNode {
-    async fn receive(&self, memory: &layout::Incoming, _content: BlobStream) -> PortResult<Digest> {
+    async fn receive(&self, memory: &layout::Incoming, mut content: BlobStream) -> PortResult<Digest> {
+        let place = format!("{}/{}", memory.container, memory.file);
         self.call("receive", |state| {
-            state.trace.push(format!("receive {}", memory.file));
-            Ok(Digest::from_sha256(&[1; 32]))
+            state.trace.push(format!("receive {place}"));
+            Ok(())
+        })
+        .await?;
+        let mut come = vec![];
+        while let Some(chunk) = content.next().await {
+            come.extend_from_slice(&chunk.map_err(|error| PortError::transient(error.to_string()))?);
+        }
+        self.call("received", |state| {
+            state.trace.push(format!("{} of {} bytes of {place}", come.len(), memory.bytes));
+            if come.len() as u64 == memory.bytes {
+                Ok(digest_of(&come))
+            } else {
+                Err(PortError::transient(format!("{} bytes of {} came", come.len(), memory.bytes)))
+            }
         })
         .await
     }
@@ -133,6 +148,9 @@ impl Dump for FakeNode {
             Ok(folder)
         })
         .await
+    }
+    async fn left(&self, migration_uid: &str, container: &str) -> PortResult<Option<PathBuf>> {
+        self.call("left", |state| Ok(Some(state.checkpoints.join(migration_uid).join(container)).filter(|dump| dump.is_dir()))).await
     }
     async fn keep(&self, dump: &Path, to: &Path) -> PortResult<()> {
         self.call("keep", |state| {

@@ -19,6 +19,7 @@ mod process;
 mod rules;
 mod run;
 mod runtime;
+mod runtime_lane;
 mod start;
 mod truth;
 mod world;

@@ -42,6 +42,7 @@ pub const MIGRATION: &[Rule<MigrationStatus>] = &[
         new.verdict != Some(Verdict::Commit) || new.never_started.is_none()
     }),
     ("status.outcome is written with phase Done", |_, new| new.outcome.is_none() || new.phase == Phase::Done),
+    ("status.lane is written once", |old, new| old.is_none_or(|old| kept(&old.lane, &new.lane))),
     ("status.sourceFirst is written once", |old, new| old.is_none_or(|old| kept(&old.source_first, &new.source_first))),
     ("the source is deleted before the release only where status.sourceFirst says so (R13)", |_, new| {
         new.phase != Phase::SourceDeleting || new.is_source_first()

@@ -11,10 +11,7 @@ use drover::{
     domain::{ids::Digest, init_container::StandIn, processes::PodFacts, tasks},
     ports::{
         BlobStream, ImageManifest, Images, Kubelet, LocalRegistry, Mending, PortError, PortResult, PullCredential, PushTarget, Pusher, Runtime, Task,
-        TaskState,
-        dump::Dump,
-        inside::Inside,
-        layout::{Copy, Incoming, Layout},
+        TaskState, inside::Inside,
     },
 };
 use k8s_openapi::api::core::v1::Pod;
@@ -378,44 +375,5 @@ impl LocalRegistry for Handle {
     async fn repositories(&self) -> PortResult<Vec<String>> {
         let at = self.at();
         self.call(Door::Registry(at), |world| Ok(world.nodes[at].registry.keys().cloned().collect())).await
-    }
-}
-
-/// The simulated nodes have the image lane alone.
-#[async_trait]
-impl Layout for Handle {
-    async fn receive(&self, memory: &Incoming, _content: BlobStream) -> PortResult<Digest> {
-        Err(PortError::permanent(format!("no memory comes here, also not {}", memory.file)))
-    }
-    async fn forget(&self, _repository: &str) -> PortResult<()> {
-        Ok(())
-    }
-    async fn repositories(&self) -> PortResult<Vec<String>> {
-        Ok(vec![])
-    }
-    async fn is_laid_out(&self, _pod_uid: &str, _container: &str) -> PortResult<bool> {
-        Ok(false)
-    }
-    async fn lay_out(&self, copy: &Copy, _tar: BlobStream, _digest: &Digest) -> PortResult<()> {
-        Err(PortError::permanent(format!("no checkpoint is laid out here, also not of container {}", copy.container)))
-    }
-    async fn discard(&self, _pod_uid: &str) -> PortResult<()> {
-        Ok(())
-    }
-    async fn pods(&self) -> PortResult<Vec<String>> {
-        Ok(vec![])
-    }
-}
-
-#[async_trait]
-impl Dump for Handle {
-    async fn dump(&self, _migration_uid: &str, container: &ContainerId, _bytes: u64) -> PortResult<PathBuf> {
-        Err(PortError::permanent(format!("the runtime dumps nothing here, also not container {}", container.name)))
-    }
-    async fn keep(&self, _dump: &Path, _to: &Path) -> PortResult<()> {
-        Ok(())
-    }
-    async fn discard(&self, _migration_uid: &str) -> PortResult<()> {
-        Ok(())
     }
 }

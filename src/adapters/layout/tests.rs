@@ -1,3 +1,7 @@
+//! Checkpoints laid out in a node that is a temporary folder.
+
+mod memory;
+
 use std::os::unix::fs::PermissionsExt as _;
 
 use bytes::Bytes;
@@ -135,62 +139,4 @@ async fn a_hostile_archive_is_refused() {
     for (pod, container) in [("../../etc", "app"), (POD, "../app"), (POD, "")] {
         assert!(layout.is_laid_out(pod, container).await.is_err());
     }
-}
-
-fn repository() -> String {
-    copy(1).repository
-}
-
-async fn receive(layout: &NodeLayout, content: &'static [u8], announced: u64) -> PortResult<Digest> {
-    let memory = Incoming { repository: repository(), container: "app".into(), file: "pages-1.img".into(), bytes: announced };
-    layout.receive(&memory, futures::stream::iter([Ok(Bytes::from_static(content))]).boxed()).await
-}
-
-/// An archive that names one image with pages.
-fn naming(digest: &str, bytes: u64) -> Vec<u8> {
-    let list = serde_json::json!([{"file": "pages-1.img", "bytes": bytes, "digest": digest}]).to_string();
-    archive(&[("checkpoint/core-1.img", EntryType::Regular, b"core"), ("memory.json", EntryType::Regular, list.as_bytes())])
-}
-
-#[tokio::test]
-async fn memory_that_has_come_is_laid_out_with_the_archive_that_names_it() {
-    let node = tempfile::tempdir().unwrap();
-    let layout = NodeLayout::new(node.path(), Path::new("/var/lib/drover/restore"));
-    receive(&layout, b"of a try before", 15).await.unwrap();
-    let digest = receive(&layout, b"memory", 6).await.unwrap();
-    assert_eq!(layout.repositories().await.unwrap(), [repository()]);
-    lay_out(&layout, naming(digest.as_str(), 6), 1).await.unwrap();
-    assert_eq!(fs::read_to_string(place(node.path()).join("checkpoint/pages-1.img")).unwrap(), "memory");
-    assert!(layout.is_laid_out(POD, "app").await.unwrap());
-    layout.forget(&repository()).await.unwrap();
-    assert!(layout.repositories().await.unwrap().is_empty());
-    assert_eq!(fs::read_to_string(place(node.path()).join("checkpoint/pages-1.img")).unwrap(), "memory", "it has a name of its own");
-}
-
-#[tokio::test]
-async fn memory_that_is_not_the_one_that_was_voted_for_is_never_ready() {
-    let node = tempfile::tempdir().unwrap();
-    let layout = NodeLayout::new(node.path(), Path::new("/disk"));
-    let voted = Digest::from_sha256(&[1; 32]);
-    let error = lay_out(&layout, naming(voted.as_str(), 6), 1).await.unwrap_err();
-    assert!(error.kind == crate::ports::Failure::Permanent && error.message.contains("pages-1.img has not come"), "{error}");
-    let digest = receive(&layout, b"memory", 6).await.unwrap();
-    for (digest, bytes) in [(voted.as_str(), 6), (digest.as_str(), 7)] {
-        let error = lay_out(&layout, naming(digest, bytes), 1).await.unwrap_err();
-        assert!(error.message.contains("is not the one"), "{error}");
-        assert!(!layout.is_laid_out(POD, "app").await.unwrap());
-    }
-    // What has come stays for the next try.
-    lay_out(&layout, naming(digest.as_str(), 6), 1).await.unwrap();
-}
-
-#[tokio::test]
-async fn memory_that_does_not_come_whole_is_not_kept() {
-    let node = tempfile::tempdir().unwrap();
-    let layout = NodeLayout::new(node.path(), Path::new("/disk"));
-    assert!(receive(&layout, b"memory", 7).await.is_err_and(|error| error.message.contains("6 bytes of 7")));
-    let error = lay_out(&layout, naming(Digest::from_sha256(&[1; 32]).as_str(), 7), 1).await.unwrap_err();
-    assert!(error.message.contains("has not come"), "{error}");
-    let wrong = Incoming { repository: repository(), container: "../app".into(), file: "pages-1.img".into(), bytes: 1 };
-    assert!(layout.receive(&wrong, futures::stream::empty().boxed()).await.is_err());
 }

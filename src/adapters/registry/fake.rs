@@ -32,6 +32,10 @@ pub(super) struct Fake {
     pub(super) failures: Mutex<u32>,
     /// What is said of the uploads' range instead of the truth.
     pub(super) claim: Mutex<Option<String>>,
+    /// Memory that has come, by its place.
+    pub(super) memory: Mutex<HashMap<String, Vec<u8>>>,
+    /// How often memory changes on its way.
+    pub(super) changed: Mutex<u32>,
     /// Every request, as `METHOD /path`.
     pub(super) seen: Mutex<Vec<String>>,
 }
@@ -88,16 +92,34 @@ impl Fake {
         })
     }
 
+    /// The one layer of an image.
+    pub(super) fn layer(&self, repository: &str, manifest: &str) -> Vec<u8> {
+        let manifest: serde_json::Value = serde_json::from_slice(&self.load(repository, "_manifests/revisions", manifest).unwrap()).unwrap();
+        self.load(repository, "_layers", manifest["layers"][0]["digest"].as_str().unwrap()).unwrap()
+    }
+
     /// Where an upload goes on. As distribution's, the place knows how far it was.
     fn place(&self, repository: &str, id: &str) -> String {
         format!("/v2/{repository}/blobs/uploads/{id}?_state={}", self.uploads.lock().unwrap()[id].len())
     }
 
     fn fails(&self) -> bool {
-        let mut failures = self.failures.lock().unwrap();
-        let left = failures.checked_sub(1);
-        *failures = left.unwrap_or(0);
-        left.is_some()
+        one_less(&self.failures)
+    }
+
+    /// As the agent in front of the registry, which keeps memory elsewhere.
+    async fn take_memory(&self, place: &str, body: Body) -> Response<Body> {
+        let mut content = to_bytes(body, usize::MAX).await.unwrap().to_vec();
+        if self.fails() {
+            return answer(StatusCode::SERVICE_UNAVAILABLE, "", Vec::new());
+        }
+        if one_less(&self.changed) {
+            content.push(0);
+        }
+        let mut told = answer(StatusCode::CREATED, "", Vec::new());
+        told.headers_mut().insert("docker-content-digest", digest_of(&content).as_str().parse().unwrap());
+        self.memory.lock().unwrap().insert(place.to_owned(), content);
+        told
     }
 
     /// What has come stays though the rest does not.
@@ -146,6 +168,13 @@ impl Fake {
     }
 }
 
+fn one_less(left: &Mutex<u32>) -> bool {
+    let mut left = left.lock().unwrap();
+    let less = left.checked_sub(1);
+    *left = less.unwrap_or(0);
+    less.is_some()
+}
+
 fn answer(status: StatusCode, location: &str, body: Vec<u8>) -> Response<Body> {
     Response::builder().status(status).header("location", location).header("content-length", body.len()).body(body.into()).unwrap()
 }
@@ -154,6 +183,9 @@ async fn handle(State(fake): State<Arc<Fake>>, request: Request) -> Response<Bod
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().trim_start_matches("/v2/").to_owned();
     fake.seen.lock().unwrap().push(format!("{} {}", parts.method, parts.uri.path()));
+    if let Some(place) = parts.uri.path().strip_prefix("/memory/") {
+        return fake.take_memory(place, body).await;
+    }
     let nothing = || answer(StatusCode::NOT_FOUND, "", Vec::new());
     if let Some((repository, id)) = path.split_once("/blobs/uploads/") {
         return fake.upload(repository, id, parts, body).await;

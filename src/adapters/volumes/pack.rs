@@ -2,40 +2,45 @@
 
 use std::{
     collections::HashMap,
+    ffi::OsString,
     fs::{self, Metadata},
     io::{self, Read as _, Write},
     os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
-use rustix::fs::OFlags;
+use rustix::{fs::OFlags, io::Errno};
 use tar::{Builder, EntryType, Header};
 
 use super::Volume;
 
 /// Writes the tar of these volumes. The same content gives the same bytes.
 pub(super) fn pack(volumes: &[Volume], out: &mut impl Write) -> io::Result<()> {
-    let mut tar = Builder::new(out);
+    let mut packing = Packing { tar: Builder::new(out), names: Names::new(), is_layer: false };
     for volume in volumes {
-        let mut names = HashMap::new();
+        packing.names.clear();
         // A program may have changed the owner or mode of the volume itself; databases do.
-        add(&mut tar, Path::new(&volume.name), &fs::symlink_metadata(&volume.folder)?, EntryType::Directory, 0, &mut io::empty())?;
-        add_folder(&mut tar, &volume.folder, Path::new(&volume.name), &mut names)?;
+        packing.add(Path::new(&volume.name), &fs::symlink_metadata(&volume.folder)?, EntryType::Directory, 0, &mut io::empty())?;
+        packing.add_folder(&volume.folder, Path::new(&volume.name))?;
     }
-    tar.finish()
+    packing.tar.finish()
 }
 
 /// Writes the tar of what an overlay has changed, as the layer of an image has it: whiteouts stand for what was removed (OCI image layer specification).
 pub(super) fn pack_changes(upper: &Path, out: &mut impl Write) -> io::Result<()> {
-    let mut tar = Builder::new(out);
-    add_folder(&mut tar, upper, Path::new(""), &mut HashMap::new())?;
-    tar.finish()
+    let mut packing = Packing { tar: Builder::new(out), names: Names::new(), is_layer: true };
+    packing.add_folder(upper, Path::new(""))?;
+    packing.tar.finish()
 }
 
 /// Prefix of a file's name that stands for its absence.
 const WHITEOUT: &str = ".wh.";
 /// What says that a folder has nothing of the layers below.
 const OPAQUE: &str = ".wh..wh..opq";
+/// What a program may do that others may not. The one attribute that layers have, as containerd writes them.
+const CAPABILITY: &str = "security.capability";
+/// How PAX records name it.
+const CAPABILITY_RECORD: &str = "SCHILY.xattr.security.capability";
 
 /// Whether an overlay shows nothing below this folder: it was removed and made anew (Linux, `Documentation/filesystems/overlayfs.rst`).
 fn is_opaque(folder: &Path) -> bool {
@@ -48,58 +53,107 @@ fn is_whiteout(found: &Metadata) -> bool {
     found.file_type().is_char_device() && found.rdev() == 0
 }
 
-/// Device and inode of a file that has several names → the first of them in the tar.
-type Names = HashMap<(u64, u64), PathBuf>;
-
-fn add_folder<W: Write>(tar: &mut Builder<W>, folder: &Path, name: &Path, names: &mut Names) -> io::Result<()> {
-    let mut entries = fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
-        let (path, name) = (entry.path(), name.join(entry.file_name()));
-        let found = fs::symlink_metadata(&path)?;
-        let kind = found.file_type();
-        if kind.is_dir() {
-            add(tar, &name, &found, EntryType::Directory, 0, &mut io::empty())?;
-            if is_opaque(&path) {
-                add(tar, &name.join(OPAQUE), &found, EntryType::Regular, 0, &mut io::empty())?;
-            }
-            add_folder(tar, &path, &name, names)?;
-        } else if is_whiteout(&found) {
-            let removed = name.with_file_name(format!("{WHITEOUT}{}", entry.file_name().to_string_lossy()));
-            add(tar, &removed, &found, EntryType::Regular, 0, &mut io::empty())?;
-        } else if found.nlink() > 1 && names.contains_key(&(found.dev(), found.ino())) {
-            let mut header = header(&found, EntryType::Link, 0);
-            tar.append_link(&mut header, &name, &names[&(found.dev(), found.ino())])?;
-        } else {
-            if kind.is_file() {
-                add_file(tar, &path, &name, &found)?;
-            } else if kind.is_symlink() {
-                let mut header = header(&found, EntryType::Symlink, 0);
-                tar.append_link(&mut header, &name, fs::read_link(&path)?)?;
-            } else if kind.is_fifo() {
-                add(tar, &name, &found, EntryType::Fifo, 0, &mut io::empty())?;
-            } else {
-                // A bound socket is made again by its own restore; devices are none of a volume's.
-                tracing::debug!(path = %path.display(), "is neither a file, a link nor a FIFO; it is not carried");
-                continue;
-            }
-            names.insert((found.dev(), found.ino()), name);
-        }
+/// An overlay may keep a folder that was renamed, or a file whose mode alone was changed, without what is in it (`redirect_dir`, `metacopy`). A layer cannot say so.
+fn is_whole(path: &Path) -> io::Result<()> {
+    let has = |attribute: &str| rustix::fs::lgetxattr_query(path, attribute).is_ok();
+    if has("trusted.overlay.redirect") || has("trusted.overlay.metacopy") {
+        let problem = format!("{} has its content elsewhere (redirect_dir or metacopy of overlayfs): it cannot be carried", path.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
     }
     Ok(())
 }
 
-fn add_file<W: Write>(tar: &mut Builder<W>, path: &Path, name: &Path, found: &Metadata) -> io::Result<()> {
-    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).map_err(io::Error::other)?;
-    let file = fs::File::options().read(true).custom_flags(flags).open(path)?;
-    // What the header says must come, whatever happens to the file.
-    let mut content = file.take(found.len()).chain(io::repeat(0)).take(found.len());
-    add(tar, name, found, EntryType::Regular, found.len(), &mut content)
+/// Device and inode of a file that has several names → the first of them in the tar.
+type Names = HashMap<(u64, u64), PathBuf>;
+
+struct Packing<W: Write> {
+    tar: Builder<W>,
+    names: Names,
+    /// Of an overlay's changes. In a volume a pod may have an overlay of its own, whose marks mean nothing here.
+    is_layer: bool,
 }
 
-fn add<W: Write>(tar: &mut Builder<W>, name: &Path, found: &Metadata, kind: EntryType, size: u64, content: &mut impl io::Read) -> io::Result<()> {
-    let mut header = header(found, kind, size);
-    tar.append_data(&mut header, name, content)
+impl<W: Write> Packing<W> {
+    fn add_folder(&mut self, folder: &Path, name: &Path) -> io::Result<()> {
+        let mut entries = fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let (path, name) = (entry.path(), name.join(entry.file_name()));
+            let found = fs::symlink_metadata(&path)?;
+            if self.is_layer && is_whiteout(&found) {
+                let mut removed = OsString::from(WHITEOUT);
+                removed.push(entry.file_name());
+                self.add(&name.with_file_name(removed), &found, EntryType::Regular, 0, &mut io::empty())?;
+                continue;
+            }
+            if self.is_layer {
+                is_whole(&path)?;
+            }
+            if found.is_dir() {
+                self.add(&name, &found, EntryType::Directory, 0, &mut io::empty())?;
+                if self.is_layer && is_opaque(&path) {
+                    self.add(&name.join(OPAQUE), &found, EntryType::Regular, 0, &mut io::empty())?;
+                }
+                self.add_folder(&path, &name)?;
+            } else {
+                self.add_other(&path, name, &found)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add_other(&mut self, path: &Path, name: PathBuf, found: &Metadata) -> io::Result<()> {
+        let (kind, inode) = (found.file_type(), (found.dev(), found.ino()));
+        if found.nlink() > 1
+            && let Some(first) = self.names.get(&inode)
+        {
+            return self.tar.append_link(&mut header(found, EntryType::Link, 0), &name, first);
+        }
+        if kind.is_file() {
+            if self.is_layer {
+                self.add_capability(path)?;
+            }
+            self.add_file(path, &name, found)?;
+        } else if kind.is_symlink() {
+            self.tar.append_link(&mut header(found, EntryType::Symlink, 0), &name, fs::read_link(path)?)?;
+        } else if kind.is_fifo() {
+            self.add(&name, found, EntryType::Fifo, 0, &mut io::empty())?;
+        } else if self.is_layer && (kind.is_char_device() || kind.is_block_device()) {
+            let mut header = header(found, if kind.is_char_device() { EntryType::Char } else { EntryType::Block }, 0);
+            header.set_device_major(rustix::fs::major(found.rdev()))?;
+            header.set_device_minor(rustix::fs::minor(found.rdev()))?;
+            self.tar.append_data(&mut header, &name, io::empty())?;
+        } else {
+            // A bound socket is made again by its own restore; devices are none of a volume's.
+            tracing::debug!(path = %path.display(), "is neither a file, a link nor a FIFO; it is not carried");
+            return Ok(());
+        }
+        self.names.insert(inode, name);
+        Ok(())
+    }
+
+    /// Stands before its file.
+    fn add_capability(&mut self, path: &Path) -> io::Result<()> {
+        let mut value = [0_u8; 64];
+        match rustix::fs::lgetxattr(path, CAPABILITY, &mut value[..]) {
+            Ok(length) => self.tar.append_pax_extensions([(CAPABILITY_RECORD, &value[..length])]),
+            Err(Errno::NODATA | Errno::NOTSUP) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn add_file(&mut self, path: &Path, name: &Path, found: &Metadata) -> io::Result<()> {
+        let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).map_err(io::Error::other)?;
+        let file = fs::File::options().read(true).custom_flags(flags).open(path)?;
+        // What the header says must come, whatever happens to the file.
+        let mut content = file.take(found.len()).chain(io::repeat(0)).take(found.len());
+        self.add(name, found, EntryType::Regular, found.len(), &mut content)
+    }
+
+    fn add(&mut self, name: &Path, found: &Metadata, kind: EntryType, size: u64, content: &mut impl io::Read) -> io::Result<()> {
+        let mut header = header(found, kind, size);
+        self.tar.append_data(&mut header, name, content)
+    }
 }
 
 fn header(found: &Metadata, kind: EntryType, size: u64) -> Header {

@@ -1,5 +1,7 @@
 //! Packed and unpacked again, everything is as it was; and what no pod of ours has packed is refused.
 
+mod changes;
+
 use std::{
     fs,
     os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink},
@@ -135,28 +137,4 @@ fn what_would_leave_its_volume_is_refused() {
         let error = unpack(tar.into_inner().unwrap().as_slice(), &volume(folder.path())).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::InvalidData, "case {index}: {error}");
     }
-}
-
-#[test]
-fn what_an_overlay_has_changed_becomes_a_layer() {
-    let folder = tempfile::tempdir().unwrap();
-    let upper = folder.path().join("upper");
-    fs::create_dir_all(upper.join("etc")).unwrap();
-    fs::write(upper.join("etc/new"), "new").unwrap();
-    // As the kernel marks a file that was removed; only root may make one.
-    let device = rustix::fs::mknodat(rustix::fs::CWD, upper.join("etc/gone"), rustix::fs::FileType::CharacterDevice, rustix::fs::Mode::empty(), 0);
-    let opaque = rustix::fs::setxattr(upper.join("etc"), "trusted.overlay.opaque", b"y", rustix::fs::XattrFlags::empty());
-    let tar = folder.path().join("diff.tar");
-    archive_changes(&upper, &tar).unwrap();
-    let mut archive = tar::Archive::new(fs::File::open(&tar).unwrap());
-    let names: Vec<String> = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string()).collect();
-    let mut expected = vec!["etc"];
-    if opaque.is_ok() {
-        expected.push("etc/.wh..wh..opq");
-    }
-    if device.is_ok() {
-        expected.push("etc/.wh.gone");
-    }
-    expected.push("etc/new");
-    assert_eq!(names, expected);
 }

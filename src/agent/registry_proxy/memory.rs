@@ -15,12 +15,12 @@ use super::{
     uploads::{Uploads, as_far_as_it_comes},
 };
 use crate::ports::{
-    Failure,
+    Failure, PortError,
     layout::{Incoming, Layout},
 };
 
 /// Takes one, which a route has let through, and tells the digest of what has come.
-pub(super) async fn receive(layout: &dyn Layout, uploads: &Uploads, place: (String, String, String), request: Request) -> Response {
+pub(super) async fn receive(layout: Arc<dyn Layout>, uploads: &Uploads, place: (String, String, String), request: Request) -> Response {
     let (repository, container, file) = place;
     let quota = uploads.quota(&repository);
     let announced = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
@@ -37,10 +37,16 @@ pub(super) async fn receive(layout: &dyn Layout, uploads: &Uploads, place: (Stri
     };
     let content = as_far_as_it_comes(request.into_body(), in_flight.stop.clone(), quota, Arc::new(AtomicU64::new(0)));
     let memory = Incoming { repository, container, file, bytes };
-    match layout.receive(&memory, content.boxed()).await {
+    let (container, file) = (memory.container.clone(), memory.file.clone());
+    // Not by the door's own task, which ends with its connection: the one that comes next must find that this one writes no more.
+    let taken = tokio::spawn(async move {
+        let _in_flight = in_flight;
+        layout.receive(&memory, content.boxed()).await
+    });
+    match taken.await.unwrap_or_else(|_| Err(PortError::transient(format!("{file} was not taken")))) {
         Ok(digest) => (StatusCode::CREATED, [("docker-content-digest", digest.to_string())], Body::empty()).into_response(),
         Err(error) => {
-            tracing::warn!(%error, container = memory.container, "memory was not taken");
+            tracing::warn!(%error, container, "memory was not taken");
             let status = if error.kind == Failure::Permanent { StatusCode::BAD_REQUEST } else { StatusCode::SERVICE_UNAVAILABLE };
             refuse(status, &error.message)
         }

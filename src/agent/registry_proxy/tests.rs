@@ -1,5 +1,7 @@
 //! Both doors of the registry: who gets through, and to what.
 
+mod memory;
+
 use std::{
     collections::VecDeque,
     sync::{
@@ -30,14 +32,14 @@ const OTHER: &str = "/v2/drover/ffffffffffffffffffffffffffffffff";
 
 const MOST: u64 = 1 << 20;
 
-/// One repository is granted to n1.
 /// What takes whatever comes.
 fn nobody() -> FakeNode {
     FakeNode::new(crate::api::Migration::new("m", crate::api::MigrationSpec::default()))
 }
 
-fn grant(most_bytes: u64) -> Grant {
-    Grant { may_push: Arc::new(|repository, node| repository == &GRANTED[4..] && node == "n1"), most_bytes, layout: Arc::new(nobody()) }
+/// One repository is granted to n1.
+fn grant(most_bytes: u64, layout: FakeNode) -> Grant {
+    Grant { may_push: Arc::new(|repository, node| repository == &GRANTED[4..] && node == "n1"), most_bytes, layout: Arc::new(layout) }
 }
 
 /// A registry that says what it was asked.
@@ -74,6 +76,8 @@ struct PushDoor {
     port: u16,
     seen: Arc<Mutex<Vec<String>>>,
     tls: RustlsConfig,
+    /// Takes memory.
+    node: FakeNode,
     _folder: tempfile::TempDir,
 }
 
@@ -85,8 +89,9 @@ fn push_scene() -> PushDoor {
     let (listener, port) = bound();
     let leaf = ca.leaf(&node_server_name("n2"));
     let tls = RustlsConfig::from_config(ca.server(&leaf));
-    tokio::spawn(serve_pushes(listener, upstream, tls.clone(), grant(MOST), Handle::new()).unwrap());
-    PushDoor { ca, port, seen, tls, _folder: folder }
+    let node = nobody();
+    tokio::spawn(serve_pushes(listener, upstream, tls.clone(), grant(MOST, node.clone()), Handle::new()).unwrap());
+    PushDoor { ca, port, seen, tls, node, _folder: folder }
 }
 
 impl PushDoor {
@@ -264,8 +269,8 @@ async fn a_layer_passes_through_while_it_is_sent() {
     let leaf = ca.leaf(&node_server_name("n2"));
     let tls = RustlsConfig::from_config(ca.server(&leaf));
     let (listener, port) = bound();
-    tokio::spawn(serve_pushes(listener, Upstream::at(&socket).unwrap(), tls.clone(), grant(MOST), Handle::new()).unwrap());
-    let door = PushDoor { ca, port, seen: Arc::default(), tls, _folder: folder };
+    tokio::spawn(serve_pushes(listener, Upstream::at(&socket).unwrap(), tls.clone(), grant(MOST, nobody()), Handle::new()).unwrap());
+    let door = PushDoor { ca, port, seen: Arc::default(), tls, node: nobody(), _folder: folder };
     let client = door.client(Some(&door.ca.leaf(&node_server_name("n1"))));
 
     // The second half is sent only once the registry has the first: a proxy that kept the body would wait for ever.

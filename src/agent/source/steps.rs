@@ -219,8 +219,9 @@ impl SourceAgent {
     /// Gives the archives names under which no later migration of a pod of this name removes them, and returns their paths. Where a crash fell
     /// in its middle, or after it, the same paths come out. One that no journal names counts too: the agent died before it heard of it.
     pub(super) async fn keep_archives(&self, journal: &Journal) -> PortResult<Vec<String>> {
-        for (container, dump) in journal.archives.iter().filter(|(_, archive)| archive.is_dir()) {
-            self.parts.dump.keep(dump, &self.parts.checkpoint_folder.join(keys::kept_archive(&journal.migration_uid, container))).await?;
+        for container in &journal.containers {
+            let Some(dump) = self.parts.dump.left(&journal.migration_uid, &container.name).await? else { continue };
+            self.parts.dump.keep(&dump, &self.parts.checkpoint_folder.join(keys::kept_archive(&journal.migration_uid, &container.name))).await?;
         }
         self.parts.dump.discard(&journal.migration_uid).await?;
         let mut kept = vec![];

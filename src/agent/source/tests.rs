@@ -3,6 +3,7 @@
 mod first;
 mod inside;
 mod kept;
+mod runtime;
 
 use serde_json::json;
 use tempfile::TempDir;
@@ -143,8 +144,6 @@ impl Course {
         assert_eq!(self.markers().fenced_by(POD).unwrap().as_deref(), Some(UID));
     }
 }
-
-mod runtime_lane;
 
 #[tokio::test]
 async fn from_the_freeze_to_the_vote_and_back_on_rollback() {

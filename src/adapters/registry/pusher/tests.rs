@@ -1,5 +1,7 @@
 //! Pushes over mTLS to a fake registry.
 
+mod dump;
+
 use std::{
     net::TcpListener,
     sync::{Arc, atomic::Ordering},

@@ -7,7 +7,7 @@ use crate::api::{
     migration::{Decider, Resolved, Side},
 };
 
-fn kept_names(course: &Course) -> Vec<String> {
+pub(super) fn kept_names(course: &Course) -> Vec<String> {
     let files = std::fs::read_dir(course.disk.path().join("checkpoints")).unwrap();
     let mut names: Vec<_> = files.map(|file| file.unwrap().file_name().to_string_lossy().into_owned()).collect();
     names.sort();

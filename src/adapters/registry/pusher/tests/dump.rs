@@ -1,0 +1,116 @@
+//! A checkpoint that the runtime has taken: its memory first, past the registry, then an archive that names it.
+
+use std::{collections::BTreeMap, fs, io::Read as _, os::unix::fs::symlink};
+
+use super::*;
+use crate::domain::{image::digest_of, memory};
+
+impl Scene {
+    /// As the dump adapter leaves one.
+    fn dump(&self, images: &[(&str, &str)]) -> PathBuf {
+        let dump = self.folder.path().join("dump/redis");
+        for folder in ["checkpoint", "work"] {
+            fs::create_dir_all(dump.join(folder)).unwrap();
+        }
+        symlink("/run/drover/dump/nowhere", dump.join("checkpoint/criu.work")).unwrap();
+        fs::write(dump.join("work/dump.log"), "log").unwrap();
+        for name in ["config.dump", "spec.dump", "status.dump"] {
+            fs::write(dump.join(name), "{}").unwrap();
+        }
+        fs::write(dump.join("rootfs-diff.tar"), "difference").unwrap();
+        for (name, content) in images {
+            fs::write(dump.join("checkpoint").join(name), content).unwrap();
+        }
+        dump
+    }
+
+    async fn push_dump(&self, dump: &Path) -> PortResult<PushedImage> {
+        self.pusher.push(dump, "redis", &Mending { base_image: "docker.io/library/redis@sha256:00".to_owned() }, &self.target).await
+    }
+
+    /// The layer's files with their content.
+    fn files(&self, pushed: &PushedImage) -> BTreeMap<String, String> {
+        let layer = self.fake.layer(REPOSITORY, &pushed.digest);
+        let mut files = BTreeMap::new();
+        for entry in tar::Archive::new(layer.as_slice()).entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let (mut content, name) = (String::new(), entry.path().unwrap().display().to_string());
+            entry.read_to_string(&mut content).unwrap();
+            assert_eq!(files.insert(name.clone(), content), None, "{name} is there twice");
+        }
+        files
+    }
+
+    fn memory_requests(&self) -> Vec<String> {
+        self.fake.seen.lock().unwrap().iter().filter(|line| line.contains("/memory/")).cloned().collect()
+    }
+}
+
+#[tokio::test]
+async fn memory_goes_past_the_registry_and_the_layer_names_it() {
+    let scene = scene("n2", of_n1);
+    let dump = scene.dump(&[("pages-2.img", "more memory"), ("pages-1.img", "memory"), ("core-1.img", "core")]);
+    let pushed = scene.push_dump(&dump).await.unwrap();
+    assert_eq!(scene.memory_requests(), [1, 2].map(|number| format!("PUT /memory/{REPOSITORY}/redis/pages-{number}.img")));
+    let seen = scene.fake.seen.lock().unwrap().clone();
+    assert!(seen[..2].iter().all(|line| line.contains("/memory/")), "the archive that names it comes after it: {seen:?}");
+    let come = |file: &str| scene.fake.memory.lock().unwrap()[&format!("{REPOSITORY}/redis/{file}")].clone();
+    assert_eq!((come("pages-1.img"), come("pages-2.img")), (b"memory".to_vec(), b"more memory".to_vec()));
+
+    let files = scene.files(&pushed);
+    assert!(scene.fake.verified(REPOSITORY, &pushed.digest));
+    assert_eq!((files["checkpoint/core-1.img"].as_str(), files["rootfs-diff.tar"].as_str()), ("core", "difference"));
+    assert!(!files.keys().any(|name| name.contains("pages-") || name.contains("work") || name.contains("log")), "{files:?}");
+    let named: Vec<_> = memory::parse(files[LIST].as_bytes()).unwrap().into_iter().map(|one| (one.file, one.bytes, one.digest)).collect();
+    let expected = [("pages-1.img", "memory"), ("pages-2.img", "more memory")];
+    assert_eq!(named, expected.map(|(file, content)| (file.to_owned(), content.len() as u64, digest_of(content.as_bytes()).to_string())));
+}
+
+#[tokio::test]
+async fn a_dump_that_is_pushed_again_is_the_same_image() {
+    let scene = scene("n2", of_n1);
+    let dump = scene.dump(&[("pages-1.img", "memory")]);
+    let pushed = scene.push_dump(&dump).await.unwrap();
+    assert_eq!(scene.push_dump(&dump).await.unwrap(), pushed, "an agent that was restarted votes for the same");
+}
+
+#[tokio::test]
+async fn a_dump_without_memory_has_an_empty_list() {
+    let scene = scene("n2", of_n1);
+    let pushed = scene.push_dump(&scene.dump(&[("core-1.img", "core")])).await.unwrap();
+    assert_eq!(scene.files(&pushed)[LIST], "[]");
+    assert!(scene.memory_requests().is_empty());
+}
+
+#[tokio::test]
+async fn memory_is_sent_again_after_a_passing_failure_or_where_it_was_changed_on_the_way() {
+    let scene = scene("n2", of_n1);
+    *scene.fake.failures.lock().unwrap() = 2;
+    *scene.fake.changed.lock().unwrap() = 1;
+    let dump = scene.dump(&[("pages-1.img", "memory")]);
+    let pushed = scene.push_dump(&dump).await.unwrap();
+    assert_eq!(scene.memory_requests().len(), 4);
+    assert_eq!(memory::parse(scene.files(&pushed)[LIST].as_bytes()).unwrap()[0].digest, digest_of(b"memory").to_string());
+    assert_eq!(scene.fake.memory.lock().unwrap()[&format!("{REPOSITORY}/redis/pages-1.img")], b"memory");
+}
+
+#[tokio::test]
+async fn memory_that_is_always_changed_on_the_way_ends_the_push() {
+    let scene = scene("n2", of_n1);
+    *scene.fake.changed.lock().unwrap() = u32::MAX;
+    let dump = scene.dump(&[("pages-1.img", "memory")]);
+    let error = scene.push_dump(&dump).await.unwrap_err();
+    assert!(error.message.contains("container redis") && error.message.contains("pages-1.img arrived as"), "{error}");
+    assert_eq!(scene.memory_requests().len(), ATTEMPTS);
+    assert!(!scene.fake.seen.lock().unwrap().iter().any(|line| line.contains("/v2/")), "no image names what is not there");
+}
+
+#[tokio::test]
+async fn a_dump_that_is_not_there_is_told() {
+    let scene = scene("n2", of_n1);
+    let dump = scene.dump(&[("pages-1.img", "memory")]);
+    fs::remove_dir_all(dump.join("checkpoint")).unwrap();
+    let error = scene.push_dump(&dump).await.unwrap_err();
+    assert!(error.message.contains("the checkpoint could not be read"), "{error}");
+    assert!(scene.fake.seen.lock().unwrap().is_empty());
+}

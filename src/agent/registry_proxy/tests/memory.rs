@@ -1,0 +1,108 @@
+//! Memory through the push door, past the registry.
+
+use super::*;
+use crate::domain::image::digest_of;
+
+fn place(repository: &str) -> String {
+    format!("/memory/{}/app/pages-1.img", &repository[4..])
+}
+
+impl PushDoor {
+    fn source(&self) -> Client {
+        self.client(Some(&self.ca.leaf(&node_server_name("n1"))))
+    }
+
+    async fn put(&self, client: &Client, path: &str, body: impl Into<reqwest::Body>) -> reqwest::Response {
+        client.put(self.url(path)).body(body).send().await.unwrap()
+    }
+
+    fn trace(&self) -> Vec<String> {
+        self.node.state().trace.clone()
+    }
+}
+
+/// A body whose length nobody knows before its end.
+fn endless(receiver: mpsc::Receiver<io::Result<bytes::Bytes>>) -> reqwest::Body {
+    reqwest::Body::wrap_stream(futures::stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?, receiver)) }))
+}
+
+#[tokio::test]
+async fn memory_of_the_granted_node_is_taken_and_its_digest_told() {
+    let door = push_scene();
+    let answer = door.put(&door.source(), &place(GRANTED), "memory").await;
+    assert_eq!(answer.status(), StatusCode::CREATED);
+    assert_eq!(answer.headers()["docker-content-digest"], digest_of(b"memory").as_str());
+    assert_eq!(door.trace(), ["receive app/pages-1.img", "6 of 6 bytes of app/pages-1.img"]);
+    assert!(door.seen.lock().unwrap().is_empty(), "the registry has nothing to do with it");
+}
+
+#[tokio::test]
+async fn memory_of_anybody_else_or_for_another_place_is_refused() {
+    let door = push_scene();
+    assert_eq!(door.put(&door.source(), &place(OTHER), "memory").await.status(), StatusCode::FORBIDDEN);
+    for name in [node_server_name("n3"), "n1.example.org".to_owned()] {
+        let stranger = door.client(Some(&door.ca.leaf(&name)));
+        assert_eq!(door.put(&stranger, &place(GRANTED), "memory").await.status(), StatusCode::FORBIDDEN, "{name}");
+    }
+    for path in [place(GRANTED).replace("pages-1", "core-1"), place(GRANTED).replace("app", "%2e%2e")] {
+        assert_eq!(door.put(&door.source(), &path, "memory").await.status(), StatusCode::FORBIDDEN, "{path}");
+    }
+    assert_eq!(door.status(&door.source(), Method::GET, &place(GRANTED)).await, 403, "what has come is told to nobody");
+    assert!(door.trace().is_empty() && door.seen.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn memory_says_how_much_it_is() {
+    let door = push_scene();
+    let (sender, receiver) = mpsc::channel(1);
+    sender.send(Ok("memory".into())).await.unwrap();
+    drop(sender);
+    assert_eq!(door.put(&door.source(), &place(GRANTED), endless(receiver)).await.status(), StatusCode::LENGTH_REQUIRED);
+    assert!(door.trace().is_empty());
+}
+
+#[tokio::test]
+async fn memory_and_layers_share_what_a_migration_may_store() {
+    let door = push_scene();
+    let source = door.source();
+    let half = vec![7; usize::try_from(MOST / 2).unwrap()];
+    assert_eq!(door.put(&source, &place(GRANTED), half.clone()).await.status(), StatusCode::CREATED);
+    assert_eq!(door.put(&source, &format!("{GRANTED}/blobs/uploads/1"), half).await.status(), StatusCode::ACCEPTED);
+    let answer = door.put(&source, &place(GRANTED), "x").await;
+    assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    assert!(answer.text().await.unwrap().contains("1 MiB"), "it says how much may be stored");
+    assert_eq!(door.trace().len(), 2, "it was never begun");
+}
+
+#[tokio::test]
+async fn what_the_node_cannot_take_is_told_with_its_reason() {
+    for (kind, status) in
+        [(crate::ports::Failure::Transient, StatusCode::SERVICE_UNAVAILABLE), (crate::ports::Failure::Permanent, StatusCode::BAD_REQUEST)]
+    {
+        let door = push_scene();
+        door.node.fail("receive", kind);
+        let answer = door.put(&door.source(), &place(GRANTED), "memory").await;
+        assert_eq!(answer.status(), status);
+        assert!(answer.text().await.unwrap().contains("receive was made to fail"));
+    }
+}
+
+#[tokio::test]
+async fn a_second_try_waits_until_the_first_has_ended() {
+    let door = push_scene();
+    let (sender, receiver) = mpsc::channel(1);
+    let first = tokio::spawn(door.source().put(door.url(&place(GRANTED))).header("content-length", 8).body(endless(receiver)).send());
+    sender.send(Ok("half".into())).await.unwrap();
+    while door.trace().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    // The line is cut: the door's own task of the first ends.
+    first.abort();
+    drop(sender);
+    let answer = door.put(&door.source(), &place(GRANTED), "whole").await;
+    assert_eq!(answer.status(), StatusCode::CREATED);
+    let trace = door.trace();
+    assert_eq!(trace.len(), 4, "{trace:?}");
+    assert!(trace[1].ends_with("of 8 bytes of app/pages-1.img"), "{trace:?}");
+    assert_eq!(trace[2..], ["receive app/pages-1.img", "5 of 5 bytes of app/pages-1.img"]);
+}
