@@ -104,7 +104,7 @@ async fn a_dump_that_is_not_there_leaves_no_file_that_passes_for_one() {
 }
 
 #[tokio::test]
-async fn a_failure_is_told_in_the_words_of_criu_where_it_has_any() {
+async fn a_failure_is_told_in_criu_s_own_words_where_it_has_any() {
     let (node, dump) = scene();
     let work = Path::new("/run/drover/dump/work");
     let told = || dump.explained(PortError::permanent("runc did not checkpoint"), work).message;
@@ -112,5 +112,5 @@ async fn a_failure_is_told_in_the_words_of_criu_where_it_has_any() {
     let log = node.path().join("run/drover/dump/work/dump.log");
     fs::create_dir_all(log.parent().unwrap()).unwrap();
     fs::write(&log, b"(00.1) Dumping \xff\n(00.2) Error (criu/mount.c:1): mnt: No mapping for 7\n").unwrap();
-    assert_eq!(told(), "runc did not checkpoint: Error (criu/mount.c:1): mnt: No mapping for 7");
+    assert_eq!(told(), "Error (criu/mount.c:1): mnt: No mapping for 7");
 }
