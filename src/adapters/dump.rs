@@ -17,13 +17,14 @@ use async_trait::async_trait;
 
 use super::{
     containerd::Containerd,
-    memory_room::{has_room, make_private, remove},
+    memory_room::{has_room, make_private, remove, seen},
     volumes,
 };
 use crate::{
     api::attestation::ContainerId,
     domain::{criu, ids::is_uid},
     ports::{PortError, PortResult, dump::Dump},
+    runc::{CHECKPOINT, LOG, ROOTFS_DIFF},
 };
 
 /// In memory, on the node.
@@ -48,7 +49,7 @@ impl NodeDump {
     }
 
     fn on_node(&self, path: &Path) -> PathBuf {
-        self.node.join(path.strip_prefix("/").unwrap_or(path))
+        seen(&self.node, path)
     }
 
     fn folders(&self, migration_uid: &str) -> PortResult<[PathBuf; 2]> {
@@ -88,10 +89,10 @@ impl NodeDump {
         let spec = self.containerd.spec(id).await?;
         let (folder, upper, log) = (self.on_node(folder), self.on_node(&upper), log.map(|log| self.on_node(&log)));
         let written = tokio::task::spawn_blocking(move || -> io::Result<()> {
-            volumes::archive_changes(&upper, &folder.join("rootfs-diff.tar"))?;
+            volumes::archive_changes(&upper, &folder.join(ROOTFS_DIFF))?;
             // A log that is rotated at this moment is no reason to give the move up.
             if let Some(mut from) = log.and_then(|log| File::open(log).ok()) {
-                io::copy(&mut from, &mut create(&folder.join("container.log"))?)?;
+                io::copy(&mut from, &mut create(&folder.join(LOG))?)?;
             }
             io::copy(&mut spec.as_slice(), &mut create(&folder.join("spec.dump"))?)?;
             for name in ["config.dump", "status.dump"] {
@@ -116,7 +117,7 @@ fn failed(doing: &str, error: &io::Error) -> PortError {
 impl Dump for NodeDump {
     async fn dump(&self, migration_uid: &str, container: &ContainerId, bytes: u64) -> PortResult<PathBuf> {
         let folder = self.fresh(migration_uid, &container.name, bytes)?;
-        let (images, work) = (folder.join("checkpoint"), folder.join("work"));
+        let (images, work) = (folder.join(CHECKPOINT), folder.join("work"));
         for made in [&images, &work] {
             make_private(&self.on_node(made)).map_err(|error| failed("make a folder for the checkpoint", &error))?;
         }

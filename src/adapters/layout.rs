@@ -19,7 +19,7 @@ use futures::StreamExt as _;
 use tar::{Archive, EntryType};
 
 use super::{
-    memory_room::{has_room, make_private, remove},
+    memory_room::{has_room, make_private, remove, seen},
     volumes::{Hashed, Received},
 };
 use crate::{
@@ -59,7 +59,7 @@ impl NodeLayout {
     }
 
     fn on_node(&self, path: &Path) -> PathBuf {
-        self.node.join(path.strip_prefix("/").unwrap_or(path))
+        seen(&self.node, path)
     }
 
     fn pod(&self, pod_uid: &str) -> io::Result<PathBuf> {

@@ -1,6 +1,10 @@
 //! Folders for the memory of processes: in the node's memory where there is room for it, and nobody else's to read.
 
-use std::{fs, io, os::unix::fs::DirBuilderExt as _, path::Path};
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
 
 /// What stays free of the node's memory besides a checkpoint and the processes that are restored from it, in bytes.
 const SPARE: u64 = 256 << 20;
@@ -16,6 +20,11 @@ pub(super) fn has_room(folder: &Path, bytes: u64) -> bool {
 fn mem_available(text: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// A path of the node whose root is at `node`, as this process sees it.
+pub(super) fn seen(node: &Path, path: &Path) -> PathBuf {
+    node.join(path.strip_prefix("/").unwrap_or(path))
 }
 
 /// Makes a folder, with those above it, that nobody else may look into.

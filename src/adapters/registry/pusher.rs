@@ -35,7 +35,7 @@ use crate::{
     },
     metrics::Metrics,
     ports::{Failure, Mending, PortError, PortResult, PushTarget, Pusher, front},
-    runc::{CHECKPOINT, ROOTFS_DIFF},
+    runc::{CHECKPOINT, LOG, ROOTFS_DIFF},
 };
 
 /// Bytes of memory that are read at once.
@@ -77,15 +77,18 @@ impl AgentPusher {
         F: Future<Output = PortResult<PushedImage>>,
     {
         let begun = std::time::Instant::now();
-        let policy = ExponentialBuilder::default().with_min_delay(self.first_pause).with_max_times(ATTEMPTS - 1);
         let pushed = send
-            .retry(policy)
+            .retry(self.policy())
             .when(|error| error.kind == Failure::Transient)
             .notify(|error, pause| tracing::warn!(%error, ?pause, what, "the push failed and is tried again"))
             .await
             .map_err(|error| error.context(&format!("push of {what} to node {}", target.node)))?;
         self.metrics.pushed(pushed.bytes, begun.elapsed());
         Ok(pushed)
+    }
+
+    fn policy(&self) -> ExponentialBuilder {
+        ExponentialBuilder::default().with_min_delay(self.first_pause).with_max_times(ATTEMPTS - 1)
     }
 
     /// The same with another pause before the second attempt; each further one doubles it.
@@ -203,9 +206,8 @@ impl AgentPusher {
         let mut sent = vec![];
         for file in memory_files(dump).map_err(|error| unreadable_dump(&error))? {
             let path = dump.join(CHECKPOINT).join(&file);
-            let policy = ExponentialBuilder::default().with_min_delay(self.first_pause).with_max_times(ATTEMPTS - 1);
             let attempt = || send_memory(&registry, &target.repository, container, &file, &path);
-            let tried = attempt.retry(policy).when(|error| error.kind == Failure::Transient);
+            let tried = attempt.retry(self.policy()).when(|error| error.kind == Failure::Transient);
             let arrived = tried.notify(|error, pause| tracing::warn!(%error, ?pause, file, "the memory is sent again")).await;
             sent.push(arrived.map_err(|error| error.context(&format!("the memory of container {container}")))?);
         }
@@ -256,7 +258,7 @@ fn write_archive(dump: &Path, memory: &[MemoryFile], to: &Path) -> std::io::Resu
             tar.append_path_with_name(image.path(), Path::new(CHECKPOINT).join(image.file_name()))?;
         }
     }
-    for name in ["config.dump", "spec.dump", "status.dump", ROOTFS_DIFF, "container.log"] {
+    for name in ["config.dump", "spec.dump", "status.dump", ROOTFS_DIFF, LOG] {
         if dump.join(name).exists() {
             tar.append_path_with_name(dump.join(name), name)?;
         }

@@ -199,11 +199,11 @@ async fn a_failed_step_thaws_also_while_nothing_can_be_said() {
     course.assert_thawed();
 }
 
-#[tokio::test]
-async fn a_death_at_any_call_before_the_vote_changes_nothing_in_the_end() {
+/// A new process goes on after a death at each call in turn, before and after its deed: it ends voted and frozen, and `holds` of what it left.
+fn survives_a_death_at_any_call_before_the_vote(begin: fn() -> Course, holds: impl Fn(&Course, &str)) {
     for after_the_deed in [false, true] {
         for call in 0.. {
-            let course = Course::new();
+            let course = begin();
             course.node.die_at(call, after_the_deed);
             for _ in 0..4 {
                 if settled(course.agent().reconcile("d", "m")).is_none_or(|looked| looked.is_err()) {
@@ -213,15 +213,23 @@ async fn a_death_at_any_call_before_the_vote_changes_nothing_in_the_end() {
                 course.manager();
             }
             let survived = course.node.survived();
-            assert!(course.said().vote.is_some(), "call {call}, after the deed: {after_the_deed}: {:?}", course.node.state().trace);
+            let when = format!("call {call}, after the deed: {after_the_deed}");
+            assert!(course.said().vote.is_some(), "{when}: {:?}", course.node.state().trace);
             course.assert_frozen();
-            assert_eq!(course.archives(), 2, "the archives of a dump that nobody heard of are gone");
+            holds(&course, &when);
             if survived {
                 assert!(call > 20, "the course has that many calls: {call}");
                 break;
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_death_at_any_call_before_the_vote_changes_nothing_in_the_end() {
+    survives_a_death_at_any_call_before_the_vote(Course::new, |course, when| {
+        assert_eq!(course.archives(), 2, "the archives of a dump that nobody heard of are gone: {when}");
+    });
 }
 
 #[tokio::test]
