@@ -22,6 +22,7 @@ mod memory_room;
 pub mod node_probe;
 pub mod node_setup;
 mod processes;
+mod received;
 pub mod registry;
 mod volumes;
 pub mod webhook_configuration;

@@ -9,6 +9,7 @@ use k8s_openapi::api::{
     core::v1::{Pod, PodCondition},
     policy::v1::PodDisruptionBudget,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::{Attestation, AttestationStatus, Migration, MigrationGrant, MigrationStatus, NodeProfileStatus, attestation::PushedImage, migration::Lane},
@@ -192,6 +193,16 @@ pub struct PushTarget {
 pub trait Pusher: Send + Sync {
     /// Packs the archive of one container as a one-layer image and pushes it as `repository:container`.
     async fn push(&self, archive: &std::path::Path, container: &str, mending: &Mending, target: &PushTarget) -> PortResult<PushedImage>;
+    /// Sends the memory of a checkpoint while the runtime still writes it into its folder, until `written` is cancelled; [`Self::push`] then sends what has not
+    /// arrived whole. `bytes` is what it is thought to become.
+    async fn send_ahead(
+        &self,
+        folder: &std::path::Path,
+        container: &str,
+        bytes: u64,
+        target: &PushTarget,
+        written: CancellationToken,
+    ) -> PortResult<()>;
     /// Packs volumes, each with its name, as one artifact and pushes it under [`crate::domain::keys::VOLUMES_TAG`].
     async fn push_volumes(&self, volumes: &[(String, PathBuf)], target: &PushTarget) -> PortResult<PushedImage>;
     /// The same with a tar that [`inside::Inside::archive_volumes`] has written: the artifact is the same.

@@ -30,6 +30,9 @@ use crate::{
 /// In memory, on the node.
 const IN_MEMORY: &str = "/run/drover/dump";
 
+/// Its log's folder.
+const WORK: &str = "work";
+
 /// CRIU writes it last, and restores nothing without it.
 const INVENTORY: &str = "checkpoint/inventory.img";
 
@@ -50,6 +53,12 @@ impl NodeDump {
 
     fn on_node(&self, path: &Path) -> PathBuf {
         seen(&self.node, path)
+    }
+
+    /// The path on the node of what this process sees.
+    fn of_node(&self, seen: &Path) -> PortResult<PathBuf> {
+        let inside = seen.strip_prefix(&self.node).map_err(|_| PortError::permanent(format!("{} is no folder of the node", seen.display())))?;
+        Ok(Path::new("/").join(inside))
     }
 
     fn folders(&self, migration_uid: &str) -> PortResult<[PathBuf; 2]> {
@@ -115,17 +124,21 @@ fn failed(doing: &str, error: &io::Error) -> PortError {
 
 #[async_trait]
 impl Dump for NodeDump {
-    async fn dump(&self, migration_uid: &str, container: &ContainerId, bytes: u64) -> PortResult<PathBuf> {
-        let folder = self.fresh(migration_uid, &container.name, bytes)?;
-        let (images, work) = (folder.join(CHECKPOINT), folder.join("work"));
-        for made in [&images, &work] {
-            make_private(&self.on_node(made)).map_err(|error| failed("make a folder for the checkpoint", &error))?;
+    async fn prepare(&self, migration_uid: &str, container: &str, bytes: u64) -> PortResult<PathBuf> {
+        let folder = self.on_node(&self.fresh(migration_uid, container, bytes)?);
+        for made in [CHECKPOINT, WORK] {
+            make_private(&folder.join(made)).map_err(|error| failed("make a folder for the checkpoint", &error))?;
         }
+        Ok(folder)
+    }
+
+    async fn dump(&self, container: &ContainerId, folder: &Path) -> PortResult<()> {
+        let folder = self.of_node(folder)?;
+        let (images, work) = (folder.join(CHECKPOINT), folder.join(WORK));
         let id = &container.container_id;
         let (dumped, beside) = tokio::join!(self.containerd.checkpoint_into(id, &images, &work), self.beside(&folder, id));
         dumped.map_err(|error| self.explained(error, &work))?;
-        beside?;
-        Ok(self.on_node(&folder))
+        beside
     }
 
     async fn left(&self, migration_uid: &str, container: &str) -> PortResult<Option<PathBuf>> {

@@ -11,12 +11,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures::StreamExt as _;
 
 use super::{
     containerd::{Containerd, Sandbox},
     processes::ProcInspector,
-    volumes::{self, Hashed, Received, Volume},
+    received::feed,
+    volumes::{self, Hashed, Volume},
 };
 use crate::{
     api::attestation::ContainerId,
@@ -117,25 +117,17 @@ impl Inside for NodeInside {
         written.map(|()| true).map_err(|error| PortError::transient(format!("the pod's volumes could not be archived: {error}")))
     }
 
-    async fn fill_volumes(&self, pod_uid: &str, mut tar: BlobStream, digest: &Digest) -> PortResult<()> {
+    async fn fill_volumes(&self, pod_uid: &str, tar: BlobStream, digest: &Digest) -> PortResult<()> {
         let sandbox = self.sandbox(pod_uid).await?;
         let mut volumes = self.empty_dirs(pod_uid)?;
         volumes.extend(self.shared_memory(&sandbox)?.map(|folder| Volume { name: SHARED_MEMORY.to_owned(), folder }));
         let wanted = digest.clone();
-        let (reader, sender) = Received::channel();
-        let filled = tokio::task::spawn_blocking(move || {
-            let mut hashed = Hashed::new(reader);
+        let filled = feed(tar, move |tar| {
+            let mut hashed = Hashed::new(tar);
             volumes::unpack(&mut hashed, &volumes)?;
             hashed.finish()
         });
-        while let Some(chunk) = tar.next().await {
-            // It has failed, and says why.
-            if sender.send(chunk).await.is_err() {
-                break;
-            }
-        }
-        drop(sender);
-        match filled.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
+        match filled.await {
             Ok(found) if found == wanted => Ok(()),
             Ok(found) => Err(PortError::permanent(format!("the pod's volumes have the digest {found}, not {wanted}: they were changed on the way"))),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(PortError::permanent(format!("the pod's volumes: {error}"))),

@@ -4,7 +4,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read},
+    io::{self, Read, Write as _},
     os::unix::{
         ffi::OsStrExt as _,
         fs::{OpenOptionsExt as _, symlink},
@@ -13,30 +13,27 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bytes::BytesMut;
 use flate2::read::GzDecoder;
-use futures::StreamExt as _;
 use tar::{Archive, EntryType};
 
 use super::{
     memory_room::{has_room, make_private, remove, seen},
-    volumes::{Hashed, Received},
+    received::{Received, feed},
+    volumes::Hashed,
 };
 use crate::{
     domain::{
         ids::{Digest, is_dns_subdomain, is_repository, is_uid},
         keys::REPOSITORY_PREFIX,
-        memory::{self, LIST, is_memory},
+        memory::{self, LIST, MemoryDigest, is_memory},
     },
     ports::{
         BlobStream, PortError, PortResult,
-        layout::{Copy, Incoming, Layout},
+        layout::{Copy, Incoming, Layout, Size},
     },
     runc::{CHECKPOINT, LOG, LOG_FOLDER, READY, RESTORE_ROOT, ROOTFS_DIFF},
 };
 
-/// Bytes that are handed to the disk's thread at once.
-const CHUNK: usize = 512 << 10;
 /// Where a kubelet keeps pods' logs (`podLogsDir`).
 const LOGS: &str = "/var/log/pods";
 /// Where images with pages wait in memory; the same file system as where they are laid out.
@@ -92,7 +89,7 @@ impl NodeLayout {
         Ok([self.on_node(Path::new(INCOMING)).join(hex), self.on_node(&self.disk).join("incoming").join(hex)])
     }
 
-    fn take(&self, memory: &Incoming, content: Received) -> io::Result<Digest> {
+    fn take(&self, memory: &Incoming, content: Received) -> io::Result<MemoryDigest> {
         if !is_container(&memory.container) || !is_memory(&memory.file) {
             return Err(invalid(format!("{:?} of {:?} is no image with pages", memory.file, memory.container)));
         }
@@ -101,11 +98,11 @@ impl NodeLayout {
             remove(&place.join(&memory.container).join(&memory.file))?;
         }
         make_private(&in_memory)?;
-        let folder = if has_room(&in_memory, memory.bytes) { in_memory } else { on_disk }.join(&memory.container);
+        let folder = if has_room(&in_memory, memory.size.bytes()) { in_memory } else { on_disk }.join(&memory.container);
         make_private(&folder)?;
         let file = folder.join(&memory.file);
         let part = file.with_extension("part");
-        let digest = match take_into(&part, memory.bytes, content) {
+        let digest = match take_into(&part, memory.size, content) {
             Ok(digest) => digest,
             Err(error) => {
                 // What there is no room for must not keep the room that there is.
@@ -113,7 +110,7 @@ impl NodeLayout {
                 return Err(error);
             }
         };
-        fs::write(file.with_extension(DIGEST), digest.as_str())?;
+        fs::write(file.with_extension(DIGEST), digest.to_string())?;
         fs::rename(part, file)?;
         Ok(digest)
     }
@@ -129,7 +126,7 @@ impl NodeLayout {
             let come = places.iter().map(|place| place.join(&wanted.file)).find(|file| file.exists());
             let come = come.ok_or_else(|| invalid(format!("{} has not come, or was lost when the node was started again", wanted.file)))?;
             let digest = fs::read_to_string(come.with_extension(DIGEST))?;
-            if digest != wanted.digest || fs::metadata(&come)?.len() != wanted.bytes {
+            if digest != wanted.digest.to_string() || fs::metadata(&come)?.len() != wanted.bytes {
                 return Err(invalid(format!("{} is not the one that the archive names: {digest}, not {}", wanted.file, wanted.digest)));
             }
             let to = folder.join(CHECKPOINT).join(&wanted.file);
@@ -246,46 +243,22 @@ fn failed(doing: &str, error: &io::Error) -> PortError {
 }
 
 /// Writes an image with pages to a new file, in the place of one that is there.
-fn take_into(part: &Path, bytes: u64, content: Received) -> io::Result<Digest> {
+fn take_into(part: &Path, size: Size, mut content: Received) -> io::Result<MemoryDigest> {
     remove(part)?;
-    let mut hashed = Hashed::new(content);
-    let written = io::copy(&mut hashed, &mut create(part)?)?;
-    if written != bytes {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{written} bytes of {bytes} came")));
+    let (mut file, mut hash, mut written) = (create(part)?, blake3::Hasher::new(), 0);
+    while let Some(chunk) = content.chunk()? {
+        hash.update(&chunk);
+        file.write_all(&chunk)?;
+        written += chunk.len() as u64;
     }
-    hashed.finish()
+    match size {
+        Size::Exact(bytes) if written != bytes => Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{written} bytes of {bytes} came"))),
+        _ => Ok(hash.finalize().into()),
+    }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
-}
-
-/// Has a thread read what a stream brings.
-async fn feed<T: Send + 'static>(mut stream: BlobStream, read: impl FnOnce(Received) -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    let (reader, sender) = Received::channel();
-    let done = tokio::task::spawn_blocking(move || read(reader));
-    // A thread that is woken for each record of TLS takes longer than all else.
-    let mut gathered = BytesMut::with_capacity(CHUNK);
-    loop {
-        let chunk = match stream.next().await {
-            Some(Ok(chunk)) => {
-                gathered.extend_from_slice(&chunk);
-                if gathered.len() < CHUNK {
-                    continue;
-                }
-                Ok(gathered.split().freeze())
-            }
-            Some(Err(error)) => Err(error),
-            None if gathered.is_empty() => break,
-            None => Ok(gathered.split().freeze()),
-        };
-        // It has failed, and says why.
-        if sender.send(chunk).await.is_err() {
-            break;
-        }
-    }
-    drop(sender);
-    done.await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 /// The names that satisfy a condition in these folders.
@@ -305,7 +278,7 @@ fn names(folders: &[PathBuf], wanted: impl Fn(&str) -> bool) -> PortResult<Vec<S
 
 #[async_trait]
 impl Layout for NodeLayout {
-    async fn receive(&self, memory: &Incoming, content: BlobStream) -> PortResult<Digest> {
+    async fn receive(&self, memory: &Incoming, content: BlobStream) -> PortResult<MemoryDigest> {
         let (this, of) = (self.clone(), memory.clone());
         let taken = feed(content, move |content| this.take(&of, content)).await;
         taken.map_err(|error| match error.kind() {

@@ -149,35 +149,6 @@ impl Write for Sent<'_> {
     }
 }
 
-/// A stream's chunks, read by a thread.
-pub struct Received {
-    chunks: mpsc::Receiver<io::Result<Bytes>>,
-    rest: Bytes,
-}
-
-impl Received {
-    /// A reader, and where its chunks are sent. It ends when the sender is dropped.
-    #[must_use]
-    pub fn channel() -> (Self, mpsc::Sender<io::Result<Bytes>>) {
-        let (sender, chunks) = mpsc::channel(AHEAD);
-        (Self { chunks, rest: Bytes::new() }, sender)
-    }
-}
-
-impl Read for Received {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.rest.is_empty() {
-            match self.chunks.blocking_recv() {
-                Some(chunk) => self.rest = chunk?,
-                None => return Ok(0),
-            }
-        }
-        let count = buffer.len().min(self.rest.len());
-        buffer[..count].copy_from_slice(&self.rest.split_to(count));
-        Ok(count)
-    }
-}
-
 /// A reader that hashes what passes.
 pub struct Hashed<R> {
     inner: R,

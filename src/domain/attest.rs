@@ -143,8 +143,10 @@ fn unvoted_step(
     match status.phase {
         Phase::Preflight if own.inspected.is_none() => SourceAction::Inspect,
         Phase::Freezing if own.frozen.is_none() => SourceAction::Freeze,
-        Phase::Checkpointing if own.checkpointed.is_none() => SourceAction::Checkpoint,
-        Phase::Transferring if own.pushed.is_none() => SourceAction::Push,
+        // Ahead of the manager, which only follows with the phase: each word of it would cost the frozen pod its way there and back. Not further, since what
+        // the registry tells before it counts the checkpoint as made is not believed.
+        Phase::Freezing | Phase::Checkpointing if own.checkpointed.is_none() => SourceAction::Checkpoint,
+        Phase::Checkpointing | Phase::Transferring if own.pushed.is_none() => SourceAction::Push,
         Phase::Transferring => SourceAction::Vote,
         _ => SourceAction::Wait,
     }

@@ -10,9 +10,10 @@ use crate::api::attestation::ContainerId;
 /// Takes checkpoints on this node.
 #[async_trait]
 pub trait Dump: Send + Sync {
-    /// Checkpoints one paused container, which stays paused, and returns the folder that has CRIU's images, the difference of its root file system and its log.
-    /// `bytes` is what the pod's memory is thought to be. A second call makes it anew.
-    async fn dump(&self, migration_uid: &str, container: &ContainerId, bytes: u64) -> PortResult<PathBuf>;
+    /// Makes an empty folder for the checkpoint of a container; what is there of an earlier try goes. `bytes` is what the pod's memory is thought to be.
+    async fn prepare(&self, migration_uid: &str, container: &str, bytes: u64) -> PortResult<PathBuf>;
+    /// Checkpoints one paused container, which stays paused, into a folder of [`Self::prepare`]: CRIU's images, the difference of its root file system, its log.
+    async fn dump(&self, container: &ContainerId, folder: &Path) -> PortResult<()>;
     /// The whole checkpoint of a container that is there of a migration, also one of which nobody has heard.
     async fn left(&self, migration_uid: &str, container: &str) -> PortResult<Option<PathBuf>>;
     /// Makes a checkpoint that nobody else has outlast a reboot, as one file.

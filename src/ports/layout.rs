@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use super::{BlobStream, PortResult};
-use crate::domain::ids::Digest;
+use crate::domain::{ids::Digest, memory::MemoryDigest};
 
 /// A checkpoint and the container that it is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,9 @@ pub struct Copy {
     pub bytes: u64,
 }
 
+/// Header of a request that brings an image whose size is not known yet: what it is thought to become, in bytes.
+pub const ESTIMATED_LENGTH: &str = "drover-estimated-length";
+
 /// An image with pages on its way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Incoming {
@@ -33,15 +36,33 @@ pub struct Incoming {
     /// Name of the image.
     pub file: String,
     /// Its size.
-    pub bytes: u64,
+    pub size: Size,
+}
+
+/// How large an image is that is on its way, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Size {
+    /// So large.
+    Exact(u64),
+    /// It is still being written, and is thought to become about so large.
+    Estimated(u64),
+}
+
+impl Size {
+    /// Bytes that a place for it should have.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        let (Self::Exact(bytes) | Self::Estimated(bytes)) = self;
+        bytes
+    }
 }
 
 /// Checkpoints laid out on this node.
 #[async_trait]
 pub trait Layout: Send + Sync {
-    /// Takes an image with pages that comes before the archive that names it; its digest. One that has come before is replaced. Where fewer than `bytes`
-    /// come, nothing is kept.
-    async fn receive(&self, memory: &Incoming, content: BlobStream) -> PortResult<Digest>;
+    /// Takes an image with pages that comes before the archive that names it; its digest. One that has come before is replaced. Where the stream ends in an
+    /// error, or with another size than the exact one, nothing is kept.
+    async fn receive(&self, memory: &Incoming, content: BlobStream) -> PortResult<MemoryDigest>;
     /// Removes what has come for a repository; nothing happens where there is nothing.
     async fn forget(&self, repository: &str) -> PortResult<()>;
     /// The repositories for which something has come.

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use futures::StreamExt as _;
 
-use super::FakeNode;
+use super::{FakeNode, node::State};
 use crate::{
     api::attestation::ContainerId,
-    domain::{ids::Digest, image::digest_of, processes::PodFacts},
+    domain::{ids::Digest, memory::MemoryDigest, processes::PodFacts},
     ports::{
         BlobStream, PortError, PortResult,
         dump::Dump,
@@ -82,7 +82,7 @@ impl inside::Inside for FakeNode {
 
 #[async_trait]
 impl Layout for FakeNode {
-    async fn receive(&self, memory: &layout::Incoming, mut content: BlobStream) -> PortResult<Digest> {
+    async fn receive(&self, memory: &layout::Incoming, mut content: BlobStream) -> PortResult<MemoryDigest> {
         let place = format!("{}/{}", memory.container, memory.file);
         self.call("receive", |state| {
             state.trace.push(format!("receive {place}"));
@@ -91,14 +91,24 @@ impl Layout for FakeNode {
         .await?;
         let mut come = vec![];
         while let Some(chunk) = content.next().await {
-            come.extend_from_slice(&chunk.map_err(|error| PortError::transient(error.to_string()))?);
+            match chunk {
+                Ok(chunk) => come.extend_from_slice(&chunk),
+                Err(error) => {
+                    let told = |state: &mut State| {
+                        state.trace.push(format!("{place} breaks off"));
+                        Err(PortError::transient(error.to_string()))
+                    };
+                    return self.call("received", told).await;
+                }
+            }
         }
         self.call("received", |state| {
-            state.trace.push(format!("{} of {} bytes of {place}", come.len(), memory.bytes));
-            if come.len() as u64 == memory.bytes {
-                Ok(digest_of(&come))
-            } else {
-                Err(PortError::transient(format!("{} bytes of {} came", come.len(), memory.bytes)))
+            state.trace.push(format!("{} of {} bytes of {place}", come.len(), memory.size.bytes()));
+            match memory.size {
+                layout::Size::Exact(bytes) if come.len() as u64 != bytes => {
+                    Err(PortError::transient(format!("{} bytes of {bytes} came", come.len())))
+                }
+                _ => Ok(blake3::hash(&come).into()),
             }
         })
         .await
@@ -140,12 +150,19 @@ impl Layout for FakeNode {
 
 #[async_trait]
 impl Dump for FakeNode {
-    async fn dump(&self, migration_uid: &str, container: &ContainerId, _bytes: u64) -> PortResult<PathBuf> {
-        self.call("dump", |state| {
-            state.trace.push(format!("dump {}", container.name));
-            let folder = state.checkpoints.join(migration_uid).join(&container.name);
+    async fn prepare(&self, migration_uid: &str, container: &str, _bytes: u64) -> PortResult<PathBuf> {
+        self.call("prepare", |state| {
+            let folder = state.checkpoints.join(migration_uid).join(container);
             std::fs::create_dir_all(&folder).map_err(|error| PortError::permanent(error.to_string()))?;
             Ok(folder)
+        })
+        .await
+    }
+    async fn dump(&self, container: &ContainerId, folder: &Path) -> PortResult<()> {
+        self.call("dump", |state| {
+            assert!(folder.is_dir(), "nobody has prepared {}", folder.display());
+            state.trace.push(format!("dump {}", container.name));
+            Ok(())
         })
         .await
     }

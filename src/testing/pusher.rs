@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
 
 use super::{FakeNode, node::State};
 use crate::{
@@ -27,6 +28,15 @@ impl Pusher for FakeNode {
             let image = PushedImage { container: container.into(), digest: format!("sha256:{}", "a".repeat(64)), bytes: 7 };
             state.registry.insert(format!("{}:{container}", target.repository), image.clone());
             Ok(image)
+        })
+        .await
+    }
+
+    async fn send_ahead(&self, _folder: &Path, container: &str, _bytes: u64, _target: &PushTarget, written: CancellationToken) -> PortResult<()> {
+        written.cancelled().await;
+        self.call("send_ahead", |state| {
+            state.trace.push(format!("send ahead {container}"));
+            Ok(())
         })
         .await
     }

@@ -15,6 +15,7 @@ use drover::{
     },
 };
 use k8s_openapi::api::core::v1::Pod;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     node::{Container, Content, Memory, Node, read_archive, write_archive},
@@ -201,6 +202,10 @@ impl Pusher for Handle {
             Ok(image)
         })
         .await
+    }
+
+    async fn send_ahead(&self, folder: &Path, _container: &str, _bytes: u64, _target: &PushTarget, _written: CancellationToken) -> PortResult<()> {
+        Err(PortError::permanent(format!("no runtime writes {} here", folder.display())))
     }
 
     async fn push_volumes(&self, _volumes: &[(String, PathBuf)], _target: &PushTarget) -> PortResult<PushedImage> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use drover::{
     api::attestation::ContainerId,
-    domain::ids::Digest,
+    domain::{ids::Digest, memory::MemoryDigest},
     ports::{
         BlobStream, PortError, PortResult,
         dump::Dump,
@@ -17,7 +17,7 @@ use crate::world::Handle;
 
 #[async_trait]
 impl Layout for Handle {
-    async fn receive(&self, memory: &Incoming, _content: BlobStream) -> PortResult<Digest> {
+    async fn receive(&self, memory: &Incoming, _content: BlobStream) -> PortResult<MemoryDigest> {
         Err(PortError::permanent(format!("no memory comes here, also not {}", memory.file)))
     }
     async fn forget(&self, _repository: &str) -> PortResult<()> {
@@ -42,7 +42,10 @@ impl Layout for Handle {
 
 #[async_trait]
 impl Dump for Handle {
-    async fn dump(&self, _migration_uid: &str, container: &ContainerId, _bytes: u64) -> PortResult<PathBuf> {
+    async fn prepare(&self, _migration_uid: &str, container: &str, _bytes: u64) -> PortResult<PathBuf> {
+        Err(PortError::permanent(format!("the runtime dumps nothing here, also not container {container}")))
+    }
+    async fn dump(&self, container: &ContainerId, _folder: &Path) -> PortResult<()> {
         Err(PortError::permanent(format!("the runtime dumps nothing here, also not container {}", container.name)))
     }
     async fn left(&self, _migration_uid: &str, _container: &str) -> PortResult<Option<PathBuf>> {

@@ -5,6 +5,7 @@ mod memory;
 use std::os::unix::fs::PermissionsExt as _;
 
 use bytes::Bytes;
+use futures::StreamExt as _;
 use tar::{Builder, Header};
 
 use super::*;

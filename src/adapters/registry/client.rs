@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::{Stream, TryStreamExt as _};
 use reqwest::{
     Body, Client, Method, RequestBuilder, Response, StatusCode, Url,
-    header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE},
+    header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, LOCATION, RANGE},
 };
 
 use crate::{
@@ -14,8 +14,12 @@ use crate::{
     domain::{
         ids::Digest,
         image::{Blob, MANIFEST_MEDIA_TYPE, digest_of},
+        memory::MemoryDigest,
     },
-    ports::{Failure, PortError, PortResult},
+    ports::{
+        Failure, PortError, PortResult,
+        layout::{ESTIMATED_LENGTH, Size},
+    },
 };
 
 /// Manifests that are asked for. Docker's own form too: base images often have it.
@@ -148,15 +152,20 @@ impl Distribution {
     }
 
     /// Sends an image with pages to the agent in front of the registry; the digest of what has arrived.
-    pub(super) async fn put_memory(&self, repository: &str, container: &str, file: &str, size: u64, body: Body) -> PortResult<Digest> {
+    pub(super) async fn put_memory(&self, repository: &str, container: &str, file: &str, size: Size, body: Body) -> PortResult<MemoryDigest> {
         let doing = format!("send {file} of container {container}");
         let url = self.base.join(&format!("/memory/{repository}/{container}/{file}"));
         let url = url.map_err(|error| PortError::permanent(format!("could not {doing}: {error}")))?;
-        let answer = self.send(self.upload(Method::PUT, url, size, body), &doing).await?;
+        let (name, bytes) = match size {
+            Size::Exact(bytes) => (CONTENT_LENGTH, bytes),
+            Size::Estimated(bytes) => (HeaderName::from_static(ESTIMATED_LENGTH), bytes),
+        };
+        let request = self.http.put(url).header(CONTENT_TYPE, "application/octet-stream").header(name, bytes).body(body);
+        let answer = self.send(request, &doing).await?;
         if answer.status() != StatusCode::CREATED {
             return Err(refused(answer, &doing).await);
         }
-        let told = answer.headers().get(CONTENT_DIGEST).and_then(|value| Digest::parse(value.to_str().ok()?).ok());
+        let told = answer.headers().get(CONTENT_DIGEST).and_then(|value| MemoryDigest::parse(value.to_str().ok()?).ok());
         told.ok_or_else(|| PortError::permanent(format!("could not {doing}: the agent told no digest of it")))
     }
 

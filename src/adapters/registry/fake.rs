@@ -18,7 +18,7 @@ use axum::{
 };
 use futures::StreamExt as _;
 
-use crate::domain::image::digest_of;
+use crate::domain::{image::digest_of, memory::MemoryDigest};
 
 #[derive(Default)]
 pub(super) struct Fake {
@@ -117,7 +117,7 @@ impl Fake {
             content.push(0);
         }
         let mut told = answer(StatusCode::CREATED, "", Vec::new());
-        told.headers_mut().insert("docker-content-digest", digest_of(&content).as_str().parse().unwrap());
+        told.headers_mut().insert("docker-content-digest", MemoryDigest::from(blake3::hash(&content)).to_string().parse().unwrap());
         self.memory.lock().unwrap().insert(place.to_owned(), content);
         told
     }

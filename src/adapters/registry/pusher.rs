@@ -1,8 +1,9 @@
 //! Pushing a checkpoint to the destination's agent by mTLS.
 
+mod dump;
+
 use std::{
     net::SocketAddr,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -10,11 +11,9 @@ use std::{
 
 use async_trait::async_trait;
 use backon::{ExponentialBuilder, Retryable as _};
-use futures::TryStreamExt as _;
-use reqwest::{Body, Certificate, Client, Identity, Url};
-use sha2::{Digest as _, Sha256};
+use reqwest::{Certificate, Client, Identity, Url};
 use tokio::sync::{Mutex, watch};
-use tokio_util::io::ReaderStream;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     client::{Distribution, Manifest},
@@ -28,18 +27,13 @@ use crate::{
     },
     api::attestation::PushedImage,
     domain::{
-        ids::{Digest, is_dns_subdomain, is_repository, node_server_name},
+        ids::{is_dns_subdomain, is_repository, node_server_name},
         image::{self, CheckpointImage, Layer},
         keys,
-        memory::{LIST, MemoryFile, is_memory},
     },
     metrics::Metrics,
     ports::{Failure, Mending, PortError, PortResult, PushTarget, Pusher, front},
-    runc::{CHECKPOINT, LOG, ROOTFS_DIFF},
 };
-
-/// Bytes of memory that are read at once.
-const CHUNK: usize = 1 << 20;
 
 /// How often a push is begun or resumed at most. The pauses between are 0.2 s, then twice the one before: 6.2 s in all, in which an agent that was killed is
 /// back, and each attempt may wait [`CONNECT`] for a network that is away. Who has longer than that is kept frozen for nothing; the freeze budget may end it before.
@@ -184,6 +178,11 @@ impl Pusher for AgentPusher {
         self.push_archive(&registry, &archive, container, target).await
     }
 
+    async fn send_ahead(&self, folder: &Path, container: &str, bytes: u64, target: &PushTarget, written: CancellationToken) -> PortResult<()> {
+        let registry = self.registry_of(target).await?;
+        self.follow(&registry, folder, container, bytes, target, written).await
+    }
+
     async fn push_volumes(&self, volumes: &[(String, PathBuf)], target: &PushTarget) -> PortResult<PushedImage> {
         let volumes: Vec<Volume> = volumes.iter().map(|(name, folder)| Volume { name: name.clone(), folder: folder.clone() }).collect();
         let measured = volumes.clone();
@@ -197,82 +196,6 @@ impl Pusher for AgentPusher {
             tokio::task::spawn_blocking(move || volumes::measure_archive(&measured)).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
         self.push_volumes_layer(layer, Tar::File(archive.to_owned()), target).await
     }
-}
-
-impl AgentPusher {
-    /// Sends the memory of a checkpoint that the runtime has taken, then pushes the rest as an archive that names it.
-    async fn push_dump(&self, dump: &Path, container: &str, mending: &Mending, target: &PushTarget) -> PortResult<PushedImage> {
-        let registry = self.registry_of(target).await?;
-        let mut sent = vec![];
-        for file in memory_files(dump).map_err(|error| unreadable_dump(&error))? {
-            let path = dump.join(CHECKPOINT).join(&file);
-            let attempt = || send_memory(&registry, &target.repository, container, &file, &path);
-            let tried = attempt.retry(self.policy()).when(|error| error.kind == Failure::Transient);
-            let arrived = tried.notify(|error, pause| tracing::warn!(%error, ?pause, file, "the memory is sent again")).await;
-            sent.push(arrived.map_err(|error| error.context(&format!("the memory of container {container}")))?);
-        }
-        let (from, archive) = (dump.to_owned(), dump.join("archive.tar"));
-        let to = archive.clone();
-        let written = tokio::task::spawn_blocking(move || write_archive(&from, &sent, &to)).await;
-        written.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(|error| unreadable_dump(&error))?;
-        self.push(&archive, container, mending, target).await
-    }
-}
-
-/// Names of the images with pages.
-fn memory_files(dump: &Path) -> std::io::Result<Vec<String>> {
-    let entries = std::fs::read_dir(dump.join(CHECKPOINT))?.collect::<std::io::Result<Vec<_>>>()?;
-    let names = entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let mut found: Vec<String> = names.filter(|name| is_memory(name)).collect();
-    found.sort();
-    Ok(found)
-}
-
-/// Sends one of them, hashed while it is read, and compares what has arrived.
-async fn send_memory(registry: &Distribution, repository: &str, container: &str, file: &str, path: &Path) -> PortResult<MemoryFile> {
-    let opened = tokio::fs::File::open(path).await.map_err(|error| unreadable_dump(&error))?;
-    let bytes = opened.metadata().await.map_err(|error| unreadable_dump(&error))?.len();
-    let hash = Arc::new(std::sync::Mutex::new(Sha256::new()));
-    let hashing = Arc::clone(&hash);
-    let content = ReaderStream::with_capacity(opened, CHUNK).inspect_ok(move |chunk| {
-        hashing.lock().unwrap_or_else(std::sync::PoisonError::into_inner).update(chunk);
-    });
-    let arrived = registry.put_memory(repository, container, file, bytes, Body::wrap_stream(content)).await?;
-    let read = std::mem::take(&mut *hash.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
-    let digest = Digest::from_sha256(&read.finalize().into());
-    if digest != arrived {
-        return Err(PortError::transient(format!("{file} arrived as {arrived}, not as {digest}")));
-    }
-    Ok(MemoryFile { file: file.to_owned(), bytes, digest: digest.to_string() })
-}
-
-/// Everything of a dump but its memory and CRIU's log, as the kubelet's archive has it, with the list of the memory.
-fn write_archive(dump: &Path, memory: &[MemoryFile], to: &Path) -> std::io::Result<()> {
-    let mut tar = tar::Builder::new(std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(to)?);
-    tar.append_dir(CHECKPOINT, dump.join(CHECKPOINT))?;
-    let mut images = std::fs::read_dir(dump.join(CHECKPOINT))?.collect::<std::io::Result<Vec<_>>>()?;
-    images.sort_by_key(std::fs::DirEntry::file_name);
-    for image in images.iter().filter(|image| !is_memory(&image.file_name().to_string_lossy())) {
-        // CRIU leaves a link to its log's folder here, and nothing else that is no file.
-        if image.file_type()?.is_file() {
-            tar.append_path_with_name(image.path(), Path::new(CHECKPOINT).join(image.file_name()))?;
-        }
-    }
-    for name in ["config.dump", "spec.dump", "status.dump", ROOTFS_DIFF, LOG] {
-        if dump.join(name).exists() {
-            tar.append_path_with_name(dump.join(name), name)?;
-        }
-    }
-    let list = serde_json::to_vec(memory)?;
-    let mut header = tar::Header::new_gnu();
-    header.set_size(list.len() as u64);
-    header.set_mode(0o600);
-    tar.append_data(&mut header, LIST, list.as_slice())?;
-    tar.finish()
-}
-
-fn unreadable_dump(error: &std::io::Error) -> PortError {
-    PortError::transient(format!("the checkpoint could not be read: {error}"))
 }
 
 async fn resolve(address: &str) -> PortResult<SocketAddr> {

@@ -1,33 +1,41 @@
 //! Images with pages, which go past the registry into the node's memory.
 
-use std::sync::{Arc, atomic::AtomicU64};
+use std::sync::Arc;
 
 use axum::{
     body::Body,
     extract::Request,
-    http::{StatusCode, header::CONTENT_LENGTH},
+    http::{HeaderMap, StatusCode, header::CONTENT_LENGTH},
     response::{IntoResponse as _, Response},
 };
 use futures::StreamExt as _;
 
 use super::{
     refuse,
-    uploads::{Uploads, as_far_as_it_comes},
+    uploads::{Uploads, whole_or_broken},
 };
 use crate::ports::{
     Failure, PortError,
-    layout::{Incoming, Layout},
+    layout::{ESTIMATED_LENGTH, Incoming, Layout, Size},
 };
+
+fn size(headers: &HeaderMap) -> Option<Size> {
+    let announced = |name: &str| headers.get(name).and_then(|length| length.to_str().ok()?.parse().ok());
+    announced(CONTENT_LENGTH.as_str()).map(Size::Exact).or_else(|| announced(ESTIMATED_LENGTH).map(Size::Estimated))
+}
 
 /// Takes one, which a route has let through, and tells the digest of what has come.
 pub(super) async fn receive(layout: Arc<dyn Layout>, uploads: &Uploads, place: (String, String, String), request: Request) -> Response {
     let (repository, container, file) = place;
     let quota = uploads.quota(&repository);
-    let announced = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-    let Some(bytes) = announced else {
-        return refuse(StatusCode::LENGTH_REQUIRED, "Content-Length: must be there, since the place for it is chosen by its size");
+    let Some(size) = size(request.headers()) else {
+        let needed = format!("Content-Length or {ESTIMATED_LENGTH}: must be there, since the place for it is chosen by its size");
+        return refuse(StatusCode::LENGTH_REQUIRED, &needed);
     };
-    if !quota.announce(bytes) {
+    // What is only thought to come is counted when it comes.
+    if let Size::Exact(bytes) = size
+        && !quota.announce(bytes)
+    {
         tracing::warn!(bytes, "memory is refused: {}", quota.message());
         return refuse(StatusCode::PAYLOAD_TOO_LARGE, &quota.message());
     }
@@ -35,8 +43,8 @@ pub(super) async fn receive(layout: Arc<dyn Layout>, uploads: &Uploads, place: (
     let Some(in_flight) = uploads.begin(request.uri().path()).await else {
         return refuse(StatusCode::SERVICE_UNAVAILABLE, "the request before to this place does not end");
     };
-    let content = as_far_as_it_comes(request.into_body(), in_flight.stop.clone(), quota, Arc::new(AtomicU64::new(0)));
-    let memory = Incoming { repository, container, file, bytes };
+    let content = whole_or_broken(request.into_body(), in_flight.stop.clone(), quota);
+    let memory = Incoming { repository, container, file, size };
     let (container, file) = (memory.container.clone(), memory.file.clone());
     // Not by the door's own task, which ends with its connection: the one that comes next must find that this one writes no more.
     let taken = tokio::spawn(async move {

@@ -15,7 +15,7 @@ use std::{
 
 use axum::body::Body;
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _};
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::domain::{quantity::mebibytes, room::RAISE};
@@ -135,19 +135,30 @@ pub(super) fn as_far_as_it_comes(
     quota: Quota,
     passed: Arc<AtomicU64>,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
-    let chunks = futures::stream::unfold(body.into_data_stream(), move |mut body| {
-        let (quota, passed) = (quota.clone(), Arc::clone(&passed));
+    whole_or_broken(body, stop, quota).take_while(|chunk| std::future::ready(chunk.is_ok())).inspect_ok(move |chunk| {
+        passed.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+    })
+}
+
+/// A body that says so where it is not whole, for the same reasons.
+pub(super) fn whole_or_broken(body: Body, stop: CancellationToken, quota: Quota) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    futures::stream::unfold(Some(body.into_data_stream()), move |body| {
+        let (stop, quota) = (stop.clone(), quota.clone());
         async move {
-            let chunk = tokio::time::timeout(IDLE, body.next()).await.ok()??.ok()?;
-            let length = chunk.len() as u64;
-            if !quota.take(length) {
-                return None;
-            }
-            passed.fetch_add(length, Ordering::Relaxed);
-            Some((Ok(chunk), body))
+            let mut body = body?;
+            let next = stop.run_until_cancelled(tokio::time::timeout(IDLE, body.next())).await;
+            let chunk = match next {
+                None => Err(io::Error::other("its sender begins anew")),
+                Some(Err(_)) => Err(io::Error::new(io::ErrorKind::TimedOut, "nothing came for a minute")),
+                Some(Ok(None)) => return None,
+                Some(Ok(Some(Ok(chunk)))) if quota.take(chunk.len() as u64) => Ok(chunk),
+                Some(Ok(Some(Ok(_)))) => Err(io::Error::new(io::ErrorKind::QuotaExceeded, quota.message())),
+                Some(Ok(Some(Err(error)))) => Err(io::Error::other(error)),
+            };
+            let rest = chunk.is_ok().then_some(body);
+            Some((chunk, rest))
         }
-    });
-    chunks.take_until(stop.cancelled_owned())
+    })
 }
 
 #[cfg(test)]

@@ -2,10 +2,12 @@
 
 use std::{collections::BTreeMap, fs, io, path::PathBuf, time::Duration};
 
+use tokio_util::sync::CancellationToken;
+
 use super::{Look, SourceAgent, disk};
 use crate::{
     agent::journal::Journal,
-    api::attestation::{At, Kept, Pushed, PushedImage, Vote},
+    api::attestation::{At, ContainerId, Kept, Pushed, PushedImage, Vote},
     domain::{attest::SourceAction, keys, tasks::all_paused, verdict},
     ports::{Mending, PortError, PortResult, PushTarget},
 };
@@ -68,7 +70,7 @@ impl SourceAgent {
         for container in journal.containers.clone() {
             let limit = self.budget_left(journal);
             let archive = if look.dumps_itself() {
-                self.parts.dump.dump(&journal.migration_uid, &container, bytes).await
+                self.dump_and_send(look, &container, bytes).await
             } else {
                 self.parts.kubelet.checkpoint(&journal.namespace, &journal.pod, &container.name, limit).await
             };
@@ -85,6 +87,27 @@ impl SourceAgent {
         self.save(journal)
     }
 
+    /// Has the runtime checkpoint a container while what it has written of the memory is already on its way.
+    async fn dump_and_send(&self, look: &Look, container: &ContainerId, bytes: u64) -> PortResult<PathBuf> {
+        let folder = self.parts.dump.prepare(&look.journal.migration_uid, &container.name, bytes).await?;
+        let target = target_of(look)?;
+        let written = CancellationToken::new();
+        let dump = async {
+            self.parts.dump.dump(container, &folder).await?;
+            written.cancel();
+            PortResult::Ok(())
+        };
+        let send = async {
+            if let Err(error) = self.parts.pusher.send_ahead(&folder, &container.name, bytes, &target, written.clone()).await {
+                tracing::info!(%error, container = container.name, "memory was not sent while it was written; it is sent after that");
+            }
+            Ok(())
+        };
+        // Where the dump fails nobody waits for the other.
+        tokio::try_join!(dump, send)?;
+        Ok(folder)
+    }
+
     async fn push(&self, look: &Look) -> PortResult<()> {
         let mut journal = look.journal.clone();
         if journal.pushed.is_none() {
@@ -97,11 +120,9 @@ impl SourceAgent {
     }
 
     async fn push_all(&self, look: &Look) -> PortResult<Vec<PushedImage>> {
-        let status = look.migration.status.clone().unwrap_or_default();
-        let (Some(source), Some(destination)) = (status.source, status.destination) else {
-            return Err(PortError::permanent("the Migration's status names no source or destination"));
-        };
-        let target = PushTarget { address: destination.push_address, node: destination.node_name, repository: destination.repository };
+        let target = target_of(look)?;
+        let source = look.migration.status.as_ref().and_then(|status| status.source.as_ref());
+        let source = source.ok_or_else(|| PortError::permanent("the Migration's status names no source"))?;
         let mut images = vec![];
         for container in &source.containers {
             let archive = look.journal.archives.get(&container.name);
@@ -241,6 +262,12 @@ impl SourceAgent {
         keep(keys::VOLUMES_TAG, Some(self.volumes_archive(journal)).filter(|archive| archive.exists()).as_ref())?;
         Ok(kept)
     }
+}
+
+fn target_of(look: &Look) -> PortResult<PushTarget> {
+    let destination = look.migration.status.as_ref().and_then(|status| status.destination.clone());
+    let to = destination.ok_or_else(|| PortError::permanent("the Migration's status names no destination"))?;
+    Ok(PushTarget { address: to.push_address, node: to.node_name, repository: to.repository })
 }
 
 /// The transfer, with the place that it goes to: that is where somebody must look when it does not end.

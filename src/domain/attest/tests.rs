@@ -1,7 +1,7 @@
 //! What an agent does next, a case each.
 
 use super::*;
-use crate::api::attestation::{Archived, At, Frozen, Inspected, Prepared, Remark, Restored};
+use crate::api::attestation::{Archived, At, Frozen, Inspected, Prepared, Pushed, Remark, Restored};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 const BUDGET: Duration = Duration::from_mins(1);
@@ -33,6 +33,23 @@ fn the_source_follows_the_phases() {
     assert_eq!(next(&in_phase(Phase::Freezing), &own, &none, Deletion::NotShown, 0), SourceAction::Freeze);
     assert_eq!(next(&in_phase(Phase::Checkpointing), &own, &none, Deletion::NotShown, 0), SourceAction::Checkpoint);
     assert_eq!(next(&in_phase(Phase::Transferring), &own, &none, Deletion::NotShown, 0), SourceAction::Push);
+}
+
+#[test]
+fn the_source_goes_ahead_of_the_phases_by_one_step() {
+    let (none, at) = (SourceJournal::default(), Some(At { at: at() }));
+    let frozen = AttestationStatus { frozen: Some(Frozen { at: self::at(), containers: vec![] }), ..AttestationStatus::default() };
+    assert_eq!(next(&in_phase(Phase::Freezing), &frozen, &none, Deletion::NotShown, 0), SourceAction::Checkpoint);
+    let checkpointed = AttestationStatus { checkpointed: at, ..frozen };
+    assert_eq!(next(&in_phase(Phase::Freezing), &checkpointed, &none, Deletion::NotShown, 0), SourceAction::Wait);
+    assert_eq!(next(&in_phase(Phase::Checkpointing), &checkpointed, &none, Deletion::NotShown, 0), SourceAction::Push);
+    let pushed = AttestationStatus { pushed: Some(Pushed { at: self::at(), images: vec![] }), ..checkpointed };
+    assert_eq!(
+        next(&in_phase(Phase::Checkpointing), &pushed, &none, Deletion::NotShown, 0),
+        SourceAction::Wait,
+        "no vote before the manager has followed"
+    );
+    assert_eq!(next(&in_phase(Phase::Transferring), &pushed, &none, Deletion::NotShown, 0), SourceAction::Vote);
 }
 
 #[test]

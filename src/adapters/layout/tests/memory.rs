@@ -15,24 +15,24 @@ fn scene() -> (tempfile::TempDir, NodeLayout) {
 }
 
 fn incoming(bytes: u64) -> Incoming {
-    Incoming { repository: copy(1).repository, container: "app".into(), file: PAGES.into(), bytes }
+    Incoming { repository: copy(1).repository, container: "app".into(), file: PAGES.into(), size: Size::Exact(bytes) }
 }
 
-fn digest(content: &str) -> Digest {
-    Hashed::new(content.as_bytes()).finish().unwrap()
+fn digest(content: &str) -> MemoryDigest {
+    blake3::hash(content.as_bytes()).into()
 }
 
-async fn receive(layout: &NodeLayout, content: &'static str) -> PortResult<Digest> {
+async fn receive(layout: &NodeLayout, content: &'static str) -> PortResult<MemoryDigest> {
     receive_as(layout, &incoming(content.len() as u64), content).await
 }
 
-async fn receive_as(layout: &NodeLayout, memory: &Incoming, content: &'static str) -> PortResult<Digest> {
+async fn receive_as(layout: &NodeLayout, memory: &Incoming, content: &'static str) -> PortResult<MemoryDigest> {
     layout.receive(memory, futures::stream::iter([Ok(Bytes::from_static(content.as_bytes()))]).boxed()).await
 }
 
 /// An archive that names this memory.
 fn naming(memory: &[(&str, &str)]) -> Vec<u8> {
-    let of = |(file, content): &(&str, &str)| MemoryFile { file: (*file).into(), bytes: content.len() as u64, digest: digest(content).to_string() };
+    let of = |(file, content): &(&str, &str)| MemoryFile { file: (*file).into(), bytes: content.len() as u64, digest: digest(content) };
     let list = serde_json::to_string(&memory.iter().map(of).collect::<Vec<_>>()).unwrap();
     archive(&[
         ("checkpoint/", EntryType::Directory, b""),
@@ -120,11 +120,21 @@ async fn memory_that_does_not_come_whole_is_not_kept() {
         assert!(error.kind == Failure::Transient && error.message.contains(&format!("6 bytes of {bytes} came")), "{error}");
         assert_eq!(waiting(node.path()), Vec::<PathBuf>::new());
     }
-    let broken = futures::stream::iter([Ok(Bytes::from_static(b"mem")), Err(io::Error::other("the line is dead"))]).boxed();
-    let error = layout.receive(&incoming(6), broken).await.unwrap_err();
-    assert!(error.kind == Failure::Transient && error.message.contains("the line is dead"), "{error}");
-    assert_eq!(waiting(node.path()), Vec::<PathBuf>::new());
+    for size in [Size::Exact(6), Size::Estimated(3)] {
+        let broken = futures::stream::iter([Ok(Bytes::from_static(b"mem")), Err(io::Error::other("the line is dead"))]).boxed();
+        let error = layout.receive(&Incoming { size, ..incoming(6) }, broken).await.unwrap_err();
+        assert!(error.kind == Failure::Transient && error.message.contains("the line is dead"), "{error}");
+        assert_eq!(waiting(node.path()), Vec::<PathBuf>::new());
+    }
     assert_refused(&layout, naming(&[(PAGES, "memory")]), "pages-1.img has not come").await;
+}
+
+#[tokio::test]
+async fn memory_may_become_more_than_it_was_thought_to() {
+    let (node, layout) = scene();
+    receive_as(&layout, &Incoming { size: Size::Estimated(2), ..incoming(6) }, "memory").await.unwrap();
+    lay_out(&layout, naming(&[(PAGES, "memory")]), 1).await.unwrap();
+    assert_eq!(fs::read_to_string(pages(node.path())).unwrap(), "memory");
 }
 
 #[tokio::test]
@@ -203,7 +213,7 @@ async fn what_is_no_memory_is_not_taken() {
         (copy(1).repository.as_str(), "app", "core-1.img"),
         (copy(1).repository.as_str(), "app", "pages-../x.img"),
     ] {
-        let memory = Incoming { repository: repository.into(), container: container.into(), file: file.into(), bytes: 6 };
+        let memory = Incoming { repository: repository.into(), container: container.into(), file: file.into(), size: Size::Exact(6) };
         let error = receive_as(&layout, &memory, "memory").await.unwrap_err();
         assert_eq!(error.kind, Failure::Permanent, "{repository} {container} {file}: {error}");
     }

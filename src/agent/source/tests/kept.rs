@@ -34,7 +34,7 @@ async fn an_archive_that_the_agent_died_before_hearing_of_is_kept_too() {
     let course = Course::new();
     let stale = course.disk.path().join("checkpoints/checkpoint-p_d-app-2026-11-20T06:20:00Z.tar");
     std::fs::write(&stale, "of an earlier pod of this name").unwrap();
-    course.look().unwrap();
+    course.freeze();
     assert!(!stale.exists(), "it would pass for this migration's");
     std::fs::write(course.disk.path().join("checkpoints/checkpoint-p_d-app-2026-11-23T06:20:00Z.tar"), "memory").unwrap();
     course.node.state().tasks.clear();

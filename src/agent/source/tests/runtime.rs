@@ -49,7 +49,9 @@ async fn the_runtime_dumps_and_a_rollback_discards_what_it_has_dumped() {
         "pause two",
         "attest frozen",
         "dump app",
+        "send ahead app",
         "dump side",
+        "send ahead side",
         "attest checkpointed",
         "push app",
         "push side",
@@ -80,8 +82,17 @@ async fn the_kubelet_dumps_a_source_that_goes_first() {
 }
 
 #[tokio::test]
+async fn memory_that_cannot_be_sent_while_it_is_written_is_pushed_with_the_rest() {
+    let course = Course::by_runtime();
+    course.node.fail("send_ahead", Failure::Permanent);
+    course.go_on();
+    assert_eq!(course.deeds("push"), ["push app", "push side"]);
+    assert!(course.said().vote.is_some());
+}
+
+#[tokio::test]
 async fn a_failed_step_thaws_and_leaves_no_dump() {
-    for call in ["dump", "cpu_nanos", "push"] {
+    for call in ["prepare", "dump", "cpu_nanos", "push"] {
         let course = Course::by_runtime();
         course.node.fail(call, Failure::Permanent);
         course.go_on();
@@ -135,8 +146,7 @@ async fn a_death_at_any_call_while_dumps_are_kept_loses_none() {
 #[tokio::test]
 async fn a_dump_that_no_journal_names_is_kept_too() {
     let course = Course::by_runtime();
-    course.look().unwrap();
-    course.manager();
+    course.freeze();
     // The pod ends while it is dumped, before the journal names what there is.
     course.node.after("dump", |state| state.tasks.clear());
     course.look().unwrap();

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, io::Read as _, os::unix::fs::symlink};
 
 use super::*;
-use crate::domain::{image::digest_of, memory};
+use crate::domain::memory::{self, LIST, MemoryDigest};
 
 impl Scene {
     /// As the dump adapter leaves one.
@@ -63,7 +63,7 @@ async fn memory_goes_past_the_registry_and_the_layer_names_it() {
     assert!(!files.keys().any(|name| name.contains("pages-") || name.contains("work") || name.contains("log")), "{files:?}");
     let named: Vec<_> = memory::parse(files[LIST].as_bytes()).unwrap().into_iter().map(|one| (one.file, one.bytes, one.digest)).collect();
     let expected = [("pages-1.img", "memory"), ("pages-2.img", "more memory")];
-    assert_eq!(named, expected.map(|(file, content)| (file.to_owned(), content.len() as u64, digest_of(content.as_bytes()).to_string())));
+    assert_eq!(named, expected.map(|(file, content)| (file.to_owned(), content.len() as u64, MemoryDigest::from(blake3::hash(content.as_bytes())))));
 }
 
 #[tokio::test]
@@ -90,7 +90,7 @@ async fn memory_is_sent_again_after_a_passing_failure_or_where_it_was_changed_on
     let dump = scene.dump(&[("pages-1.img", "memory")]);
     let pushed = scene.push_dump(&dump).await.unwrap();
     assert_eq!(scene.memory_requests().len(), 4);
-    assert_eq!(memory::parse(scene.files(&pushed)[LIST].as_bytes()).unwrap()[0].digest, digest_of(b"memory").to_string());
+    assert_eq!(memory::parse(scene.files(&pushed)[LIST].as_bytes()).unwrap()[0].digest, MemoryDigest::from(blake3::hash(b"memory")));
     assert_eq!(scene.fake.memory.lock().unwrap()[&format!("{REPOSITORY}/redis/pages-1.img")], b"memory");
 }
 
@@ -113,4 +113,74 @@ async fn a_dump_that_is_not_there_is_told() {
     let error = scene.push_dump(&dump).await.unwrap_err();
     assert!(error.message.contains("the checkpoint could not be read"), "{error}");
     assert!(scene.fake.seen.lock().unwrap().is_empty());
+}
+
+impl Scene {
+    fn append(dump: &Path, file: &str, content: &str) {
+        let mut file = fs::File::options().create(true).append(true).open(dump.join("checkpoint").join(file)).unwrap();
+        std::io::Write::write_all(&mut file, content.as_bytes()).unwrap();
+    }
+
+    async fn send_ahead(&self, dump: &Path, written: CancellationToken) -> PortResult<()> {
+        self.pusher.send_ahead(dump, "redis", 4, &self.target, written).await
+    }
+
+    fn come(&self, file: &str) -> String {
+        String::from_utf8(self.fake.memory.lock().unwrap()[&format!("{REPOSITORY}/redis/{file}")].clone()).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn memory_is_sent_while_it_is_written_and_only_once() {
+    let scene = scene("n2", of_n1);
+    let (dump, written) = (scene.dump(&[]), CancellationToken::new());
+    let criu = async {
+        for (file, content) in [("pages-1.img", "mem"), ("pages-1.img", "ory"), ("pages-2.img", "more "), ("pages-2.img", "memory")] {
+            Scene::append(&dump, file, content);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Scene::append(&dump, "pages-3.img", "last");
+        written.cancel();
+    };
+    let (sent, ()) = tokio::join!(scene.send_ahead(&dump, written.clone()), criu);
+    sent.unwrap();
+    assert_eq!(["pages-1.img", "pages-2.img", "pages-3.img"].map(|file| scene.come(file)), ["memory", "more memory", "last"]);
+    let pushed = scene.push_dump(&dump).await.unwrap();
+    assert_eq!(scene.memory_requests().len(), 3, "nothing is sent again");
+    let named = memory::parse(scene.files(&pushed)[LIST].as_bytes()).unwrap();
+    assert_eq!(named.iter().map(|one| one.bytes).collect::<Vec<_>>(), [6, 11, 4]);
+    assert_eq!(named[1].digest, MemoryDigest::from(blake3::hash(b"more memory")));
+}
+
+#[tokio::test]
+async fn what_was_not_sent_ahead_whole_is_sent_after() {
+    let scene = scene("n2", of_n1);
+    let (dump, written) = (scene.dump(&[("pages-1.img", "memory")]), CancellationToken::new());
+    // Another that is begun ends the first, as CRIU writes them; here it is written to all the same.
+    Scene::append(&dump, "pages-2.img", "more memory");
+    let criu = async {
+        while !scene.fake.memory.lock().unwrap().contains_key(&format!("{REPOSITORY}/redis/pages-1.img")) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Scene::append(&dump, "pages-1.img", ", and late");
+        written.cancel();
+    };
+    let (sent, ()) = tokio::join!(scene.send_ahead(&dump, written.clone()), criu);
+    sent.unwrap();
+    let pushed = scene.push_dump(&dump).await.unwrap();
+    assert_eq!(scene.come("pages-1.img"), "memory, and late");
+    assert_eq!(memory::parse(scene.files(&pushed)[LIST].as_bytes()).unwrap()[0].digest, MemoryDigest::from(blake3::hash(b"memory, and late")));
+    assert_eq!(scene.memory_requests().len(), 3);
+}
+
+#[tokio::test]
+async fn where_sending_ahead_fails_all_is_sent_after() {
+    let scene = scene("n2", of_n1);
+    *scene.fake.changed.lock().unwrap() = 1;
+    let (dump, written) = (scene.dump(&[("pages-1.img", "memory")]), CancellationToken::new());
+    written.cancel();
+    let error = scene.send_ahead(&dump, written).await.unwrap_err();
+    assert!(error.message.contains("pages-1.img arrived as"), "{error}");
+    scene.push_dump(&dump).await.unwrap();
+    assert_eq!(scene.come("pages-1.img"), "memory");
 }
