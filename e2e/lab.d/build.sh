@@ -4,17 +4,17 @@
 
 declare -A VERSION=(
   [kube]=$KUBE [etcd]=$ETCD [containerd]=$CONTAINERD [registry]=$REGISTRY [coredns]=$COREDNS [helm]=$HELM
-  [noderoot]=$NODE_SUITE [redis]=$REDIS_SUITE [pause]=3.10 [counter]=1 [iouring]=2 [hook]=1 [mends]=1 [kafka]=$KAFKA [kwok]=$KWOK
+  [noderoot]=$NODE_SUITE [redis]=$REDIS_SUITE [pause]=3.10 [counter]=1 [checks]=1 [iouring]=2 [hook]=1 [mends]=1 [kafka]=$KAFKA [kwok]=$KWOK
 )
 # The files and values that a recipe reads besides its version
 declare -A SOURCES=(
   [kube]=$PARTS/go/kube/main.go [etcd]=$PARTS/go/etcd/main.go [registry]=$PARTS/go/registry/main.go
   [coredns]=$PARTS/go/coredns/main.go [noderoot]=$PARTS/rlimit.c
-  [kafka]=$PARTS/kafka/KafkaLab.java [pause]=$E2E/images/pause.c [counter]=$E2E/images/counter.c [iouring]=$E2E/images/iouring.c [hook]=$E2E/images/hook.c [mends]=$E2E/images/mends.c
+  [kafka]=$PARTS/kafka/KafkaLab.java [pause]=$E2E/images/pause.c [counter]=$E2E/images/counter.c [checks]=$E2E/images/checks.c [iouring]=$E2E/images/iouring.c [hook]=$E2E/images/hook.c [mends]=$E2E/images/mends.c
 )
 # Two lanes at once: a link or a download in one leaves a core to the other. The long one is Kubernetes.
 LANE_1=(kube)
-LANE_2=(noderoot redis kafka pause counter iouring hook mends etcd containerd registry coredns helm)
+LANE_2=(noderoot redis kafka pause counter checks iouring hook mends etcd containerd registry coredns helm)
 # What the lab itself does not run: built when somebody asks for it
 ON_DEMAND=(kwok)
 NODE_PACKAGES=runc,criu,iproute2,iptables,nftables,containernetworking-plugins,conntrack,mount,procps,ca-certificates,util-linux,kmod,ethtool,socat,curl
@@ -128,6 +128,7 @@ build_kafka() { # OUT WORK
 build_static() { gcc -static -O2 -Wall -Wextra -Werror -o "$1/$2" "$E2E/images/$2.c"; } # OUT NAME
 build_pause() { build_static "$1" pause; }
 build_counter() { build_static "$1" counter; }
+build_checks() { build_static "$1" checks; }
 build_iouring() { build_static "$1" iouring; }
 build_hook() { build_static "$1" hook; }
 build_mends() { build_static "$1" mends; }
@@ -183,12 +184,12 @@ cached() { # NAME
   local path name
   for name in "${ON_DEMAND[@]}"; do [ "${1:-}" != "$name" ] || build_on_demand "$name"; done
   case ${1:-} in
-  kube | etcd | registry | coredns | helm | kwok | pause | counter | iouring | hook | mends) path=$(built "$1")/$1 ;;
+  kube | etcd | registry | coredns | helm | kwok | pause | counter | checks | iouring | hook | mends) path=$(built "$1")/$1 ;;
   containerd | containerd-shim-runc-v2 | ctr) path=$(built containerd)/$1 ;;
   redis.tar) path=$(built redis)/redis.tar ;;
   noderoot) path=$(built noderoot)/root ;;
   kafka) path=$(built kafka)/jars ;;
-  *) die "'${1:-}' is not cached. Known: kube etcd registry coredns helm kafka kwok pause counter iouring hook mends containerd containerd-shim-runc-v2 ctr redis.tar noderoot" ;;
+  *) die "'${1:-}' is not cached. Known: kube etcd registry coredns helm kafka kwok pause counter checks iouring hook mends containerd containerd-shim-runc-v2 ctr redis.tar noderoot" ;;
   esac
   [ -e "$path" ] || die "$1 is not built yet; run: e2e/lab build"
   echo "$path"

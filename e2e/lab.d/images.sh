@@ -1,7 +1,7 @@
 # The images the lab makes by itself, and pushing others.
 # shellcheck shell=bash
 
-IMAGES=(pause:3.10 counter:1 iouring:2 mends:1 redis:1 toolbox:1)
+IMAGES=(pause:3.10 counter:1 checks:1 iouring:2 mends:1 redis:1 toolbox:1)
 
 push() { python3 "$PARTS/push.py" "$REGISTRY_ADDRESS" "$@"; } # NAME:TAG FILE… [OPTIONS]
 

@@ -40,6 +40,7 @@ mod jobs;
 mod kafka;
 mod kills;
 mod kubelet_auth;
+mod lazy;
 mod meddling;
 mod mends;
 mod moves;

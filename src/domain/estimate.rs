@@ -5,20 +5,29 @@
 use std::time::Duration;
 
 use super::preflight::Blocker;
+use crate::api::migration::Lane;
 
-/// What a move takes in the image lane however small the pod is.
-const FIXED: Duration = Duration::from_millis(2200);
-/// What each further container takes.
-const A_CONTAINER: Duration = Duration::from_millis(700);
-/// What a GiB takes: the kubelet's archive is copied several times (MEASURED.md 9).
-const A_GIB: Duration = Duration::from_secs(24);
+/// What the parts of a freeze take.
+struct Rates {
+    /// However small the pod is.
+    fixed: Duration,
+    /// Each further container.
+    a_container: Duration,
+    /// A GiB that is carried.
+    a_gib: Duration,
+}
 
-/// How long a pod with so many bytes and containers is frozen.
+/// The kubelet's archive is copied several times (MEASURED.md 9).
+const IMAGE: Rates = Rates { fixed: Duration::from_millis(2200), a_container: Duration::from_millis(700), a_gib: Duration::from_secs(24) };
+const RUNTIME: Rates = Rates { fixed: Duration::from_millis(1300), a_container: Duration::from_millis(500), a_gib: Duration::from_secs(4) };
+
+/// How long a pod with so many bytes and containers is frozen. A source that goes first leaves the kubelet's archive behind in either lane (R14).
 #[must_use]
-pub fn image_lane(bytes: u64, containers: usize) -> Duration {
-    let further = A_CONTAINER.saturating_mul(u32::try_from(containers.saturating_sub(1)).unwrap_or(u32::MAX));
-    let millis = (u128::from(bytes) * A_GIB.as_millis()) >> 30;
-    FIXED + further + Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
+pub fn freeze(lane: Lane, source_first: bool, bytes: u64, containers: usize) -> Duration {
+    let rates = if lane == Lane::Runtime && !source_first { RUNTIME } else { IMAGE };
+    let further = rates.a_container.saturating_mul(u32::try_from(containers.saturating_sub(1)).unwrap_or(u32::MAX));
+    let millis = (u128::from(bytes) * rates.a_gib.as_millis()) >> 30;
+    rates.fixed + further + Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
 }
 
 /// What the estimate says against the budget, which the source's agent keeps by thawing; none where it fits.
@@ -48,10 +57,13 @@ mod tests {
 
     #[test]
     fn it_grows_with_memory_and_containers_and_never_overflows() {
-        let (none, one) = (image_lane(0, 1), image_lane(1 << 30, 1));
-        assert_eq!((none, one), (FIXED, FIXED + A_GIB));
-        assert_eq!(image_lane(0, 3), FIXED + A_CONTAINER * 2);
-        assert!(image_lane(u64::MAX, usize::MAX) > image_lane(1 << 50, 1));
+        for (lane, rates) in [(Lane::Image, &IMAGE), (Lane::Runtime, &RUNTIME)] {
+            let of = |bytes, containers| freeze(lane, false, bytes, containers);
+            assert_eq!((of(0, 1), of(1 << 30, 1)), (rates.fixed, rates.fixed + rates.a_gib));
+            assert_eq!(of(0, 3), rates.fixed + rates.a_container * 2);
+            assert!(of(u64::MAX, usize::MAX) > of(1 << 50, 1));
+        }
+        assert_eq!(freeze(Lane::Runtime, true, 1 << 30, 1), freeze(Lane::Image, true, 1 << 30, 1));
     }
 
     #[test]

@@ -14,6 +14,8 @@ use super::Namespace;
 
 /// A program that prints a growing number, kept in memory only; CRIU can carry it.
 pub const COUNTER: &str = "10.88.0.1:5000/counter:1";
+/// A counter each of whose pages carries its own checksum.
+pub const CHECKS: &str = "10.88.0.1:5000/checks:1";
 /// A counter with an io_uring, which CRIU refuses.
 pub const IO_URING: &str = "10.88.0.1:5000/iouring:2";
 /// A program with everything that is mended on the way.
@@ -40,6 +42,12 @@ pub fn pod(name: &str, node: &str, containers: &[Value]) -> Pod {
 /// A pod on a node with one container `c` that counts.
 pub fn counter(name: &str, node: &str, mib: u32, millis: u32) -> Pod {
     pod(name, node, &[counting("c", mib, millis)])
+}
+
+/// A pod on a node with one container `c` that counts every 20 ms and checks as many of its pages each time, of which it has so many MiB; it prints what is no
+/// counter's line where one is wrong.
+pub fn checking(name: &str, node: &str, mib: u32, pages: u32) -> Pod {
+    pod(name, node, &[json!({"name": "c", "image": CHECKS, "args": [mib.to_string(), "20", pages.to_string()]})])
 }
 
 /// The status of a pod's container.

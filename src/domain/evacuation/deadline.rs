@@ -11,7 +11,10 @@ use kube::ResourceExt as _;
 
 use super::{Seen, wanted};
 use crate::{
-    api::{Migration, migration::default_deadline},
+    api::{
+        Migration,
+        migration::{Lane, default_deadline},
+    },
     domain::{estimate, extender::requested_memory, keys},
 };
 
@@ -46,7 +49,8 @@ fn seconds_left(deadline: Timestamp, now: Timestamp) -> Option<u32> {
 /// How long a pod will probably be frozen, by the memory that it asks for.
 #[must_use]
 pub fn estimate_of(pod: &Pod) -> Duration {
-    estimate::image_lane(requested_memory(pod), pod.spec.as_ref().map_or(0, |spec| spec.containers.len()))
+    // Its lane is not known yet, and the slower one is on the safe side.
+    estimate::freeze(Lane::Image, false, requested_memory(pod), pod.spec.as_ref().map_or(0, |spec| spec.containers.len()))
 }
 
 /// A pod that will probably not have left its node in time.

@@ -2,7 +2,10 @@
 
 use super::*;
 use crate::{
-    api::attestation::{Finding, Inspected},
+    api::{
+        attestation::{Finding, Inspected},
+        migration::Lane,
+    },
     domain::{preflight::Blocker, room::Room},
 };
 
@@ -102,6 +105,11 @@ fn the_freeze_is_estimated_and_a_budget_that_will_not_do_is_warned_of() {
         assert!(walk.status().estimated_freeze_millis > Some(gibibytes * 20_000), "{:?}", walk.status().estimated_freeze_millis);
         assert_eq!(walk.status().warnings.iter().any(|warning| warning.starts_with("spec.freezeBudgetSeconds")), warned);
     }
+    let mut walk = asked();
+    walk.observed.lane.lane = Lane::Runtime;
+    walk.attest(Role::Source, |s| s.inspected = Some(Inspected { bytes: Some(4 << 30), ..inspected(&[], &[]) }));
+    assert_eq!(walk.settle(), Phase::Preparing);
+    assert!(walk.status().estimated_freeze_millis < Some(30_000), "it goes by the lane: {:?}", walk.status().estimated_freeze_millis);
 }
 
 #[test]

@@ -1,0 +1,101 @@
+//! Lazy restores of the runtime lane: containers that run before their memory is back. The program checks its own pages, so that one that came late, twice or
+//! not at all would show.
+
+use std::thread::JoinHandle;
+
+use drover::api::{MigrationSpec, Outcome, Phase, migration::Lane};
+
+use crate::support::{
+    Namespace, lab,
+    migrations::{assert_outcome, status, to},
+    moving::Moving,
+    pods::checking,
+    with_namespace,
+};
+
+/// CRIU's daemon, in the words that pgrep finds and does not contain itself.
+const DAEMON: &str = "[c]riu lazy-pages";
+/// Its keeper.
+const KEEPER: &str = "[k]eep-lazy-pages";
+
+/// A pod that checks its memory is on its way to n2.
+async fn begin(namespace: &Namespace, mib: u32, spec: MigrationSpec) -> Moving {
+    namespace.run(&checking("c", "n1", mib, 200)).await;
+    let source = namespace.follow("c", "c").await;
+    source.beyond(20).await;
+    let migration = namespace.make(MigrationSpec { lane: Lane::Runtime, ..spec }).await;
+    Moving::of(namespace, source, migration)
+}
+
+/// Does something on n2 as soon as a container there runs while its pages are outstanding; the thread fails where none ever does.
+fn while_pages_are_outstanding(then: &str) -> JoinHandle<()> {
+    let script = format!(
+        "for i in $(seq 6000); do if grep -ls outstanding /run/drover/runc/* | grep -qv '~'; then {then}; echo did; exit 0; fi; sleep 0.01; done"
+    );
+    std::thread::spawn(move || assert_eq!(lab::on_node("n2", &script).trim(), "did", "no page was ever outstanding on n2"))
+}
+
+fn kill(program: &str) -> String {
+    format!("kill -9 $(pgrep -f '{program}')")
+}
+
+#[test]
+fn no_page_is_wrong_while_memory_still_comes() {
+    with_namespace("lazy", |namespace| async move {
+        let seen = while_pages_are_outstanding("true");
+        let mut moving = begin(&namespace, 256, to("c", "n2")).await;
+        moving.migrates().await;
+        seen.join().unwrap();
+        let copy = moving.until_copy_counts().await;
+        copy.more(100).await;
+    });
+}
+
+/// What the copy did is lost, and a person is asked; nothing ever reads what is not its memory.
+#[test]
+fn a_daemon_that_is_killed_ends_the_copy_and_never_shows_it_a_wrong_page() {
+    with_namespace("lazy-daemon", |namespace| async move {
+        let killed = while_pages_are_outstanding(&kill(DAEMON));
+        let mut moving = begin(&namespace, 512, to("c", "n2")).await;
+        moving.until("held", |m| status(m).message.contains("--prefer source")).await;
+        killed.join().unwrap();
+        let message = &status(&moving.migration).message;
+        assert!(message.contains("lazy-pages daemon"), "{message}");
+        assert_eq!((moving.migration.phase(), moving.migration.verdict()), (Phase::Restoring, None));
+        moving.resolve(&["--prefer", "source"]);
+        moving.migration = namespace.until_done(&moving.name()).await;
+        assert_outcome(&moving.migration, Outcome::RolledBack);
+        moving.source_goes_on().await;
+        namespace.assert_one_runs("n1");
+    });
+}
+
+/// The daemon goes on, and nobody says of the copy that it is whole: that is a person's word.
+#[test]
+fn a_keeper_that_is_killed_is_never_called_a_success() {
+    with_namespace("lazy-keeper", |namespace| async move {
+        let killed = while_pages_are_outstanding(&kill(KEEPER));
+        let mut moving = begin(&namespace, 512, MigrationSpec { deadline_seconds: 40, ..to("c", "n2") }).await;
+        moving.until("held", |m| status(m).message.contains("--prefer source")).await;
+        killed.join().unwrap();
+        assert_eq!((moving.migration.phase(), moving.migration.verdict()), (Phase::Restoring, None));
+        let copy = moving.until_copy_counts().await;
+        copy.more(100).await;
+        moving.resolve(&["--prefer", "source"]);
+        moving.migration = namespace.until_done(&moving.name()).await;
+        assert_outcome(&moving.migration, Outcome::RolledBack);
+        moving.source_goes_on().await;
+        namespace.assert_one_runs("n1");
+    });
+}
+
+#[test]
+fn an_agent_that_is_killed_meanwhile_changes_nothing() {
+    with_namespace("lazy-agent", |namespace| async move {
+        let killed = while_pages_are_outstanding("kill -9 $(pgrep -f '[d]rover agent')");
+        let mut moving = begin(&namespace, 512, to("c", "n2")).await;
+        moving.migrates().await;
+        killed.join().unwrap();
+        moving.until_copy_counts().await.more(100).await;
+    });
+}
