@@ -17,6 +17,7 @@ use super::{Containerd, LARGEST_ANSWER, TASK_CALL, cgroup, failure, metrics, req
 use crate::{
     domain::ids::is_uid,
     ports::{Failure, PortError, PortResult, Runtime, Task, TaskState},
+    runc::processes,
 };
 
 pub(super) const POD_UID: &str = "io.kubernetes.pod.uid";
@@ -74,7 +75,7 @@ impl Containerd {
     /// an orphan: its container is removed, and it executes in a cgroup of its own for ever (seen with 2.3.4 on the lab).
     async fn end_orphans(&self, id: &str) -> PortResult<bool> {
         let of = id.to_owned();
-        let killed = tokio::task::spawn_blocking(move || cgroup::kill(Path::new("/proc"), &of)).await;
+        let killed = tokio::task::spawn_blocking(move || processes::kill(Path::new("/proc"), &of)).await;
         let killed = killed.unwrap_or_else(|error| Err(io::Error::other(error)));
         let killed = killed.map_err(|error| PortError::transient(format!("what executes of container {id} cannot be ended: {error}")))?;
         if killed > 0 {
