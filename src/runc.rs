@@ -4,7 +4,7 @@
 //!
 //! | call | what it does |
 //! | --- | --- |
-//! | `create` of a container whose claim is `waiting` ([`crate::markers`]) | waits for the images, applies the difference of its root folder, runs `runc restore`; the gate, runc's hook, takes the claim |
+//! | `create` of a container whose claim is `waiting` ([`crate::markers`]) | waits for the images, applies the difference of its root folder, runs `runc restore`, lazily where the images say so; the gate, runc's hook, takes the claim |
 //! | `start` of what it has restored | nothing: the processes run already |
 //! | `delete` | forgets that it was restored; then it is runc's |
 //!
@@ -12,12 +12,19 @@
 //! never an ordinary create: whatever is in its restore's way is an error, after which the kubelet asks again.
 //!
 //! The images lie below [`RESTORE_ROOT`], put there by the agent: `<podUID>/<container>/` with CRIU's in `checkpoint/`, an OCI layer
-//! `rootfs-diff.tar` where the root folder had changed, and `ready`, which is written last.
+//! `rootfs-diff.tar` where the root folder had changed, `lazy` where the container may run before all of its memory is back, and `ready`, which is
+//! written last.
 
 mod arguments;
 mod diff;
+mod held;
+mod keeper;
+mod lazy;
+pub(crate) mod processes;
+mod record;
 mod report;
 mod restore;
+mod wire;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -31,7 +38,7 @@ use std::{
 use arguments::Call;
 #[cfg(test)]
 pub(crate) use diff::apply;
-use serde::{Deserialize, Serialize};
+pub use record::{Pages, Record};
 
 use crate::{
     gate::{Rule, caller::Caller, is_bare, rule},
@@ -48,6 +55,8 @@ pub const ROOTFS_DIFF: &str = "rootfs-diff.tar";
 pub const LOG: &str = "container.log";
 /// Below a container's folder: the path of the folder to which the kubelet has the container's logs written, where that is known.
 pub const LOG_FOLDER: &str = "log-folder";
+/// Below a container's folder: there where the images lie in memory, and may be read while the container runs already.
+pub const LAZY: &str = "lazy";
 /// Below a container's folder: the name of the checkpoint's image, written when all else is there.
 pub const READY: &str = "ready";
 
@@ -59,17 +68,8 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 const PATIENCE: Duration = Duration::from_secs(100);
 /// The first argument by which the program calls itself; no command of runc's.
 const APPLY: &str = "apply-rootfs-diff";
-
-/// What was restored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
-    /// UID of the pod.
-    pub pod: String,
-    /// Name of the container in its spec.
-    pub container: String,
-    /// The image of the checkpoint, as [`READY`] names it.
-    pub checkpoint: String,
-}
+/// The same for a keeper.
+const KEEP: &str = "keep-lazy-pages";
 
 /// Where everything is.
 #[derive(Debug, Clone)]
@@ -146,11 +146,16 @@ pub fn main_with(places: &Places, arguments: &[OsString]) -> ExitCode {
             }
         };
     }
+    if let [command, rest @ ..] = arguments
+        && command == KEEP
+    {
+        return keeper::main(places, rest);
+    }
     match look_at(places, arguments) {
         Outcome::Done => ExitCode::SUCCESS,
         Outcome::Failed(code) => ExitCode::from(code),
         Outcome::Pass => {
-            let problem = match runc(&places.path) {
+            let problem = match program("runc", &places.path) {
                 Some(program) => format!("{} cannot be run: {}", program.display(), Command::new(&program).args(arguments).exec()),
                 None => missing(places),
             };
@@ -164,10 +169,10 @@ fn missing(places: &Places) -> String {
     format!("there is no program runc in {}; install it on the node", places.path.display())
 }
 
-/// The first runc that can be run.
-fn runc(path: &OsStr) -> Option<PathBuf> {
+/// The first program of this name that can be run.
+fn program(name: &str, path: &OsStr) -> Option<PathBuf> {
     let is_program = |file: &PathBuf| file.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0);
-    std::env::split_paths(path).filter(|folder| folder.is_absolute()).map(|folder| folder.join("runc")).find(is_program)
+    std::env::split_paths(path).filter(|folder| folder.is_absolute()).map(|folder| folder.join(name)).find(is_program)
 }
 
 fn look_at(places: &Places, arguments: &[OsString]) -> Outcome {

@@ -31,7 +31,7 @@ use crate::{
         BlobStream, PortError, PortResult,
         layout::{Copy, Incoming, Layout, Size},
     },
-    runc::{CHECKPOINT, LOG, LOG_FOLDER, READY, RESTORE_ROOT, ROOTFS_DIFF},
+    runc::{CHECKPOINT, LAZY, LOG, LOG_FOLDER, READY, RESTORE_ROOT, ROOTFS_DIFF},
 };
 
 /// Where a kubelet keeps pods' logs (`podLogsDir`).
@@ -46,13 +46,21 @@ const DIGEST: &str = "digest";
 pub struct NodeLayout {
     node: PathBuf,
     disk: PathBuf,
+    /// Whether what lies in memory may be read while its container runs already.
+    is_lazy: bool,
 }
 
 impl NodeLayout {
     /// On the node whose root is at `node`; what memory has no room for lies below `disk` there.
     #[must_use]
     pub fn new(node: &Path, disk: &Path) -> Self {
-        Self { node: node.to_owned(), disk: disk.to_owned() }
+        Self { node: node.to_owned(), disk: disk.to_owned(), is_lazy: true }
+    }
+
+    /// The same, with lazy restores or without.
+    #[must_use]
+    pub fn with_lazy(self, is_lazy: bool) -> Self {
+        Self { is_lazy, ..self }
     }
 
     fn on_node(&self, path: &Path) -> PathBuf {
@@ -176,6 +184,9 @@ impl NodeLayout {
         self.name_log_folder(copy, &folder)?;
         if folder != self.folder(&copy.pod_uid, &copy.container)? {
             rustix::fs::syncfs(File::open(&folder)?)?;
+        } else if self.is_lazy {
+            // From the disk a process would wait for each page as long as for all of them at once.
+            fs::write(folder.join(LAZY), "")?;
         }
         fs::write(folder.join(READY), &copy.image)?;
         for place in self.incoming(&copy.repository)? {

@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+pub(super) use crate::runc::processes::{is_gone, pids};
 use crate::{
     api::attestation::ContainerId,
     domain::processes::{PodFacts, Process},
@@ -130,20 +131,9 @@ struct Pod {
     network_is_read: bool,
 }
 
-/// The IDs of all processes.
-pub(super) fn pids(proc: &Path) -> io::Result<Vec<i32>> {
-    let pid = |entry: io::Result<fs::DirEntry>| entry.map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok())).transpose();
-    fs::read_dir(proc)?.filter_map(pid).collect()
-}
-
 /// What to do about a `/proc` that cannot be read, in words that follow the error.
 pub(super) fn remedy(error: &io::Error) -> &'static str {
     if error.kind() == io::ErrorKind::PermissionDenied { " (the agent needs the capability SYS_PTRACE)" } else { "" }
-}
-
-/// The process, or one of its files, went away while it was looked at.
-pub(super) fn is_gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
 
 impl ProcInspector {

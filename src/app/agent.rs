@@ -96,6 +96,8 @@ pub struct Settings {
     pub admin_port: u16,
     /// It reports what the node's pods use.
     pub reports_usage: bool,
+    /// Containers may run while their memory still comes from this node's memory.
+    pub restores_lazily: bool,
     /// Port at which the node's registry tells of pushes.
     pub notification_port: u16,
     /// File with the token that it shows.
@@ -152,7 +154,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         kubelet: Arc::new(LocalKubelet::new(kubelet_settings(&settings))?),
         api: Arc::new(KubeAgentApi::new(calling.clone(), &settings.namespace, &settings.node)),
         inside: Arc::new(NodeInside::new(Containerd::clone(&containerd), &settings.host_root, &pods_folder(&settings.kubelet.checkpoints))),
-        layout: Arc::new(NodeLayout::new(Path::new(NODE), &settings.state.join("restore"))),
+        layout: Arc::new(NodeLayout::new(Path::new(NODE), &settings.state.join("restore")).with_lazy(settings.restores_lazily)),
         registry: Arc::new(LocalDistribution::new(&settings.registry_socket, &settings.registry_data, containerd.clone())?),
     };
     let bus = announcer(settings.kafka.clone(), calling, &settings.node, &metrics)?;

@@ -69,6 +69,9 @@ pub struct Args {
     /// Report what the node's pods use, for the rebalancer
     #[arg(long)]
     report_usage: bool,
+    /// Have a container's whole memory in its place before it runs, where it could run while its pages come from this node's memory
+    #[arg(long)]
+    eager_restore: bool,
     #[command(flatten)]
     kafka: super::kafka::KafkaArgs,
 }
@@ -89,6 +92,7 @@ impl Args {
             notification_token_file: self.notification_token_file,
             kafka: self.kafka.settings(),
             reports_usage: self.report_usage,
+            restores_lazily: !self.eager_restore,
             registry_socket: self.registry_socket,
             registry_data: self.registry_data,
             max_bytes_per_migration: self.max_bytes_per_migration,

@@ -13,6 +13,8 @@ pub enum TaskState {
     Created,
     /// Executes.
     Running,
+    /// Executes, but has not got all of its memory yet: it was restored lazily, and a page that is missing makes it wait.
+    Filling,
     /// Frozen, or on the way to it.
     Paused,
     /// Ended, or has no task.
@@ -33,6 +35,8 @@ pub struct Task {
     pub state: TaskState,
     /// The checkpoint image that it was restored from, as the runtime recorded it; none for an ordinary container.
     pub restored_from: Option<String>,
+    /// Why its memory did not come whole, of one that was restored lazily and is ended for it.
+    pub spoilt: Option<String>,
 }
 
 /// Where a kubelet notes on each pod that it lists who told it of it: `api`, or `file` or `http` for static pods (verified on the lab, 1.37).
@@ -67,6 +71,7 @@ pub fn judge(checkpoints: &[ContainerCheckpoint], tasks: &[Task]) -> Finding {
         let of_this_name: Vec<&Task> = tasks.iter().filter(|task| task.container == checkpoint.name).collect();
         match of_this_name.as_slice() {
             [] => return Finding::NotYet,
+            [Task { spoilt: Some(reason), .. }] => return Finding::Wrong(format!("the restore of container {} failed: {reason}", checkpoint.name)),
             [task] => match (task.state, &task.restored_from) {
                 (TaskState::Running, Some(image)) if *image == checkpoint.image => {
                     restored.push(ContainerId { name: task.container.clone(), container_id: task.id.clone() });
@@ -75,8 +80,9 @@ pub fn judge(checkpoints: &[ContainerCheckpoint], tasks: &[Task]) -> Finding {
                 (TaskState::Running, None) => {
                     return Finding::Cold(format!("container {} runs but was not restored from a checkpoint", checkpoint.name));
                 }
-                // Without a task it has not been started yet, or has ended: the kubelet's word tells which.
-                (TaskState::Created | TaskState::Paused | TaskState::Stopped, _) => return Finding::NotYet,
+                // R19: it is not restored before its last page is there. Without a task it has not been started yet, or has ended: the kubelet's word
+                // tells which.
+                (TaskState::Filling | TaskState::Created | TaskState::Paused | TaskState::Stopped, _) => return Finding::NotYet,
                 (TaskState::Abandoned, _) => {
                     return Finding::Wrong(format!(
                         "container {} executes, but the runtime told the kubelet that its start had failed",
@@ -190,7 +196,8 @@ pub fn none_awaits_its_restore(checkpoints: &[ContainerCheckpoint], taken: &[Str
 /// Whether every container that was to be restored has a running task, whatever it was made from.
 #[must_use]
 pub fn all_run(checkpoints: &[ContainerCheckpoint], tasks: &[Task]) -> bool {
-    !checkpoints.is_empty() && checkpoints.iter().all(|c| tasks.iter().any(|t| t.container == c.name && t.state == TaskState::Running))
+    let runs = |task: &Task| matches!(task.state, TaskState::Running | TaskState::Filling);
+    !checkpoints.is_empty() && checkpoints.iter().all(|c| tasks.iter().any(|t| t.container == c.name && runs(t)))
 }
 
 fn is_alive(task: &Task) -> bool {

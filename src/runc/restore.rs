@@ -4,16 +4,20 @@ use std::{
     ffi::OsStr,
     fs,
     io::{self, Read as _, Seek as _, SeekFrom},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    process::{Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use serde::Deserialize;
 
-use super::{APPLY, CHECKPOINT, LOG_FOLDER, Outcome, READY, ROOTFS_DIFF, Record, Restore, missing, report, runc, unreadable};
+use super::{
+    APPLY, CHECKPOINT, LAZY, LOG_FOLDER, Outcome, READY, ROOTFS_DIFF, Record, Restore, missing, program,
+    record::{self, Pages},
+    report, unreadable,
+};
 use crate::{
     gate::{Rule, rule},
     markers::evidence::{LOG, work_of},
@@ -70,13 +74,16 @@ impl Restore<'_> {
         if let Err(error) = replay_log(&images) {
             eprintln!("drover: the log of {} so far is not shown: {error}", self.named());
         }
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.places.records).map_err(|error| unwritable(&self.places.records, &error))?;
+        let keeper = self.keeper(&images);
+        let pages = if keeper.is_some() { Pages::Outstanding } else { Pages::Complete };
         // Written before, since afterwards its failure would leave processes that run unknown; with its name only when they do.
-        let pending = self.pending();
-        self.write(&pending, &images).map_err(|error| format!("{} cannot be written: {error}", pending.display()))?;
-        let result = self.run(&images);
+        let pending = record::pending(&self.record);
+        self.write(&pending, &images, pages).map_err(|error| unwritable(&pending, &error))?;
+        let result = self.run(&images, keeper.is_some());
         match &result {
             Ok(status) if status.success() => {
-                fs::rename(&pending, &self.record).map_err(|error| format!("{} cannot be written: {error}", self.record.display()))?;
+                fs::rename(&pending, &self.record).map_err(|error| unwritable(&self.record, &error))?;
                 Ok(Outcome::Done)
             }
             _ => {
@@ -84,6 +91,15 @@ impl Restore<'_> {
                 Ok(self.explain(result?))
             }
         }
+    }
+
+    /// A lazy restore's keeper, which must be there before runc begins. Without one nothing is lost but time.
+    fn keeper(&self, images: &Path) -> Option<Child> {
+        if !images.join(LAZY).exists() {
+            return None;
+        }
+        let keeper = self.start_keeper(images);
+        keeper.inspect_err(|problem| eprintln!("drover: {} is restored with all of its memory at once: {problem}", self.named())).ok()
     }
 
     fn named(&self) -> String {
@@ -137,8 +153,8 @@ impl Restore<'_> {
         Err(format!("{} cannot be applied to {}: {} ({})", tar.display(), root.display(), bounded(words.trim()), output.status))
     }
 
-    fn run(&self, images: &Path) -> Result<ExitStatus, String> {
-        let program = runc(&self.places.path).ok_or_else(|| missing(self.places))?;
+    fn run(&self, images: &Path, is_lazy: bool) -> Result<ExitStatus, String> {
+        let program = program("runc", &self.places.path).ok_or_else(|| missing(self.places))?;
         let mut command = Command::new(&program);
         command.args(self.call.globals).args(["restore", "--detach", "--no-subreaper", "--image-path"]).arg(images.join(CHECKPOINT));
         command.arg("--work-path").arg(work_of(&self.bundle)).arg("--bundle").arg(&self.bundle);
@@ -152,6 +168,9 @@ impl Restore<'_> {
         if self.call.no_pivot {
             command.arg("--no-pivot");
         }
+        if is_lazy {
+            command.arg("--lazy-pages");
+        }
         command.args(self.call.id).status().map_err(|error| format!("{} cannot be run: {error}", program.display()))
     }
 
@@ -163,20 +182,14 @@ impl Restore<'_> {
         Outcome::Failed(status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0).unwrap_or(1))
     }
 
-    /// Beside the record, by a name that no ID can have.
-    fn pending(&self) -> PathBuf {
-        let mut name = self.record.clone().into_os_string();
-        name.push("~");
-        name.into()
-    }
-
-    fn write(&self, path: &Path, images: &Path) -> io::Result<()> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.places.records)?;
-        let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    fn write(&self, path: &Path, images: &Path, pages: Pages) -> io::Result<()> {
         let checkpoint = fs::read_to_string(images.join(READY))?.trim().to_owned();
-        let record = Record { pod: self.pod_uid.clone(), container: self.container.clone(), checkpoint };
-        serde_json::to_writer(&file, &record).map_err(io::Error::other)
+        record::write(path, &Record { pod: self.pod_uid.clone(), container: self.container.clone(), checkpoint, pages })
     }
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> String {
+    format!("{} cannot be written: {error}", path.display())
 }
 
 /// Puts the log so far before what the container will write. The runtime has opened the new log by now, to append to it; it is the one with the highest
@@ -195,7 +208,7 @@ fn replay_log(images: &Path) -> io::Result<()> {
 }
 
 /// The last line of a log that names an error.
-fn last_error(log: &Path) -> Option<String> {
+pub(super) fn last_error(log: &Path) -> Option<String> {
     let mut file = fs::File::open(log).ok()?;
     let length = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(TAIL))).ok()?;
@@ -204,6 +217,6 @@ fn last_error(log: &Path) -> Option<String> {
     String::from_utf8_lossy(&bytes).lines().rev().find(|line| line.contains("Error")).map(|line| line.trim().to_owned())
 }
 
-fn bounded(words: &str) -> &str {
+pub(super) fn bounded(words: &str) -> &str {
     &words[..words.floor_char_boundary(WORDS)]
 }

@@ -1,5 +1,7 @@
 //! Calls as containerd makes them, with a runc that writes down what it was asked.
 
+mod lazy;
+
 use std::os::unix::fs::MetadataExt as _;
 
 use super::*;
@@ -150,7 +152,7 @@ fn a_claimed_container_is_restored_and_its_start_does_nothing_until_it_is_delete
 
     let record = node.places.records.join("id-1.x");
     let known: Record = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
-    assert_eq!(known, Record { pod: POD.into(), container: "c".into(), checkpoint: "127.0.0.1:5785/drover/00:c".into() });
+    assert_eq!(known, Record { pod: POD.into(), container: "c".into(), checkpoint: "127.0.0.1:5785/drover/00:c".into(), pages: Pages::Complete });
     assert_eq!(node.places.records.metadata().unwrap().mode() & 0o777, 0o700);
     assert_eq!(node.call(&["start", "id-1.x"]), Outcome::Done);
     assert_eq!(node.call(&["start", "id-2"]), Outcome::Pass);
@@ -267,8 +269,9 @@ fn an_id_that_leads_elsewhere_names_no_file() {
 #[test]
 fn runc_is_the_first_that_can_be_run() {
     let node = Node::new();
-    let found = runc(&node.places.path).unwrap();
+    let found = super::program("runc", &node.places.path).unwrap();
     assert_eq!(found, node.folder.path().join("bin/runc"));
     fs::set_permissions(&found, fs::Permissions::from_mode(0o644)).unwrap();
-    assert_eq!((runc(found.parent().unwrap().as_os_str()), runc(OsStr::new("")), runc(OsStr::new("bin"))), (None, None, None));
+    let found_in = |path: &OsStr| super::program("runc", path);
+    assert_eq!((found_in(found.parent().unwrap().as_os_str()), found_in(OsStr::new("")), found_in(OsStr::new("bin"))), (None, None, None));
 }

@@ -195,7 +195,10 @@ pub fn source_tasks(task: SourceTask, fresh: bool, n: usize) -> Vec<tasks::Task>
         SourceTask::Paused => TaskState::Paused,
         SourceTask::Dead => TaskState::Stopped,
     };
-    source_ids(fresh, n).into_iter().map(|c| tasks::Task { container: c.name, id: c.container_id, state, restored_from: None }).collect()
+    source_ids(fresh, n)
+        .into_iter()
+        .map(|c| tasks::Task { container: c.name, id: c.container_id, state, restored_from: None, spoilt: None })
+        .collect()
 }
 
 pub fn images(n: usize) -> Vec<PushedImage> {
@@ -235,7 +238,13 @@ pub fn replacement_tasks(containers: &[Container], status: &MigrationStatus) -> 
     let mut tasks = vec![];
     for (name, container) in NAMES.iter().zip(containers) {
         let image = status.containers.iter().find(|c| c.name == *name).map(|c| c.image.clone());
-        let task = |run: &str, state, restored_from| tasks::Task { container: (*name).into(), id: format!("{name}-{run}"), state, restored_from };
+        let task = |run: &str, state, restored_from| tasks::Task {
+            container: (*name).into(),
+            id: format!("{name}-{run}"),
+            state,
+            restored_from,
+            spoilt: None,
+        };
         // What goes on is the first that the gate let through.
         let given_up = match container.orphan.filter(|orphan| orphan.listed) {
             Some(Orphan { runs: true, .. }) => TaskState::Abandoned,

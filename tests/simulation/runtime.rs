@@ -60,7 +60,13 @@ impl Runtime for Handle {
     async fn tasks(&self, pod_uid: &str) -> PortResult<Vec<Task>> {
         let at = self.at();
         self.call(Door::Runtime(at), |world| {
-            let task = |c: &Container| Task { container: c.name.clone(), id: c.id.clone(), state: c.state, restored_from: c.restored_from.clone() };
+            let task = |c: &Container| Task {
+                container: c.name.clone(),
+                id: c.id.clone(),
+                state: c.state,
+                restored_from: c.restored_from.clone(),
+                spoilt: None,
+            };
             Ok(world.nodes[at].of_pod(pod_uid).map(task).collect())
         })
         .await
@@ -74,7 +80,7 @@ impl Runtime for Handle {
                 Ok(())
             }
             TaskState::Paused => Ok(()),
-            TaskState::Created | TaskState::Abandoned | TaskState::Stopped => Err(PortError::permanent("the task does not run")),
+            TaskState::Created | TaskState::Filling | TaskState::Abandoned | TaskState::Stopped => Err(PortError::permanent("the task does not run")),
         })
         .await
     }

@@ -8,16 +8,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::{
-    io::Errno,
-    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
-};
-
-use crate::adapters::processes::{is_gone, pids};
-
-/// containerd's IDs have 64 hexadecimal digits.
-const SHORTEST_ID: usize = 32;
-
 /// CPU time in nanoseconds of the cgroup at `cgroups_path` (as in the OCI spec) below the host's `/sys/fs/cgroup`.
 ///
 /// # Errors
@@ -81,49 +71,6 @@ pub(super) fn members(root: &Path, cgroups_path: &str) -> io::Result<Vec<i32>> {
     Ok(members)
 }
 
-/// The processes in a cgroup whose path names this container, as every runtime and driver has it.
-///
-/// # Errors
-/// Of kind `InvalidInput` where the ID is none: a shorter text could be in every path.
-fn processes(proc: &Path, container: &str) -> io::Result<Vec<Pid>> {
-    if container.len() < SHORTEST_ID || !container.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{container:?} is no container ID")));
-    }
-    let mut found = vec![];
-    for pid in pids(proc)?.into_iter().filter_map(Pid::from_raw) {
-        if is_in(proc, pid, container)? {
-            found.push(pid);
-        }
-    }
-    Ok(found)
-}
-
-/// False also where the process has ended meanwhile.
-fn is_in(proc: &Path, pid: Pid, container: &str) -> io::Result<bool> {
-    match std::fs::read(proc.join(pid.to_string()).join("cgroup")) {
-        Ok(cgroup) => Ok(String::from_utf8_lossy(&cgroup).contains(container)),
-        Err(error) if is_gone(&error) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// Sends SIGKILL to every process in a cgroup of this container; how many there were.
-pub(super) fn kill(proc: &Path, container: &str) -> io::Result<usize> {
-    let found = processes(proc, container)?;
-    for pid in &found {
-        match pidfd_open(*pid, PidfdFlags::empty()) {
-            // Asked again, since its number may be another process's by now; the handle is not.
-            Ok(process) if is_in(proc, *pid, container)? => match pidfd_send_signal(&process, Signal::KILL) {
-                Ok(()) | Err(Errno::SRCH) => {}
-                Err(error) => return Err(error.into()),
-            },
-            Ok(_) | Err(Errno::SRCH) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(found.len())
-}
-
 /// The folder of a cgroup: a path as it is (cgroupfs driver), or `slice:prefix:name` (systemd driver), where each dash of the slice is a level.
 fn folder(cgroups_path: &str) -> PathBuf {
     let mut parts = cgroups_path.splitn(3, ':');
@@ -171,23 +118,6 @@ mod tests {
         assert!(members(root.path(), "/b").unwrap().is_empty());
         assert_eq!(members(root.path(), "/c").unwrap(), [13], "cgroup v2");
         assert_eq!(members(root.path(), "/d").unwrap_err().kind(), io::ErrorKind::NotFound);
-    }
-
-    #[test]
-    fn a_process_is_found_by_its_cgroup() {
-        let proc = tempfile::tempdir().unwrap();
-        let (one, other) = ("c0".repeat(32), "c1".repeat(32));
-        for (pid, cgroup) in [("7", format!("4:pids:/kubepods/pod1/{one}\n")), ("8", "0::/init\n".to_owned())] {
-            std::fs::create_dir_all(proc.path().join(pid)).unwrap();
-            std::fs::write(proc.path().join(pid).join("cgroup"), cgroup).unwrap();
-        }
-        std::fs::create_dir(proc.path().join("9")).unwrap();
-        std::fs::create_dir(proc.path().join("sys")).unwrap();
-        assert_eq!(processes(proc.path(), &one).unwrap(), [Pid::from_raw(7).unwrap()]);
-        assert_eq!(processes(proc.path(), &other).unwrap(), []);
-        for none in ["", "c0", "kubepods"] {
-            assert_eq!(kill(proc.path(), none).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{none:?} is in other paths too");
-        }
     }
 
     #[test]

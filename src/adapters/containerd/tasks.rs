@@ -17,6 +17,7 @@ use super::{Containerd, LARGEST_ANSWER, TASK_CALL, cgroup, failure, metrics, req
 use crate::{
     domain::ids::is_uid,
     ports::{Failure, PortError, PortResult, Runtime, Task, TaskState},
+    runc::{Pages, Record, processes},
 };
 
 pub(super) const POD_UID: &str = "io.kubernetes.pod.uid";
@@ -74,7 +75,7 @@ impl Containerd {
     /// an orphan: its container is removed, and it executes in a cgroup of its own for ever (seen with 2.3.4 on the lab).
     async fn end_orphans(&self, id: &str) -> PortResult<bool> {
         let of = id.to_owned();
-        let killed = tokio::task::spawn_blocking(move || cgroup::kill(Path::new("/proc"), &of)).await;
+        let killed = tokio::task::spawn_blocking(move || processes::kill(Path::new("/proc"), &of)).await;
         let killed = killed.unwrap_or_else(|error| Err(io::Error::other(error)));
         let killed = killed.map_err(|error| PortError::transient(format!("what executes of container {id} cannot be ended: {error}")))?;
         if killed > 0 {
@@ -153,14 +154,19 @@ impl Runtime for Containerd {
             };
             let state = as_cri_knows(self.state(&container.id).await?, known.state);
             let name = container.labels.get(CONTAINER_NAME).cloned().unwrap_or_default();
-            let restored_from = known.restored_from.or(self.recorded(&container.id)?);
-            tasks.push(Task { container: name, id: container.id, state, restored_from });
+            let task = Task { container: name, id: container.id, state, restored_from: known.restored_from, spoilt: None };
+            let record = self.recorded(&task.id)?;
+            tasks.push(as_recorded(task, record));
         }
         tasks.sort_by(|a, b| (&a.container, &a.id).cmp(&(&b.container, &b.id)));
         Ok(tasks)
     }
 
     async fn pause(&self, id: &str) -> PortResult<()> {
+        // CRIU takes a page that has not come for one that is not there: its checkpoint would have zeros in it.
+        if self.recorded(id)?.is_some_and(|record| record.pages != Pages::Complete) {
+            return Err(PortError::transient(format!("not all memory of container {id} is back from its restore; it cannot be checkpointed before")));
+        }
         let given_up = tokio::time::Instant::now() + VFORK_PATIENCE;
         loop {
             self.pause_once(id).await?;
@@ -187,7 +193,7 @@ impl Runtime for Containerd {
             Ok(_) => Ok(()),
             Err(status) if status.code() == Code::NotFound => Ok(()),
             Err(status) => match self.state(id).await? {
-                TaskState::Running | TaskState::Abandoned | TaskState::Stopped => Ok(()),
+                TaskState::Running | TaskState::Filling | TaskState::Abandoned | TaskState::Stopped => Ok(()),
                 TaskState::Created | TaskState::Paused => Err(failure(&format!("resume task {id}"), &status)),
             },
         }
@@ -215,7 +221,7 @@ impl Runtime for Containerd {
                 tracing::warn!(container = id, "it executes, but the runtime has told the kubelet that its start failed: ending it");
                 return self.kill(id).await.map(|()| false);
             }
-            TaskState::Running | TaskState::Abandoned | TaskState::Paused => return Ok(false),
+            TaskState::Running | TaskState::Filling | TaskState::Abandoned | TaskState::Paused => return Ok(false),
         }
         if self.is_given_up(id).await? && !self.end_orphans(id).await? {
             return Ok(false);
@@ -263,6 +269,18 @@ fn as_cri_knows(task: TaskState, cri: ContainerState) -> TaskState {
     }
 }
 
+/// A task in the light of what `drover-runc` has noted of its restore, if it was one.
+fn as_recorded(task: Task, record: Option<Record>) -> Task {
+    let Some(record) = record else { return task };
+    let restored_from = task.restored_from.or(Some(record.checkpoint));
+    let state = match (task.state, &record.pages) {
+        (TaskState::Running, Pages::Outstanding | Pages::Failed(_)) => TaskState::Filling,
+        (state, _) => state,
+    };
+    let spoilt = if let Pages::Failed(reason) = record.pages { Some(reason) } else { None };
+    Task { state, restored_from, spoilt, ..task }
+}
+
 /// None for a state that says nothing.
 fn task_state(status: ProcessStatus) -> Option<TaskState> {
     match status {
@@ -301,6 +319,24 @@ mod tests {
             assert_eq!(as_cri_knows(TaskState::Running, cri), state, "{cri:?}");
             assert_eq!(as_cri_knows(TaskState::Stopped, cri), TaskState::Stopped, "{cri:?}");
         }
+    }
+
+    #[test]
+    fn a_task_runs_when_all_of_its_memory_is_there() {
+        let task =
+            |state, from: Option<&str>| Task { container: "c".into(), id: "1".into(), state, restored_from: from.map(str::to_owned), spoilt: None };
+        let record = |pages| Some(Record { pod: "u".into(), container: "c".into(), checkpoint: "image".into(), pages });
+        assert_eq!(as_recorded(task(TaskState::Running, None), None), task(TaskState::Running, None));
+        for (state, pages, wanted) in [
+            (TaskState::Running, Pages::Complete, TaskState::Running),
+            (TaskState::Running, Pages::Outstanding, TaskState::Filling),
+            (TaskState::Stopped, Pages::Outstanding, TaskState::Stopped),
+            (TaskState::Abandoned, Pages::Outstanding, TaskState::Abandoned),
+        ] {
+            assert_eq!(as_recorded(task(state, None), record(pages)), task(wanted, Some("image")));
+        }
+        let spoilt = as_recorded(task(TaskState::Stopped, None), record(Pages::Failed("why".into())));
+        assert_eq!(spoilt, Task { spoilt: Some("why".into()), ..task(TaskState::Stopped, Some("image")) });
     }
 
     #[test]

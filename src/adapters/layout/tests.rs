@@ -73,6 +73,7 @@ async fn what_a_restore_needs_is_laid_out_with_the_place_of_its_log() {
     assert_eq!((read("checkpoint/pages-1.img"), read("rootfs-diff.tar")), ("memory".into(), "difference".into()));
     assert_eq!(fs::read(place.join("checkpoint/tmpfs-dev-7.tar.gz.img")).unwrap(), b"\x1f\x8b compressed by CRIU");
     assert_eq!(read("ready"), "127.0.0.1:5785/drover/00:app");
+    assert!(place.join("lazy").exists());
     assert!(!place.join("spec.dump").exists() && !logs.join("app").exists());
     assert_eq!((read("container.log"), read("log-folder")), ("so far\n".into(), format!("/var/log/pods/shop_web_{POD}/app")));
     assert_eq!(fs::metadata(&place).unwrap().permissions().mode() & 0o777, 0o700);
@@ -82,6 +83,15 @@ async fn what_a_restore_needs_is_laid_out_with_the_place_of_its_log() {
     layout.discard(POD).await.unwrap();
     layout.discard(POD).await.unwrap();
     assert!(layout.pods().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn lazy_restores_can_be_switched_off() {
+    let node = tempfile::tempdir().unwrap();
+    let layout = NodeLayout::new(node.path(), Path::new("/disk")).with_lazy(false);
+    lay_out(&layout, whole(), 1).await.unwrap();
+    let place = place(node.path());
+    assert!(place.join("ready").exists() && !place.join("lazy").exists());
 }
 
 #[test]
@@ -108,6 +118,7 @@ async fn what_memory_has_no_room_for_lies_on_disk() {
     assert_eq!(fs::read_link(place(node.path())).unwrap(), far, "by its path on the node");
     let seen = node.path().join(far.strip_prefix("/").unwrap());
     assert_eq!(fs::read_to_string(seen.join("checkpoint/pages-1.img")).unwrap(), "memory");
+    assert!(!seen.join("lazy").exists());
     assert!(layout.is_laid_out(POD, "app").await.unwrap());
     layout.discard(POD).await.unwrap();
     assert!(!seen.exists() && layout.pods().await.unwrap().is_empty());

@@ -3,6 +3,7 @@
 mod doubt;
 mod fallback;
 mod init_containers;
+mod lazy;
 mod mend;
 
 use serde_json::json;
@@ -48,7 +49,7 @@ fn image(digest: char) -> PushedImage {
 
 fn restored_task(id: &str) -> Task {
     let restored_from = Some(keys::checkpoint_image(&repository(), "app"));
-    Task { container: "app".into(), id: id.into(), state: TaskState::Running, restored_from }
+    Task { container: "app".into(), id: id.into(), state: TaskState::Running, restored_from, spoilt: None }
 }
 
 impl Course {

@@ -44,7 +44,8 @@ impl Course {
         {
             let mut state = node.state();
             state.checkpoints = disk.path().join("checkpoints");
-            let task = |name: &str, id: &str| Task { container: name.into(), id: id.into(), state: TaskState::Running, restored_from: None };
+            let task =
+                |name: &str, id: &str| Task { container: name.into(), id: id.into(), state: TaskState::Running, restored_from: None, spoilt: None };
             state.tasks = vec![task("app", "one"), task("side", "two")];
             state.pods = vec![serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "d", "uid": POD}})).unwrap()];
         }

@@ -7,7 +7,7 @@ fn checkpoint() -> Vec<ContainerCheckpoint> {
 }
 
 fn task(id: &str, state: TaskState, from: Option<&str>) -> Task {
-    Task { container: "c".into(), id: id.into(), state, restored_from: from.map(str::to_owned) }
+    Task { container: "c".into(), id: id.into(), state, restored_from: from.map(str::to_owned), spoilt: None }
 }
 
 #[test]
@@ -26,6 +26,19 @@ fn only_a_container_restored_once_from_this_image_counts() {
     let twice = [task("1", TaskState::Stopped, Some("img")), running.clone()];
     assert!(matches!(judge(&checkpoint(), &twice), Finding::Wrong(_)));
     assert_eq!(judge(&[], &[running]), Finding::NotYet);
+}
+
+#[test]
+fn a_container_whose_memory_still_comes_is_not_restored_yet() {
+    let filling = task("1", TaskState::Filling, Some("img"));
+    assert_eq!(judge(&checkpoint(), std::slice::from_ref(&filling)), Finding::NotYet);
+    assert!(all_run(&checkpoint(), std::slice::from_ref(&filling)) && !is_over(true, std::slice::from_ref(&filling)));
+    assert!(!all_paused(&[ContainerId { name: "c".into(), container_id: "1".into() }], std::slice::from_ref(&filling)));
+    // Killed for it, or about to be.
+    for state in [TaskState::Filling, TaskState::Stopped] {
+        let spoilt = Task { spoilt: Some("why".into()), state, ..filling.clone() };
+        assert_eq!(judge(&checkpoint(), &[spoilt]), Finding::Wrong("the restore of container c failed: why".into()));
+    }
 }
 
 #[test]
@@ -81,7 +94,7 @@ fn a_restore_is_over_only_where_it_was_seen_to_end() {
     let stopped = [task("1", TaskState::Stopped, Some("img"))];
     assert!(is_over(true, &stopped) && is_over(true, &[]));
     assert!(!is_over(false, &stopped) && !is_over(false, &[]), "no task yet is not no task any more");
-    for alive in [TaskState::Created, TaskState::Running, TaskState::Paused, TaskState::Abandoned] {
+    for alive in [TaskState::Created, TaskState::Running, TaskState::Filling, TaskState::Paused, TaskState::Abandoned] {
         assert!(!is_over(true, &[task("1", alive, None)]), "{alive:?}");
     }
 }
