@@ -42,6 +42,7 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
+    net::sockopt::socket_peercred,
     process::{Pid, PidfdFlags, pidfd_open, setsid},
 };
 
@@ -49,7 +50,8 @@ use super::{
     Places,
     held::Held,
     lazy::IS_READY,
-    processes, program,
+    processes::{self, Program},
+    program,
     record::{self, Pages},
     restore::{bounded, last_error},
     wire::{Word, relay},
@@ -63,6 +65,8 @@ const FOLDER: &str = "lazy-pages";
 const LOG: &str = "lazy-pages.log";
 /// How long the daemon may take to listen.
 const BEGIN: Duration = Duration::from_secs(5);
+/// How long a create has time to end when its container is to be killed.
+const GRACE: Duration = Duration::from_secs(10);
 /// How often the daemon is looked at for userfaultfds of forked processes.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
 /// How often a daemon is asked whether it listens, a create whether it is done, and a process whether it has ended.
@@ -94,6 +98,8 @@ pub(super) struct Daemon {
     handle: OwnedFd,
     stream: UnixStream,
     listener: UnixListener,
+    /// The program whose connection was accepted.
+    criu: Option<Program>,
 }
 
 /// The keeper as a program: the record, the images, runc's global arguments; CRIU's working folder is its own, since no socket's path may be long.
@@ -139,7 +145,7 @@ impl Keeper<'_> {
         let mut child = command.spawn().map_err(|error| format!("{} cannot be run: {error}", criu.display()))?;
         let connected = self.connect(&mut child).and_then(|stream| Ok((handle(&child)?, stream)));
         match connected {
-            Ok((handle, stream)) => Ok(Daemon { child, handle, stream, listener }),
+            Ok((handle, stream)) => Ok(Daemon { child, handle, stream, listener, criu: None }),
             Err(error) => {
                 let _ = child.kill().and_then(|()| child.wait());
                 let _ = fs::remove_file(&socket);
@@ -171,6 +177,7 @@ impl Keeper<'_> {
             Ok(()) => Pages::Complete,
             Err(problem) => {
                 let _ = daemon.child.kill().and_then(|()| daemon.child.wait());
+                self.let_criu_end(daemon.criu, &caller);
                 self.kill();
                 Pages::Failed(problem + &self.said())
             }
@@ -179,6 +186,18 @@ impl Keeper<'_> {
         drop(held);
         let _ = fs::remove_file(self.work.join(SOCKET));
         self.settle(&pages);
+    }
+
+    /// Waits for the end of a create that is still on its way. CRIU is in the container's cgroup while it restores, and killed there it would leave its
+    /// mounts behind; but what it restores may wait for a page, and it for that.
+    fn let_criu_end(&self, criu: Option<Program>, caller: &impl AsFd) {
+        let (begin, id) = (Instant::now(), self.record.file_name().unwrap_or_default().to_string_lossy());
+        while begin.elapsed() < GRACE && poll(&mut [PollFd::new(caller, PollFlags::IN)], Some(&LOOK)).is_ok_and(|ready| ready == 0) {
+            if criu.is_some() {
+                // What cannot be killed now is so in a moment.
+                let _ = processes::kill_but(Path::new("/proc"), &id, criu);
+            }
+        }
     }
 
     /// Ends every process of the container, and waits until each has ended, however long: one that is let go of would read zeros.
@@ -233,6 +252,7 @@ fn watch(daemon: &mut Daemon, caller: &impl AsFd, held: &mut Held) -> Result<(),
         let _ = daemon.child.kill().and_then(|()| daemon.child.wait());
         return Ok(());
     };
+    daemon.criu = socket_peercred(&criu).ok().and_then(|peer| processes::program_of(Path::new("/proc"), peer.pid));
     if let Err(error) = hand_over(&criu, &daemon.stream, held) {
         // What CRIU has said already counts, should it have come to the end; else it learns now that there is none.
         let _ = criu.shutdown(Shutdown::Both);

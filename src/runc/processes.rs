@@ -1,6 +1,6 @@
 //! The processes of a container, by its cgroup: whatever the runtime knows of it, they are found and ended.
 
-use std::{fs, io, path::Path};
+use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path};
 
 use rustix::{
     io::Errno,
@@ -55,7 +55,24 @@ fn is_in(proc: &Path, pid: Pid, container: &str) -> io::Result<bool> {
 /// # Errors
 /// Where `/proc` cannot be read or the ID is none.
 pub(crate) fn kill(proc: &Path, container: &str) -> io::Result<usize> {
-    let found = of_container(proc, container)?;
+    kill_but(proc, container, None)
+}
+
+/// A program, by its file's device and inode.
+pub(super) type Program = (u64, u64);
+
+/// The program that a process executes.
+pub(super) fn program_of(proc: &Path, pid: Pid) -> Option<Program> {
+    fs::metadata(proc.join(pid.to_string()).join("exe")).ok().map(|file| (file.dev(), file.ino()))
+}
+
+/// As [`kill`], but for the processes that execute a program that is to be spared.
+///
+/// # Errors
+/// As of [`kill`].
+pub(super) fn kill_but(proc: &Path, container: &str, spared: Option<Program>) -> io::Result<usize> {
+    let mut found = of_container(proc, container)?;
+    found.retain(|pid| spared.is_none() || program_of(proc, *pid) != spared);
     for pid in &found {
         match pidfd_open(*pid, PidfdFlags::empty()) {
             // Asked again, since its number may be another process's by now; the handle is not.

@@ -139,6 +139,7 @@ fn a_daemon_that_ends_badly_is_the_end_of_the_container() {
     let course = node.begin();
     let mut reader = node.restore(&course, true);
     assert_eq!(node.pages(), Some(Pages::Outstanding));
+    drop(course.create);
     node.end(3);
     assert_eq!(reader.read(&mut [0]).unwrap(), 0);
     assert_eq!(node.asked(), "--root /r kill --all id-1 KILL\n", "before the processes could go on");
@@ -153,6 +154,7 @@ fn the_record_of_a_container_that_was_deleted_meanwhile_stays_away() {
         let node = Node::new();
         let course = node.begin();
         let _reader = node.restore(&course, true);
+        drop(course.create);
         fs::remove_file(node.record()).unwrap();
         node.end(code);
         course.keeper.join().unwrap();
@@ -166,6 +168,9 @@ fn a_restore_that_criu_gives_up_ends_the_daemon_and_what_is_left_of_it() {
     fs::rename(node.record(), record::pending(&node.record())).unwrap();
     let course = node.begin();
     let mut reader = node.restore(&course, false);
+    thread::sleep(10 * ASK);
+    assert_eq!(node.asked(), "", "CRIU is not killed, but ends by itself, and with it the create");
+    drop(course.create);
     assert_eq!(reader.read(&mut [0]).unwrap(), 0);
     assert_eq!(node.asked(), "--root /r kill --all id-1 KILL\n");
     fs::remove_file(record::pending(&node.record())).unwrap();
