@@ -84,6 +84,8 @@ pub struct Places {
     pub path: OsString,
     /// This program, for the child that changes its root folder.
     pub program: PathBuf,
+    /// What CRIU remembers of the kernel.
+    pub criu_cache: PathBuf,
     /// How long a create waits for its images.
     pub patience: Duration,
 }
@@ -98,6 +100,7 @@ impl Places {
             records: RECORDS.into(),
             path: std::env::var_os("PATH").filter(|path| !path.is_empty()).unwrap_or_else(|| DEFAULT_PATH.into()),
             program: "/proc/self/exe".into(),
+            criu_cache: "/run/criu.kdat".into(),
             patience: PATIENCE,
         }
     }

@@ -25,6 +25,17 @@ use crate::{
 /// How long CRIU may take to look at the kernel.
 const CRIU_CALL: Duration = Duration::from_secs(20);
 
+/// Runs CRIU with a `/run` of its own, or else leaves none of what it notes there (`/run/criu.kdat`): what this container may not do, userfaultfd among it,
+/// would be taken for what the kernel cannot do by every checkpoint and restore of the node.
+const ALONE: [&str; 6] = [
+    "unshare",
+    "-m",
+    "sh",
+    "-c",
+    "mount -t tmpfs -o size=1m none /run 2>/dev/null || [ -e /run/criu.kdat ] || trap 'rm -f /run/criu.kdat' EXIT; criu \"$1\"",
+    "sh",
+];
+
 /// Where to look.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProbeSettings {
@@ -56,7 +67,7 @@ impl HostProbe {
 
     /// Output of CRIU on the host, whatever its exit code; what went wrong where it could not be run.
     async fn criu(&self, argument: &str) -> Result<(bool, String), String> {
-        let mut words = self.settings.host_command.iter().map(String::as_str).chain(["criu", argument]);
+        let mut words = self.settings.host_command.iter().map(String::as_str).chain(ALONE).chain([argument]);
         let program = words.next().unwrap_or("criu");
         let run = tokio::process::Command::new(program).args(words).stdin(std::process::Stdio::null()).kill_on_drop(true).output();
         let output = tokio::time::timeout(CRIU_CALL, run)
@@ -174,7 +185,7 @@ mod tests {
     async fn criu_is_asked_through_the_prefix() {
         let root = tempfile::tempdir().unwrap();
         let script =
-            r#"case "$2" in --version) echo "Version: 4.2.1";; *) echo "Warn  ..."; echo "Error (criu/cr-check.c:1): no userfaultfd"; exit 1;; esac"#;
+            r#"case "$7" in --version) echo "Version: 4.2.1";; *) echo "Warn  ..."; echo "Error (criu/cr-check.c:1): no userfaultfd"; exit 1;; esac"#;
         let status = probe(&["sh", "-c", script, "sh"], root.path()).criu_status().await;
         assert_eq!((status.version.as_str(), status.check), ("4.2.1", false));
         assert!(status.message.contains("no userfaultfd"), "{}", status.message);

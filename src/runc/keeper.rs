@@ -132,6 +132,14 @@ impl Keeper<'_> {
             return Err(format!("Linux {} is older than {}.{}", release.trim(), LINUX.0, LINUX.1));
         }
         let criu = program("criu", &self.places.path).ok_or_else(|| format!("there is no program criu in {}", self.places.path.display()))?;
+        self.attempt(&criu).or_else(|problem| {
+            // What somebody with less rights has run CRIU for is remembered as what the kernel cannot do (criu/kerndat.c); it is found out anew.
+            fs::remove_file(&self.places.criu_cache).map_err(|_| problem)?;
+            self.attempt(&criu)
+        })
+    }
+
+    fn attempt(&self, criu: &Path) -> Result<Daemon, String> {
         let failed = |doing: &str, error: io::Error| format!("the keeper cannot {doing}: {error}");
         let (socket, folder) = (self.work.join(SOCKET), self.work.join(FOLDER));
         for old in [&socket, &folder.join(SOCKET)] {
@@ -139,7 +147,7 @@ impl Keeper<'_> {
         }
         fs::create_dir_all(&folder).map_err(|error| failed("make the daemon's folder", error))?;
         let listener = UnixListener::bind(&socket).map_err(|error| failed("listen for CRIU", error))?;
-        let mut command = Command::new(&criu);
+        let mut command = Command::new(criu);
         command.args(["lazy-pages", "-v1", "--log-file", LOG, "--images-dir"]).arg(&self.images).arg("--work-dir").arg(&folder);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = command.spawn().map_err(|error| format!("{} cannot be run: {error}", criu.display()))?;

@@ -72,7 +72,7 @@ impl Restore<'_> {
         }
         self.apply_diff(&images.join(ROOTFS_DIFF), config.root.map_or_else(|| "rootfs".into(), |root| root.path))?;
         if let Err(error) = replay_log(&images) {
-            eprintln!("drover: the log of {} so far is not shown: {error}", self.named());
+            report::warning(&self.call, &format!("the log of {} so far is not shown: {error}", self.named()));
         }
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.places.records).map_err(|error| unwritable(&self.places.records, &error))?;
         let keeper = self.keeper(&images);
@@ -99,7 +99,8 @@ impl Restore<'_> {
             return None;
         }
         let keeper = self.start_keeper(images);
-        keeper.inspect_err(|problem| eprintln!("drover: {} is restored with all of its memory at once: {problem}", self.named())).ok()
+        let told = |problem: &String| report::warning(&self.call, &format!("{} is restored with all of its memory at once: {problem}", self.named()));
+        keeper.inspect_err(told).ok()
     }
 
     fn named(&self) -> String {

@@ -50,6 +50,7 @@ impl Node {
             records: at("run/records"),
             path: format!("/nonexistent:{}:/bin", at("bin").display()).into(),
             program: at("self"),
+            criu_cache: at("criu.kdat"),
             patience: Duration::from_millis(60),
         };
         let node = Self { markers: Markers::new(&places.gate_root), places, bundle, folder };

@@ -16,6 +16,7 @@ const ID: &str = "id-1";
 /// Writes its arguments down, and ends with the code that it finds.
 const CRIU: &str = r#"#!/bin/sh
 here=$(dirname "$0")
+[ ! -e "$here/cache" ] || exit 1
 printf '%s\n' "$@" >"$here/wanted"
 while [ ! -s "$here/end" ]; do sleep 0.01; done
 echo '(00.1) Error (criu/uffd.c:1): no such page' >"$here/../work/lazy-pages/lazy-pages.log"
@@ -59,7 +60,7 @@ impl Node {
         script(&at("bin/criu"), CRIU);
         script(&at("bin/runc"), RUNC);
         let (path, records) = (format!("{}:/bin:/usr/bin", at("bin").display()).into(), at("records"));
-        let node = Self { places: Places { records, path, ..Places::of_node() }, folder };
+        let node = Self { places: Places { records, path, criu_cache: at("bin/cache"), ..Places::of_node() }, folder };
         let record = Record { pod: "u".into(), container: "c".into(), checkpoint: "i".into(), pages: Pages::Outstanding };
         record::write(&node.record(), &record).unwrap();
         node
@@ -199,6 +200,16 @@ fn what_cannot_begin_says_why_and_leaves_nothing() {
     let without = Places { path: "/nonexistent".into(), ..node.places.clone() };
     let problem = Keeper { places: &without, ..keeper }.begin().unwrap_err();
     assert!(problem.contains("there is no program criu in /nonexistent"), "{problem}");
+}
+
+#[test]
+fn what_criu_remembers_wrongly_is_found_out_anew() {
+    let node = Node::new();
+    fs::write(node.at("bin/cache"), "no userfaultfd").unwrap();
+    let course = node.begin();
+    assert!(!node.at("bin/cache").exists());
+    drop(course.create);
+    course.keeper.join().unwrap();
 }
 
 #[test]
