@@ -6,15 +6,17 @@ use std::thread::JoinHandle;
 use drover::api::{MigrationSpec, Outcome, Phase, migration::Lane};
 
 use crate::support::{
-    Namespace, lab,
-    migrations::{assert_outcome, status, to},
+    Namespace,
+    counter::{assert_contiguous, lines},
+    lab,
+    migrations::{assert_outcome, replacement, status, to},
     moving::Moving,
     pods::checking,
     with_namespace,
 };
 
 /// CRIU's daemon, in the words that pgrep finds and does not contain itself.
-const DAEMON: &str = "[c]riu lazy-pages";
+const DAEMON: &str = "[l]azy-pages -v1";
 /// Its keeper.
 const KEEPER: &str = "[k]eep-lazy-pages";
 
@@ -60,7 +62,10 @@ fn a_daemon_that_is_killed_ends_the_copy_and_never_shows_it_a_wrong_page() {
         moving.until("held", |m| status(m).message.contains("--prefer source")).await;
         killed.join().unwrap();
         let message = &status(&moving.migration).message;
-        assert!(message.contains("lazy-pages daemon"), "{message}");
+        assert!(message.contains("may have run, and nothing of it runs any more"), "{message}");
+        let seen = lines(&namespace.logs(&replacement(&moving.migration), "c").await);
+        assert!(seen.len() > moving.source.lines().len(), "the copy was ended before it ran");
+        assert_contiguous(&seen);
         assert_eq!((moving.migration.phase(), moving.migration.verdict()), (Phase::Restoring, None));
         moving.resolve(&["--prefer", "source"]);
         moving.migration = namespace.until_done(&moving.name()).await;
@@ -75,9 +80,11 @@ fn a_daemon_that_is_killed_ends_the_copy_and_never_shows_it_a_wrong_page() {
 fn a_keeper_that_is_killed_is_never_called_a_success() {
     with_namespace("lazy-keeper", |namespace| async move {
         let killed = while_pages_are_outstanding(&kill(KEEPER));
-        let mut moving = begin(&namespace, 512, MigrationSpec { deadline_seconds: 40, ..to("c", "n2") }).await;
+        let mut moving = begin(&namespace, 512, to("c", "n2")).await;
         moving.until("held", |m| status(m).message.contains("--prefer source")).await;
         killed.join().unwrap();
+        let message = &status(&moving.migration).message;
+        assert!(message.contains("keeper"), "{message}");
         assert_eq!((moving.migration.phase(), moving.migration.verdict()), (Phase::Restoring, None));
         let copy = moving.until_copy_counts().await;
         copy.more(100).await;

@@ -17,8 +17,7 @@
 //! | CRIU gives up | none: the create fails | ends the daemon, and what CRIU may have left of the container |
 //! | the container is deleted meanwhile | none | the daemon finds no process any more and ends |
 //!
-//! Nobody finds out that a keeper was killed but by the record: the node's agent never attests `restored` while that says `outstanding`, so the
-//! migration stays where it is until somebody looks.
+//! That a keeper was killed is found out by the node's agent, which looks for it while the record says `outstanding`, and attests a failure instead of `restored`.
 //!
 //! # What remains
 //! A process that is forked while pages are outstanding gets a userfaultfd that the kernel gives to the daemon alone. The fork does not return before the

@@ -87,6 +87,24 @@ pub(super) fn kill_but(proc: &Path, container: &str, spared: Option<Program>) ->
     Ok(found.len())
 }
 
+/// Whether a keeper of this container is there.
+///
+/// # Errors
+/// Where `/proc` cannot be read.
+pub(crate) fn is_kept(proc: &Path, container: &str) -> io::Result<bool> {
+    for pid in pids(proc)? {
+        let arguments = match fs::read(proc.join(pid.to_string()).join("cmdline")) {
+            Err(error) if is_gone(&error) => continue,
+            other => other?,
+        };
+        let mut arguments = arguments.split(|byte| *byte == 0).skip(1);
+        if arguments.next() == Some(super::KEEP.as_bytes()) && arguments.next().is_some_and(|record| record.ends_with(container.as_bytes())) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// How many of a container's processes have not ended. One that nobody has reaped yet has: it executes nothing any more.
 ///
 /// # Errors
@@ -103,6 +121,23 @@ pub(super) fn alive(proc: &Path, container: &str) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_keeper_is_found_by_its_arguments() {
+        let proc = tempfile::tempdir().unwrap();
+        let id = "c0".repeat(32);
+        for (pid, arguments) in
+            [("7", format!("/proc/self/exe\0{}\0/run/drover/runc/{id}\0/images\0", super::super::KEEP)), ("8", format!("runc\0{id}\0"))]
+        {
+            fs::create_dir_all(proc.path().join(pid)).unwrap();
+            fs::write(proc.path().join(pid).join("cmdline"), arguments).unwrap();
+        }
+        fs::create_dir(proc.path().join("9")).unwrap();
+        assert!(is_kept(proc.path(), &id).unwrap());
+        assert!(!is_kept(proc.path(), &"c1".repeat(32)).unwrap());
+        fs::remove_dir_all(proc.path().join("7")).unwrap();
+        assert!(!is_kept(proc.path(), &id).unwrap());
+    }
 
     #[test]
     fn a_process_is_found_by_its_cgroup() {

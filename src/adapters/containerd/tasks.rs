@@ -71,6 +71,23 @@ impl Containerd {
         }
     }
 
+    /// What `drover-runc` has noted of a restore. Of one whose memory still comes, and whose keeper was killed, nobody will ever say that all of it has come.
+    async fn vouched_for(&self, id: &str) -> PortResult<Option<Record>> {
+        let record = self.recorded(id)?;
+        if record.as_ref().is_none_or(|record| record.pages != Pages::Outstanding) {
+            return Ok(record);
+        }
+        let of = id.to_owned();
+        let kept = tokio::task::spawn_blocking(move || processes::is_kept(Path::new("/proc"), &of)).await;
+        let kept = kept.unwrap_or_else(|error| Err(io::Error::other(error)));
+        if kept.map_err(|error| PortError::transient(format!("the keeper of container {id} cannot be looked for: {error}")))? {
+            return Ok(record);
+        }
+        // Read again: its last word may have come in between.
+        let orphaned = || Pages::Failed("the keeper of its memory was killed, and nobody can say whether all of it has come".to_owned());
+        Ok(self.recorded(id)?.map(|record| if record.pages == Pages::Outstanding { Record { pages: orphaned(), ..record } } else { record }))
+    }
+
     /// Ends what still executes of a container that is given up; whether there was nothing. A restore whose containerd has ended in its middle goes on as
     /// an orphan: its container is removed, and it executes in a cgroup of its own for ever (seen with 2.3.4 on the lab).
     async fn end_orphans(&self, id: &str) -> PortResult<bool> {
@@ -155,7 +172,7 @@ impl Runtime for Containerd {
             let state = as_cri_knows(self.state(&container.id).await?, known.state);
             let name = container.labels.get(CONTAINER_NAME).cloned().unwrap_or_default();
             let task = Task { container: name, id: container.id, state, restored_from: known.restored_from, spoilt: None };
-            let record = self.recorded(&task.id)?;
+            let record = self.vouched_for(&task.id).await?;
             tasks.push(as_recorded(task, record));
         }
         tasks.sort_by(|a, b| (&a.container, &a.id).cmp(&(&b.container, &b.id)));
