@@ -167,7 +167,7 @@ fn the_simulation_finds_journals_that_are_not_durable() {
 
 #[test]
 fn the_simulation_finds_markers_that_are_not_durable() {
-    finds(Mutation::MarkersAreNotDurable, Some(Kind::NewName), &["I1", "I2", "I4", "I8", "I6"]);
+    finds(Mutation::MarkersAreNotDurable, Some(Kind::NewName), &["I1", "I2", "I4", "I8", "I6", "R8"]);
 }
 
 #[test]
