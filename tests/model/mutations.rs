@@ -156,7 +156,7 @@ pub const TWICE: &[(Mutation, &str)] = &[(
 
 /// Rules that this model has no row for, and why.
 pub const NOT_HERE: &str = "\
-R19: post-copy and lazy pages are not built
+R19: post-copy is not built, and whose pages are outstanding counts as not restored yet before anything here is asked
 R21: that the API server itself enforces the CRDs' rules is proved on the lab (e2e); here they are evaluated as written";
 
 /// What a mutation has broken.

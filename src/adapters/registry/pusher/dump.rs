@@ -154,7 +154,8 @@ async fn send(registry: &Distribution, repository: &str, container: &str, path: 
     Ok(MemoryFile { file, bytes, digest })
 }
 
-/// Reads an image to its end, and on while it grows; its size and digest. Ends as well where nobody wants more of it.
+/// Reads an image to its end, and on while it grows; its size and digest. Ends as well where nobody wants more of it. What has been read is final: CRIU
+/// splices pages to an image's end and never goes back (criu/page-xfer.c, `write_pages_loc`).
 fn read(mut file: File, grows: &dyn Fn() -> bool, chunks: &mpsc::Sender<io::Result<Bytes>>) -> io::Result<(u64, MemoryDigest)> {
     let (mut hash, mut bytes) = (blake3::Hasher::new(), 0);
     loop {
