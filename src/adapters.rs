@@ -25,6 +25,7 @@ mod processes;
 mod received;
 pub mod registry;
 mod volumes;
+mod ways;
 pub mod webhook_configuration;
 pub mod world;
 

@@ -6,6 +6,7 @@ pub mod crds;
 pub mod evacuate;
 pub mod kafka;
 pub mod manager;
+pub mod needed;
 pub mod node;
 pub mod registry_config;
 pub mod resolve;
@@ -42,6 +43,8 @@ enum Command {
     /// Set up a node's container runtime, or undo it; shows the difference first
     #[command(subcommand)]
     Node(node::Command),
+    /// Say which pods and Migrations still need Drover, before it is uninstalled
+    Needed(needed::Args),
     /// Write the configuration of a node's registry, with where its agent listens (in the agents' init container)
     RegistryConfig(registry_config::Args),
     /// Print the custom resource definitions
@@ -64,6 +67,7 @@ impl Cli {
             Command::Status(args) => args.run(),
             Command::Resolve(args) => args.run(),
             Command::Node(command) => command.run(),
+            Command::Needed(args) => args.run(),
             Command::RegistryConfig(args) => args.run().map(|()| ExitCode::SUCCESS),
             Command::Crds => {
                 std::io::stdout().write_all(crds::render()?.as_bytes())?;

@@ -25,6 +25,7 @@ pub mod load;
 pub mod memory;
 pub mod migration;
 pub mod migration_event;
+pub mod needed;
 pub mod notification;
 pub mod owner;
 pub mod permits;

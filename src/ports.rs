@@ -12,7 +12,11 @@ use k8s_openapi::api::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::{Attestation, AttestationStatus, Migration, MigrationGrant, MigrationStatus, NodeProfileStatus, attestation::PushedImage, migration::Lane},
+    api::{
+        Attestation, AttestationStatus, Migration, MigrationGrant, MigrationStatus, NodeProfileStatus,
+        attestation::{ContainerId, PushedImage},
+        migration::Lane,
+    },
     domain::{
         ids::Digest,
         init_container::StandIn,
@@ -203,6 +207,10 @@ pub trait Pusher: Send + Sync {
         target: &PushTarget,
         written: CancellationToken,
     ) -> PortResult<()>;
+    /// Gives the memory of a container that was dumped without it to its copy, which asks for it page by page; returns when it has all of it.
+    ///
+    /// An error that is permanent says that it will never have: the way broke in the middle.
+    async fn give_memory(&self, container: &ContainerId, target: &PushTarget) -> PortResult<()>;
     /// Packs volumes, each with its name, as one artifact and pushes it under [`crate::domain::keys::VOLUMES_TAG`].
     async fn push_volumes(&self, volumes: &[(String, PathBuf)], target: &PushTarget) -> PortResult<PushedImage>;
     /// The same with a tar that [`inside::Inside::archive_volumes`] has written: the artifact is the same.

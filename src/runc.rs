@@ -24,6 +24,7 @@ pub(crate) mod processes;
 mod record;
 mod report;
 mod restore;
+pub mod serve;
 mod wire;
 
 use std::{
@@ -57,9 +58,13 @@ pub const LOG: &str = "container.log";
 pub const LOG_FOLDER: &str = "log-folder";
 /// Below a container's folder: there where the images lie in memory, and may be read while the container runs already.
 pub const LAZY: &str = "lazy";
+/// Below a container's folder: there where its memory stays with the source; the path of the unix socket at which its keeper asks for it.
+pub const POST_COPY: &str = "post-copy";
 /// Below a container's folder: the name of the checkpoint's image, written when all else is there.
 pub const READY: &str = "ready";
 
+/// Where page servers of containers that were dumped without their memory listen.
+pub const PAGES_ROOT: &str = "/run/drover/pages";
 /// Where it remembers what it has restored, a [`Record`] by each of the runtime's IDs. In memory, as runc's own state is.
 pub const RECORDS: &str = "/run/drover/runc";
 /// Where programs are where the environment does not say it.

@@ -151,6 +151,10 @@ build_one() { # NAME
   rm -rf "$work"
   say "built $1 in $((SECONDS - begin)) s"
 }
+# The same where n2 has a containerd of its own
+of_n2() { # COMMAND…
+  (VERSION[containerd]=$CONTAINERD_N2 CONTAINERD=$CONTAINERD_N2 && "$@")
+}
 build_lane() {
   local name
   for name in "$@"; do build_one "$name"; done
@@ -169,6 +173,7 @@ build_all() {
     wait "$lane" || failed=1
     [ "$failed" = 0 ] || die "not everything could be built; what was built is kept"
   fi
+  [ -z "$CONTAINERD_N2" ] || of_n2 build_one containerd
 }
 
 # Builds one of ON_DEMAND where it is missing.

@@ -39,7 +39,7 @@ umount -l .old
 rmdir .old
 mount --make-rshared /
 exec </dev/null
-export PATH=/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export PATH=/lab/bin/$NODE:/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 ulimit -n 65536 2>/dev/null || true
 
 declare -A PIDS=()

@@ -23,6 +23,10 @@ link_programs() {
     ln -f "$(cached "$name")" "$BIN/$name"
     ! pid_of etcd >/dev/null || say "$name is another build now; what runs uses the former one until e2e/lab down"
   done
+  mkdir -p "$BIN/n2"
+  for name in containerd containerd-shim-runc-v2 ctr; do
+    if [ -n "$CONTAINERD_N2" ]; then ln -f "$(of_n2 cached "$name")" "$BIN/n2/$name"; else rm -f "$BIN/n2/$name"; fi
+  done
 }
 
 up() { # [--with kafka]

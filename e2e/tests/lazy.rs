@@ -1,16 +1,17 @@
 //! Lazy restores of the runtime lane: containers that run before their memory is back. The program checks its own pages, so that one that came late, twice or
 //! not at all would show.
 
-use std::thread::JoinHandle;
+use std::{thread::JoinHandle, time::Duration};
 
 use drover::api::{MigrationSpec, Outcome, Phase, migration::Lane};
 
 use crate::support::{
     Namespace,
+    agents::ready,
     counter::{assert_contiguous, lines},
     lab,
     migrations::{assert_outcome, replacement, status, to},
-    moving::Moving,
+    moving::{Cut, Moving, PoweredOff},
     pods::checking,
     with_namespace,
 };
@@ -105,4 +106,41 @@ fn an_agent_that_is_killed_meanwhile_changes_nothing() {
         killed.join().unwrap();
         moving.until_copy_counts().await.more(100).await;
     });
+}
+
+mod slow {
+    use super::*;
+
+    /// What comes from the node's own memory needs no source.
+    fn the_copy_goes_on_without(name: &'static str, gone: fn() -> Box<dyn Send>) {
+        with_namespace(name, move |namespace| async move {
+            let seen = while_pages_are_outstanding("true");
+            let gone = std::thread::spawn(move || {
+                seen.join().unwrap();
+                gone()
+            });
+            let mut moving = begin(&namespace, 1024, to("c", "n2")).await;
+            let copy = moving.until_copy_counts().await;
+            copy.more(100).await;
+            drop(gone.join().unwrap());
+            ready();
+            moving.migrates().await;
+            copy.more(100).await;
+        });
+    }
+
+    #[test]
+    fn a_source_that_loses_its_power_meanwhile_changes_nothing() {
+        the_copy_goes_on_without("lazy-power", || {
+            let off = PoweredOff::node("n1");
+            std::thread::sleep(Duration::from_secs(5));
+            off.on();
+            Box::new(())
+        });
+    }
+
+    #[test]
+    fn a_source_that_is_cut_off_meanwhile_changes_nothing() {
+        the_copy_goes_on_without("lazy-cut", || Box::new(Cut::node("n1")));
+    }
 }

@@ -49,6 +49,7 @@ mod no_gate;
 mod notifications;
 mod owners;
 mod policies;
+mod post_copy;
 mod preflight;
 mod private_image;
 mod pushes;

@@ -28,7 +28,7 @@ use tonic::{
 
 use crate::{
     ports::{Failure, PortError},
-    runc::RECORDS,
+    runc::{PAGES_ROOT, RECORDS},
 };
 
 pub use cri::RuntimeVersion;
@@ -50,6 +50,8 @@ pub struct Containerd {
     cgroups: PathBuf,
     /// Where `drover-runc` notes what it has restored.
     records: PathBuf,
+    /// Where its page servers are.
+    pages: PathBuf,
 }
 
 impl Containerd {
@@ -66,13 +68,19 @@ impl Containerd {
         });
         // The URI is a placeholder that HTTP/2 wants; the connector goes to the socket.
         let channel = Endpoint::from_static("http://containerd").connect_with_connector_lazy(connector);
-        Self { channel, cgroups: PathBuf::from("/sys/fs/cgroup"), records: PathBuf::from(RECORDS) }
+        Self { channel, cgroups: PathBuf::from("/sys/fs/cgroup"), records: PathBuf::from(RECORDS), pages: PathBuf::from(PAGES_ROOT) }
     }
 
     /// The same with `drover-runc`'s records elsewhere than at their place on the node that this process runs on.
     #[must_use]
     pub fn with_records(self, records: PathBuf) -> Self {
         Self { records, ..self }
+    }
+
+    /// The same with `drover-runc`'s page servers elsewhere.
+    #[must_use]
+    pub fn with_pages(self, pages: PathBuf) -> Self {
+        Self { pages, ..self }
     }
 
     /// The same with the host's cgroups mounted elsewhere than `/sys/fs/cgroup`.

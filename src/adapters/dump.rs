@@ -24,7 +24,10 @@ use crate::{
     api::attestation::ContainerId,
     domain::{criu, ids::is_uid},
     ports::{PortError, PortResult, dump::Dump},
-    runc::{CHECKPOINT, LOG, ROOTFS_DIFF},
+    runc::{
+        CHECKPOINT, LOG, PAGES_ROOT, POST_COPY, ROOTFS_DIFF,
+        serve::{self, Serving},
+    },
 };
 
 /// In memory, on the node.
@@ -118,6 +121,10 @@ fn create(path: &Path) -> io::Result<File> {
     File::options().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
 fn failed(doing: &str, error: &io::Error) -> PortError {
     PortError::transient(format!("failed to {doing}: {error}"))
 }
@@ -141,9 +148,26 @@ impl Dump for NodeDump {
         beside
     }
 
+    async fn dump_but_memory(&self, container: &ContainerId, folder: &Path) -> PortResult<()> {
+        let (root, id) = (self.on_node(Path::new(PAGES_ROOT)), container.container_id.clone());
+        let asked = blocking(move || serve::request(&root, &id)).await;
+        asked.map_err(|error| failed("ask for a page server", &error))?;
+        // Before there is anything that could be taken for a whole checkpoint.
+        create(&folder.join(POST_COPY)).map_err(|error| failed("mark the checkpoint", &error))?;
+        self.dump(container, folder).await?;
+        let (root, id) = (self.on_node(Path::new(PAGES_ROOT)), container.container_id.clone());
+        match blocking(move || serve::state(&root, &id)).await.map_err(|error| failed("ask the page server", &error))? {
+            Some(Serving::Serving) => Ok(()),
+            Some(Serving::Failed(why)) => Err(PortError::permanent(format!("its page server has ended: {why}"))),
+            Some(Serving::Complete) | None => Err(PortError::permanent(
+                "the runtime has not left the memory behind (spec.postCopy): is drover-runc on its node older than the agent? Run drover node setup --apply there",
+            )),
+        }
+    }
+
     async fn left(&self, migration_uid: &str, container: &str) -> PortResult<Option<PathBuf>> {
         let folders = self.folders(migration_uid)?.map(|folder| self.on_node(&folder.join(container)));
-        Ok(folders.into_iter().find(|dump| dump.join(INVENTORY).is_file()))
+        Ok(folders.into_iter().find(|dump| dump.join(INVENTORY).is_file() && !dump.join(POST_COPY).exists()))
     }
 
     async fn keep(&self, dump: &Path, to: &Path) -> PortResult<()> {

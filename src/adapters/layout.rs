@@ -20,6 +20,7 @@ use super::{
     memory_room::{has_room, make_private, remove, seen},
     received::{Received, feed},
     volumes::Hashed,
+    ways::Ways,
 };
 use crate::{
     domain::{
@@ -29,9 +30,9 @@ use crate::{
     },
     ports::{
         BlobStream, PortError, PortResult,
-        layout::{Copy, Incoming, Layout, Size},
+        layout::{Copy, Incoming, Layout, Size, Way},
     },
-    runc::{CHECKPOINT, LAZY, LOG, LOG_FOLDER, READY, RESTORE_ROOT, ROOTFS_DIFF},
+    runc::{CHECKPOINT, LAZY, LOG, LOG_FOLDER, POST_COPY, READY, RESTORE_ROOT, ROOTFS_DIFF},
 };
 
 /// Where a kubelet keeps pods' logs (`podLogsDir`).
@@ -48,13 +49,14 @@ pub struct NodeLayout {
     disk: PathBuf,
     /// Whether what lies in memory may be read while its container runs already.
     is_lazy: bool,
+    ways: Ways,
 }
 
 impl NodeLayout {
     /// On the node whose root is at `node`; what memory has no room for lies below `disk` there.
     #[must_use]
     pub fn new(node: &Path, disk: &Path) -> Self {
-        Self { node: node.to_owned(), disk: disk.to_owned(), is_lazy: true }
+        Self { node: node.to_owned(), disk: disk.to_owned(), is_lazy: true, ways: Ways::new(node) }
     }
 
     /// The same, with lazy restores or without.
@@ -184,9 +186,12 @@ impl NodeLayout {
         self.name_log_folder(copy, &folder)?;
         if folder != self.folder(&copy.pod_uid, &copy.container)? {
             rustix::fs::syncfs(File::open(&folder)?)?;
-        } else if self.is_lazy {
+        } else if self.is_lazy && !copy.is_post_copy {
             // From the disk a process would wait for each page as long as for all of them at once.
             fs::write(folder.join(LAZY), "")?;
+        }
+        if copy.is_post_copy {
+            fs::write(folder.join(POST_COPY), Ways::socket(copy).as_os_str().as_bytes())?;
         }
         fs::write(folder.join(READY), &copy.image)?;
         for place in self.incoming(&copy.repository)? {
@@ -298,7 +303,17 @@ impl Layout for NodeLayout {
         })
     }
 
+    async fn connect(&self, repository: &str, container: &str, way: Box<dyn Way>) -> PortResult<()> {
+        self.ways.connect(repository, container, way);
+        Ok(())
+    }
+
+    async fn offer(&self, copy: &Copy) -> PortResult<()> {
+        self.ways.offer(copy).map_err(|error| failed(&format!("listen for the keeper of container {}", copy.container), &error))
+    }
+
     async fn forget(&self, repository: &str) -> PortResult<()> {
+        self.ways.forget(repository);
         let (this, repository) = (self.clone(), repository.to_owned());
         let removed = blocking(move || this.incoming(&repository)?.iter().try_for_each(|place| remove(place))).await;
         removed.map_err(|error| failed("remove memory that has come", &error))

@@ -97,6 +97,8 @@ struct Look {
     own: Attestation,
     status: AttestationStatus,
     source: AttestationStatus,
+    /// `spec.postCopy`.
+    is_post_copy: bool,
 }
 
 impl Look {
@@ -187,8 +189,8 @@ impl DestinationAgent {
         let source = self.parts.api.attestation(namespace, &attestation_name(name, Role::Source)).await?;
         let source = source.filter(|a| a.spec.migration_uid == uid).and_then(|a| a.status).unwrap_or_default();
         let status = own.status.clone().unwrap_or_default();
-        let course = migration.status.unwrap_or_default();
-        Ok(Some(Look { course, own, status, source }))
+        let (course, is_post_copy) = (migration.status.unwrap_or_default(), migration.spec.post_copy);
+        Ok(Some(Look { course, own, status, source, is_post_copy }))
     }
 
     /// Before the release a failure that does not pass ends the migration; later ones are tried for ever.

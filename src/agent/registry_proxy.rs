@@ -47,7 +47,7 @@ pub struct Grant {
     pub may_push: MayPush,
     /// Bytes that one migration may store, what is sent again included.
     pub most_bytes: u64,
-    /// Where images with pages go, past the registry.
+    /// Where images with pages, and ways to pages, go past the registry.
     pub layout: Arc<dyn Layout>,
 }
 
@@ -108,6 +108,9 @@ fn push_door(upstream: Upstream, grant: Grant) -> Router {
             };
             if let Some(place) = route::memory(request.method(), request.uri().path()) {
                 return if may_push(&place.0, &node) { memory::receive(layout, &uploads, place, request).await } else { unexpected() };
+            }
+            if let Some(place) = route::way(request.method(), request.uri().path()) {
+                return if may_push(&place.0, &node) { memory::connect(layout, place, request) } else { unexpected() };
             }
             match route::push(request.method(), request.uri().path()).map(|(repository, part)| (repository.to_owned(), part)) {
                 Ok((repository, part)) if may_push(&repository, &node) => upstream.push(&uploads, (&repository, part), request).await,

@@ -7,6 +7,7 @@
 
 mod first;
 mod freeze;
+mod give;
 mod inspect;
 mod steps;
 
@@ -17,6 +18,7 @@ use std::{
 };
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use tokio::task::JoinSet;
 
 use super::journal::{Journal, Journals};
 use crate::{
@@ -60,6 +62,8 @@ pub struct SourceAgent {
     parts: SourceParts,
     /// One step at a time for each migration: the watchdog and the controller both act.
     busy: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// The memory that copies fetch, by their migrations.
+    giving: Mutex<HashMap<String, JoinSet<()>>>,
 }
 
 /// One migration as the source agent sees it now.
@@ -87,7 +91,7 @@ impl SourceAgent {
     /// The source side of a node's agent.
     #[must_use]
     pub fn new(parts: SourceParts) -> Self {
-        Self { parts, busy: Mutex::default() }
+        Self { parts, busy: Mutex::default(), giving: Mutex::default() }
     }
 
     /// Takes steps for one migration until there is none to take; returns when to look again though nothing changes.
@@ -105,6 +109,7 @@ impl SourceAgent {
             if self.stored(&look.journal.migration_uid)? != look.stored {
                 continue;
             }
+            self.give_or_stop(&look)?;
             if action == SourceAction::Wait {
                 if is_forgotten(&look.status) {
                     // One that a crash between the last word and this left: it must never speak for a later migration of the same pod.

@@ -4,6 +4,7 @@ mod claims;
 mod elsewhere;
 pub mod lane;
 mod node;
+mod post_copy;
 mod spec;
 
 use std::collections::BTreeMap;
@@ -113,6 +114,7 @@ pub fn examine(migration: &Migration, pod: &Pod, facts: &Facts) -> Vec<Blocker> 
     found.extend(node_blockers(&source_node, &migration.spec.destination, facts));
     if let Some(node) = facts.nodes.iter().find(|node| node.name == source_node).filter(|node| node.profile.is_some() && !node.is_gated()) {
         found.extend(gate_blockers(node, pod));
+        found.extend(post_copy::gate_blocker(migration, node));
     }
     found
 }
@@ -151,7 +153,11 @@ fn network_probes(pod: &Pod) -> impl Iterator<Item = (&Container, &'static str, 
 pub fn pod_blockers(migration: &Migration, pod: &Pod) -> Vec<Blocker> {
     let mut found = blockers(pod);
     found.extend(owner_blocker(migration, pod));
-    found.extend(budget_blockers(migration, pod));
+    if migration.spec.post_copy {
+        found.extend(post_copy::blockers(migration, pod));
+    } else {
+        found.extend(budget_blockers(migration, pod));
+    }
     found
 }
 

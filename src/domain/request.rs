@@ -15,7 +15,10 @@ use super::{
     ids::{derived_name, is_dns_subdomain},
     keys, owner,
 };
-use crate::api::{Migration, MigrationSpec, migration::Destination};
+use crate::api::{
+    Migration, MigrationSpec,
+    migration::{Destination, Lane},
+};
 
 /// So much of the pod's name stands in the Migration's, whose limit is 52.
 const STEM: usize = 40;
@@ -29,6 +32,7 @@ pub struct Request {
     value: String,
     taken_up: u64,
     keep_name: bool,
+    post_copy: bool,
     keys: Vec<(&'static str, String)>,
 }
 
@@ -44,6 +48,7 @@ pub fn request(pod: &ObjectMeta) -> Option<Request> {
     let keys = [keys::MIGRATE_TO, keys::MIGRATE_TO_BARE].into_iter().filter_map(|key| Some((key, annotations.get(key)?.clone()))).collect();
     Some(Request {
         keep_name: owner::keeps_its_name(pod),
+        post_copy: annotations.get(keys::POST_COPY).is_some_and(|value| value == "true"),
         namespace: pod.namespace.clone()?,
         pod: pod.name.clone()?,
         uid: pod.uid.clone()?,
@@ -106,6 +111,9 @@ impl Request {
     /// What is wrong with the value.
     pub fn migration(&self) -> Result<Migration, String> {
         let mut migration = migration_to(&self.value, &self.migration_name(), &self.pod, self.keep_name)?;
+        if self.post_copy {
+            (migration.spec.post_copy, migration.spec.lane) = (true, Lane::Runtime);
+        }
         migration.metadata.namespace = Some(self.namespace.clone());
         migration.metadata.annotations = Some(BTreeMap::from([(keys::POD_UID.to_owned(), self.uid.clone())]));
         Ok(migration)
@@ -168,6 +176,16 @@ mod tests {
         assert_eq!((migration.spec.deadline_seconds, migration.spec.freeze_budget_seconds), (600, 120));
         assert!(of(&asking).expect("a request").is_made_by(&migration));
         assert_eq!(of(&pod(&json!({"migrate-to": "auto"}))).expect("a request").migration().expect("one").spec.destination.node_name, None);
+    }
+
+    #[test]
+    fn post_copy_is_for_those_who_ask_for_it() {
+        for (value, asked) in [(Some("true"), true), (Some("yes"), false), (Some(""), false), (None, false)] {
+            let asking = pod(&json!({"drover.dev/migrate-to": "n2", "drover.dev/post-copy": value}));
+            let asking = if value.is_some() { asking } else { pod(&json!({"drover.dev/migrate-to": "n2"})) };
+            let spec = of(&asking).expect("a request").migration().expect("a migration").spec;
+            assert_eq!((spec.post_copy, spec.lane == Lane::Runtime), (asked, asked), "{value:?}");
+        }
     }
 
     #[test]

@@ -14,7 +14,10 @@ pub trait Dump: Send + Sync {
     async fn prepare(&self, migration_uid: &str, container: &str, bytes: u64) -> PortResult<PathBuf>;
     /// Checkpoints one paused container, which stays paused, into a folder of [`Self::prepare`]: CRIU's images, the difference of its root file system, its log.
     async fn dump(&self, container: &ContainerId, folder: &Path) -> PortResult<()>;
-    /// The whole checkpoint of a container that is there of a migration, also one of which nobody has heard.
+    /// The same without the memory, which stays with the paused processes and is given away from there ([`super::Pusher::give_memory`]), as long as nobody
+    /// resumes or kills the container.
+    async fn dump_but_memory(&self, container: &ContainerId, folder: &Path) -> PortResult<()>;
+    /// The whole checkpoint of a container that is there of a migration, also one of which nobody has heard. One without the memory is none.
     async fn left(&self, migration_uid: &str, container: &str) -> PortResult<Option<PathBuf>>;
     /// Makes a checkpoint that nobody else has outlast a reboot, as one file.
     async fn keep(&self, dump: &Path, to: &Path) -> PortResult<()>;

@@ -2,6 +2,8 @@
 
 use async_trait::async_trait;
 
+use tokio::io::{AsyncRead, AsyncWrite};
+
 use super::{BlobStream, PortResult};
 use crate::domain::{ids::Digest, memory::MemoryDigest};
 
@@ -21,10 +23,20 @@ pub struct Copy {
     pub image: String,
     /// Bytes of the archive.
     pub bytes: u64,
+    /// Whether its memory stays with the source, and is fetched from there (post-copy).
+    pub is_post_copy: bool,
 }
+
+/// A way to the memory that a source has kept: what a keeper asks goes there, and pages come back.
+pub trait Way: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Way for T {}
 
 /// Header of a request that brings an image whose size is not known yet: what it is thought to become, in bytes.
 pub const ESTIMATED_LENGTH: &str = "drover-estimated-length";
+
+/// Name of the protocol that a way speaks once it is open: what CRIU's page server and its lazy-pages daemon say to each other.
+pub const WAY: &str = "drover-pages";
 
 /// An image with pages on its way.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +75,11 @@ pub trait Layout: Send + Sync {
     /// Takes an image with pages that comes before the archive that names it; its digest. One that has come before is replaced. Where the stream ends in an
     /// error, or with another size than the exact one, nothing is kept.
     async fn receive(&self, memory: &Incoming, content: BlobStream) -> PortResult<MemoryDigest>;
-    /// Removes what has come for a repository; nothing happens where there is nothing.
+    /// Takes the way to the memory that the source of a container has kept, until its keeper asks for it. One that has come before is closed.
+    async fn connect(&self, repository: &str, container: &str, way: Box<dyn Way>) -> PortResult<()>;
+    /// Listens for the keeper of a container whose memory stays with its source; nothing happens where it does.
+    async fn offer(&self, copy: &Copy) -> PortResult<()>;
+    /// Removes what has come for a repository, and closes its ways; nothing happens where there is nothing.
     async fn forget(&self, repository: &str) -> PortResult<()>;
     /// The repositories for which something has come.
     async fn repositories(&self) -> PortResult<Vec<String>>;

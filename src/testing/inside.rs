@@ -113,6 +113,23 @@ impl Layout for FakeNode {
         })
         .await
     }
+    /// What comes by the way goes back by it.
+    async fn connect(&self, repository: &str, container: &str, way: Box<dyn layout::Way>) -> PortResult<()> {
+        let (mut from, mut to) = tokio::io::split(way);
+        tokio::spawn(async move { tokio::io::copy(&mut from, &mut to).await });
+        self.call("connect", |state| {
+            state.trace.push(format!("connect {repository}/{container}"));
+            Ok(())
+        })
+        .await
+    }
+    async fn offer(&self, copy: &layout::Copy) -> PortResult<()> {
+        self.call("offer", |state| {
+            state.trace.push(format!("offer memory to {}/{}", copy.pod_uid, copy.container));
+            Ok(())
+        })
+        .await
+    }
     async fn forget(&self, _repository: &str) -> PortResult<()> {
         self.call("forget", |_| Ok(())).await
     }
@@ -162,6 +179,14 @@ impl Dump for FakeNode {
         self.call("dump", |state| {
             assert!(folder.is_dir(), "nobody has prepared {}", folder.display());
             state.trace.push(format!("dump {}", container.name));
+            Ok(())
+        })
+        .await
+    }
+    async fn dump_but_memory(&self, container: &ContainerId, folder: &Path) -> PortResult<()> {
+        self.call("dump_but_memory", |state| {
+            assert!(folder.is_dir(), "nobody has prepared {}", folder.display());
+            state.trace.push(format!("dump {} but its memory", container.name));
             Ok(())
         })
         .await

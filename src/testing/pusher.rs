@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{FakeNode, node::State};
 use crate::{
-    api::attestation::PushedImage,
+    api::attestation::{ContainerId, PushedImage},
     domain::keys,
     ports::{Mending, PortResult, PushTarget, Pusher},
 };
@@ -36,6 +36,14 @@ impl Pusher for FakeNode {
         written.cancelled().await;
         self.call("send_ahead", |state| {
             state.trace.push(format!("send ahead {container}"));
+            Ok(())
+        })
+        .await
+    }
+
+    async fn give_memory(&self, container: &ContainerId, _target: &PushTarget) -> PortResult<()> {
+        self.call("give_memory", |state| {
+            state.trace.push(format!("give memory of {}", container.name));
             Ok(())
         })
         .await

@@ -214,6 +214,10 @@ impl Pusher for Handle {
         Err(PortError::permanent(format!("no runtime writes {} here", folder.display())))
     }
 
+    async fn give_memory(&self, container: &ContainerId, _target: &PushTarget) -> PortResult<()> {
+        Err(PortError::permanent(format!("nobody has left the memory of {} here", container.name)))
+    }
+
     async fn push_volumes(&self, _volumes: &[(String, PathBuf)], _target: &PushTarget) -> PortResult<PushedImage> {
         Err(PortError::permanent("no pod has volumes here"))
     }

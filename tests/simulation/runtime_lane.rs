@@ -9,7 +9,7 @@ use drover::{
     ports::{
         BlobStream, PortError, PortResult,
         dump::Dump,
-        layout::{Copy, Incoming, Layout},
+        layout::{Copy, Incoming, Layout, Way},
     },
 };
 
@@ -19,6 +19,12 @@ use crate::world::Handle;
 impl Layout for Handle {
     async fn receive(&self, memory: &Incoming, _content: BlobStream) -> PortResult<MemoryDigest> {
         Err(PortError::permanent(format!("no memory comes here, also not {}", memory.file)))
+    }
+    async fn connect(&self, _repository: &str, container: &str, _way: Box<dyn Way>) -> PortResult<()> {
+        Err(PortError::permanent(format!("no memory comes here, also not of container {container}")))
+    }
+    async fn offer(&self, copy: &Copy) -> PortResult<()> {
+        Err(PortError::permanent(format!("no memory comes here, also not of container {}", copy.container)))
     }
     async fn forget(&self, _repository: &str) -> PortResult<()> {
         Ok(())
@@ -47,6 +53,9 @@ impl Dump for Handle {
     }
     async fn dump(&self, container: &ContainerId, _folder: &Path) -> PortResult<()> {
         Err(PortError::permanent(format!("the runtime dumps nothing here, also not container {}", container.name)))
+    }
+    async fn dump_but_memory(&self, container: &ContainerId, folder: &Path) -> PortResult<()> {
+        self.dump(container, folder).await
     }
     async fn left(&self, _migration_uid: &str, _container: &str) -> PortResult<Option<PathBuf>> {
         Ok(None)

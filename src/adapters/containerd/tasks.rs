@@ -17,7 +17,7 @@ use super::{Containerd, LARGEST_ANSWER, TASK_CALL, cgroup, failure, metrics, req
 use crate::{
     domain::ids::is_uid,
     ports::{Failure, PortError, PortResult, Runtime, Task, TaskState},
-    runc::{Pages, Record, processes},
+    runc::{Pages, Record, processes, serve},
 };
 
 pub(super) const POD_UID: &str = "io.kubernetes.pod.uid";
@@ -31,6 +31,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// How long a freeze is tried again for a process that is caught between vfork and exec each time. Seldom more than some 10 us pass between the two.
 const VFORK_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a page server may take to let go of the processes whose memory it gives away.
+const LET_GO: Duration = Duration::from_secs(10);
 
 impl Containerd {
     pub(super) fn tasks_client(&self) -> TasksClient<Channel> {
@@ -99,6 +101,13 @@ impl Containerd {
             tracing::warn!(container = id, processes = killed, "killed what the runtime has given up and not ended");
         }
         Ok(killed == 0)
+    }
+
+    /// Ends the page server of a container that was dumped without its memory; false where it does not end in time. Nothing happens where there is none.
+    async fn end_page_server(&self, id: &str) -> PortResult<bool> {
+        let (root, of) = (self.pages.clone(), id.to_owned());
+        let ended = tokio::task::spawn_blocking(move || serve::end(&root, &of, LET_GO)).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        ended.map_err(|error| PortError::transient(format!("the page server of container {id} cannot be ended: {error}")))
     }
 
     fn unreadable(&self, error: &io::Error) -> PortError {
@@ -205,6 +214,10 @@ impl Runtime for Containerd {
     }
 
     async fn resume(&self, id: &str) -> PortResult<()> {
+        // CRIU holds every process as long as it serves, and thaws what it finds frozen when it is ended after that.
+        if !self.end_page_server(id).await? {
+            return Err(PortError::transient(format!("the page server of container {id} has not ended; what it holds cannot be resumed")));
+        }
         let resume = ResumeTaskRequest { container_id: id.to_owned() };
         match self.tasks_client().resume(task_request(resume)).await {
             Ok(_) => Ok(()),
@@ -217,6 +230,10 @@ impl Runtime for Containerd {
     }
 
     async fn kill(&self, id: &str) -> PortResult<()> {
+        // It ends with the processes in any case.
+        if !matches!(self.end_page_server(id).await, Ok(true)) {
+            tracing::warn!(container = id, "its page server has not ended before it");
+        }
         // With `all`, every process of the cgroup; runc thaws a frozen cgroup v1 after the signal, so that nothing but the signal is executed
         // (MEASURED.md 1).
         let kill = KillRequest { container_id: id.to_owned(), exec_id: String::new(), signal: SIGKILL, all: true };

@@ -54,7 +54,9 @@ async fn what_is_left_is_found_in_memory_and_on_disk_once_it_is_whole() {
         fs::write(folder.join("checkpoint/pages-1.img"), "memory").unwrap();
         assert_eq!(dump.left(UID, "app").await.unwrap(), None, "nothing restores from it");
         fs::write(folder.join(INVENTORY), "inventory").unwrap();
-        assert_eq!(dump.left(UID, "app").await.unwrap(), Some(folder));
+        assert_eq!(dump.left(UID, "app").await.unwrap(), Some(folder.clone()));
+        fs::write(folder.join(POST_COPY), "").unwrap();
+        assert_eq!(dump.left(UID, "app").await.unwrap(), None, "its memory was left behind");
         assert_eq!(dump.left(UID, "side").await.unwrap(), None);
     }
 }

@@ -30,7 +30,7 @@ fn archive(entries: &[(&str, EntryType, &[u8])]) -> Vec<u8> {
 fn copy(bytes: u64) -> Copy {
     let image = "127.0.0.1:5785/drover/00:app".to_owned();
     let repository = format!("drover/{}", "0".repeat(32));
-    Copy { repository, pod_uid: POD.into(), pod: "shop_web".into(), container: "app".into(), image, bytes }
+    Copy { repository, pod_uid: POD.into(), pod: "shop_web".into(), container: "app".into(), image, bytes, is_post_copy: false }
 }
 
 async fn lay_out(layout: &NodeLayout, tar: Vec<u8>, bytes: u64) -> PortResult<()> {

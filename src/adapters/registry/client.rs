@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt as _};
 use reqwest::{
-    Body, Client, Method, RequestBuilder, Response, StatusCode, Url,
-    header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, LOCATION, RANGE},
+    Body, Client, Method, RequestBuilder, Response, StatusCode, Upgraded, Url,
+    header::{ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, LOCATION, RANGE, UPGRADE},
 };
 
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
     },
     ports::{
         Failure, PortError, PortResult,
-        layout::{ESTIMATED_LENGTH, Size},
+        layout::{ESTIMATED_LENGTH, Size, WAY},
     },
 };
 
@@ -167,6 +167,19 @@ impl Distribution {
         }
         let told = answer.headers().get(CONTENT_DIGEST).and_then(|value| MemoryDigest::parse(value.to_str().ok()?).ok());
         told.ok_or_else(|| PortError::permanent(format!("could not {doing}: the agent told no digest of it")))
+    }
+
+    /// Opens a way to the agent in front of the registry, by which it fetches the memory of a container.
+    pub(super) async fn open_way(&self, repository: &str, container: &str) -> PortResult<Upgraded> {
+        let doing = format!("open a way for the memory of container {container}");
+        let failed = |error: &dyn std::fmt::Display| PortError::permanent(format!("could not {doing}: {error}"));
+        let url = self.base.join(&format!("/way/{repository}/{container}")).map_err(|error| failed(&error))?;
+        let request = self.http.post(url).header(CONNECTION, "upgrade").header(UPGRADE, WAY).header(CONTENT_LENGTH, 0);
+        let answer = self.send(request, &doing).await?;
+        if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(refused(answer, &doing).await);
+        }
+        answer.upgrade().await.map_err(|error| PortError::transient(format!("could not {doing}: {}", chain(&error))))
     }
 
     /// Stores a blob whose digest is known, in one request.

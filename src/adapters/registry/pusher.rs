@@ -1,6 +1,7 @@
 //! Pushing a checkpoint to the destination's agent by mTLS.
 
 mod dump;
+mod memory;
 
 use std::{
     net::SocketAddr,
@@ -25,7 +26,7 @@ use crate::{
         archive::Archive,
         volumes::{self, Volume},
     },
-    api::attestation::PushedImage,
+    api::attestation::{ContainerId, PushedImage},
     domain::{
         ids::{is_dns_subdomain, is_repository, node_server_name},
         image::{self, CheckpointImage, Layer},
@@ -33,6 +34,7 @@ use crate::{
     },
     metrics::Metrics,
     ports::{Failure, Mending, PortError, PortResult, PushTarget, Pusher, front},
+    runc::PAGES_ROOT,
 };
 
 /// How often a push is begun or resumed at most. The pauses between are 0.2 s, then twice the one before: 6.2 s in all, in which an agent that was killed is
@@ -56,13 +58,21 @@ pub struct AgentPusher {
     first_pause: Duration,
     certificate: Duration,
     metrics: Metrics,
+    /// Where page servers listen, as this process sees it.
+    pages: PathBuf,
 }
 
 impl AgentPusher {
     /// A pusher that shows this certificate and trusts this CA.
     #[must_use]
     pub fn new(identity: watch::Receiver<Arc<front::Identity>>, metrics: Metrics) -> Self {
-        Self { identity, first_pause: Duration::from_millis(200), certificate: CERTIFICATE, metrics }
+        Self { identity, first_pause: Duration::from_millis(200), certificate: CERTIFICATE, metrics, pages: PAGES_ROOT.into() }
+    }
+
+    /// The same, with another place for page servers.
+    #[must_use]
+    pub fn with_pages(self, pages: PathBuf) -> Self {
+        Self { pages, ..self }
     }
 
     /// Tries again what failed in a way that may pass, and counts what arrived.
@@ -93,6 +103,11 @@ impl AgentPusher {
 
     /// A client that accepts nobody but the agent of that node: the connection goes to its address, the certificate must carry its name.
     async fn registry_of(&self, target: &PushTarget) -> PortResult<Distribution> {
+        self.client_of(target, SILENCE).await
+    }
+
+    /// The same, for connections that may be dead so long before they count as cut.
+    async fn client_of(&self, target: &PushTarget, silence: Duration) -> PortResult<Distribution> {
         if !is_dns_subdomain(&target.node) || !is_repository(&target.repository) {
             return Err(PortError::permanent(format!("{:?} on {:?} is no place for a checkpoint", target.repository, target.node)));
         }
@@ -108,9 +123,9 @@ impl AgentPusher {
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT)
             .tcp_nodelay(true)
-            .tcp_user_timeout(SILENCE)
-            .tcp_keepalive(SILENCE / 2)
-            .tcp_keepalive_interval(SILENCE / 10)
+            .tcp_user_timeout(silence)
+            .tcp_keepalive(silence / 2)
+            .tcp_keepalive_interval(silence / 10)
             .tls_certs_only(Certificate::from_pem_bundle(own.ca_pem.as_bytes()).map_err(unusable)?)
             .identity(Identity::from_pem(shown.as_bytes()).map_err(unusable)?)
             .resolve(&name, address)
@@ -181,6 +196,10 @@ impl Pusher for AgentPusher {
     async fn send_ahead(&self, folder: &Path, container: &str, bytes: u64, target: &PushTarget, written: CancellationToken) -> PortResult<()> {
         let registry = self.registry_of(target).await?;
         self.follow(&registry, folder, container, bytes, target, written).await
+    }
+
+    async fn give_memory(&self, container: &ContainerId, target: &PushTarget) -> PortResult<()> {
+        self.give(container, target).await
     }
 
     async fn push_volumes(&self, volumes: &[(String, PathBuf)], target: &PushTarget) -> PortResult<PushedImage> {

@@ -32,11 +32,10 @@ impl DestinationAgent {
         let repository = look.repository()?;
         let containers = images.iter().filter(|image| image.container != keys::VOLUMES_TAG);
         for image in containers.clone() {
-            if self.parts.layout.is_laid_out(pod_uid, &image.container).await? {
+            let is_laid_out = self.parts.layout.is_laid_out(pod_uid, &image.container).await?;
+            if is_laid_out && !look.is_post_copy {
                 continue;
             }
-            let manifest = Digest::parse(&image.digest).map_err(|error| PortError::permanent(error.to_string()))?;
-            let (layer, tar) = self.parts.registry.layer(repository, &manifest).await?;
             let copy = Copy {
                 repository: repository.to_owned(),
                 pod_uid: pod_uid.to_owned(),
@@ -44,7 +43,17 @@ impl DestinationAgent {
                 container: image.container.clone(),
                 image: keys::checkpoint_image(repository, &image.container),
                 bytes: image.bytes,
+                is_post_copy: look.is_post_copy,
             };
+            if look.is_post_copy {
+                // Before the restore can begin, and again by an agent that was started anew.
+                self.parts.layout.offer(&copy).await?;
+            }
+            if is_laid_out {
+                continue;
+            }
+            let manifest = Digest::parse(&image.digest).map_err(|error| PortError::permanent(error.to_string()))?;
+            let (layer, tar) = self.parts.registry.layer(repository, &manifest).await?;
             self.parts.layout.lay_out(&copy, tar, &layer).await?;
         }
         for image in containers {

@@ -1,14 +1,18 @@
-//! Images with pages, which go past the registry into the node's memory.
+//! Images with pages, which go past the registry into the node's memory, and ways to pages that their source has kept.
 
 use std::sync::Arc;
 
 use axum::{
     body::Body,
     extract::Request,
-    http::{HeaderMap, StatusCode, header::CONTENT_LENGTH},
+    http::{
+        HeaderMap, StatusCode,
+        header::{CONNECTION, CONTENT_LENGTH, UPGRADE},
+    },
     response::{IntoResponse as _, Response},
 };
 use futures::StreamExt as _;
+use hyper_util::rt::TokioIo;
 
 use super::{
     refuse,
@@ -16,7 +20,7 @@ use super::{
 };
 use crate::ports::{
     Failure, PortError,
-    layout::{ESTIMATED_LENGTH, Incoming, Layout, Size},
+    layout::{ESTIMATED_LENGTH, Incoming, Layout, Size, WAY},
 };
 
 fn size(headers: &HeaderMap) -> Option<Size> {
@@ -59,4 +63,23 @@ pub(super) async fn receive(layout: Arc<dyn Layout>, uploads: &Uploads, place: (
             refuse(status, &error.message)
         }
     }
+}
+
+/// Takes a way, which a route has let through: from its answer on the connection is the page server's.
+pub(super) fn connect(layout: Arc<dyn Layout>, place: (String, String), mut request: Request) -> Response {
+    if request.headers().get(UPGRADE).is_none_or(|protocol| protocol != WAY) {
+        return refuse(StatusCode::UPGRADE_REQUIRED, &format!("Upgrade: must be {WAY}"));
+    }
+    let upgrade = hyper::upgrade::on(&mut request);
+    let (repository, container) = place;
+    tokio::spawn(async move {
+        let connected = match upgrade.await {
+            Ok(way) => layout.connect(&repository, &container, Box::new(TokioIo::new(way))).await,
+            Err(error) => Err(PortError::transient(error.to_string())),
+        };
+        if let Err(error) = connected {
+            tracing::warn!(%error, container, "a way to memory was not opened");
+        }
+    });
+    (StatusCode::SWITCHING_PROTOCOLS, [(CONNECTION, "upgrade"), (UPGRADE, WAY)], Body::empty()).into_response()
 }

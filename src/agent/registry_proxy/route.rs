@@ -61,6 +61,17 @@ pub(super) fn memory(method: &Method, path: &str) -> Option<(String, String, Str
     (method == Method::PUT && is_repository(&repository) && plain).then(|| (repository, container.to_owned(), file.to_owned()))
 }
 
+/// `POST /way/drover/<32 hex>/<container>`: a way to memory that its source has kept. None for any other request.
+pub(super) fn way(method: &Method, path: &str) -> Option<(String, String)> {
+    let (prefix, hex, container) = match path.strip_prefix("/way/")?.split('/').collect::<Vec<_>>().as_slice() {
+        [prefix, hex, container] => (*prefix, *hex, *container),
+        _ => return None,
+    };
+    let repository = format!("{prefix}/{hex}");
+    let plain = is_dns_subdomain(container) && !container.contains('.');
+    (method == Method::POST && is_repository(&repository) && plain).then(|| (repository, container.to_owned()))
+}
+
 /// `/v2/drover/<32 hex>/…`. Nothing is decoded: what the registry might read differently from us (escapes, empty parts, dots) is refused.
 fn parse(path: &str) -> Option<(&str, Part)> {
     let plain = path.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'.' | b'_' | b'-' | b':' | b'='));
@@ -129,6 +140,21 @@ mod tests {
             (Method::PUT, "/memory/drover/01/app/pages-1.img".to_owned()),
         ] {
             assert_eq!(memory(&method, &path), None, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn a_way_goes_to_one_container_only() {
+        let at = |rest: &str| format!("/way/{REPOSITORY}{rest}");
+        assert_eq!(way(&Method::POST, &at("/app")), Some((REPOSITORY.to_owned(), "app".to_owned())));
+        for (method, path) in [
+            (Method::GET, at("/app")),
+            (Method::POST, at("")),
+            (Method::POST, at("/app/x")),
+            (Method::POST, at("/..")),
+            (Method::POST, "/way/library/redis/app".to_owned()),
+        ] {
+            assert_eq!(way(&method, &path), None, "{method} {path}");
         }
     }
 

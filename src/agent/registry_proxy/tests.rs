@@ -15,6 +15,7 @@ use axum::http::{HeaderMap, Method};
 use futures::StreamExt as _;
 use reqwest::{Certificate, Client, Identity};
 use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::{Notify, mpsc},
     task::JoinHandle,
 };

@@ -69,7 +69,9 @@ impl SourceAgent {
         let bytes = look.status.inspected.as_ref().and_then(|inspected| inspected.bytes).unwrap_or(0);
         for container in journal.containers.clone() {
             let limit = self.budget_left(journal);
-            let archive = if look.dumps_itself() {
+            let archive = if look.leaves_memory() {
+                self.dump_but_memory(look, &container).await
+            } else if look.dumps_itself() {
                 self.dump_and_send(look, &container, bytes).await
             } else {
                 self.parts.kubelet.checkpoint(&journal.namespace, &journal.pod, &container.name, limit).await
@@ -85,6 +87,12 @@ impl SourceAgent {
             journal.cpu_nanos.insert(container.container_id.clone(), self.parts.runtime.cpu_nanos(&container.container_id).await?);
         }
         self.save(journal)
+    }
+
+    async fn dump_but_memory(&self, look: &Look, container: &ContainerId) -> PortResult<PathBuf> {
+        let folder = self.parts.dump.prepare(&look.journal.migration_uid, &container.name, 0).await?;
+        self.parts.dump.dump_but_memory(container, &folder).await?;
+        Ok(folder)
     }
 
     /// Has the runtime checkpoint a container while what it has written of the memory is already on its way.
@@ -264,7 +272,7 @@ impl SourceAgent {
     }
 }
 
-fn target_of(look: &Look) -> PortResult<PushTarget> {
+pub(super) fn target_of(look: &Look) -> PortResult<PushTarget> {
     let destination = look.migration.status.as_ref().and_then(|status| status.destination.clone());
     let to = destination.ok_or_else(|| PortError::permanent("the Migration's status names no destination"))?;
     Ok(PushTarget { address: to.push_address, node: to.node_name, repository: to.repository })

@@ -3,6 +3,7 @@
 mod first;
 mod inside;
 mod kept;
+mod post_copy;
 mod runtime;
 mod watchdog;
 

@@ -231,7 +231,9 @@ impl Course<'_> {
     fn estimate(&self, status: &mut MigrationStatus, inspected: &Inspected) {
         let Some(bytes) = inspected.bytes else { return };
         let containers = status.source.as_ref().map_or(0, |source| source.containers.len());
-        let freeze = estimate::freeze(self.observed.lane.lane, status.is_source_first(), bytes, containers);
+        // What stays behind keeps nobody waiting.
+        let carried = if self.migration.spec.post_copy { 0 } else { bytes };
+        let freeze = estimate::freeze(self.observed.lane.lane, status.is_source_first(), carried, containers);
         status.estimated_freeze_millis = u64::try_from(freeze.as_millis()).ok();
         let limit = self.migration.spec.deadline_seconds;
         let left = Duration::from_secs(limit.into()).saturating_sub(self.age());

@@ -69,3 +69,15 @@ async fn the_sweep_removes_what_was_laid_out_for_a_pod_that_is_not_here() {
     course.agent.sweep().await.unwrap();
     assert_eq!(course.trace(), ["discard 0000aaaa-gone"]);
 }
+
+#[tokio::test]
+async fn a_keeper_can_ask_for_memory_that_stays_before_anything_is_restored_and_again_after_a_crash() {
+    let course = by_runtime(Course::released(Phase::AwaitingReadiness));
+    course.node.state().migration.as_mut().unwrap().spec.post_copy = true;
+    course.look().unwrap();
+    let offered = format!("offer memory to {POD}/app");
+    assert_eq!(course.trace(), [offered.clone(), format!("lay out {POD}/app"), "repoint app".into(), "attest ready".into()]);
+    course.node.manager_writes(|status| status.phase = Phase::Restoring);
+    course.look().unwrap();
+    assert_eq!(course.trace()[4..], [offered, "repoint app".into()], "it is not laid out twice");
+}

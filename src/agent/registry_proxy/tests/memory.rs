@@ -1,7 +1,10 @@
 //! Memory through the push door, past the registry.
 
 use super::*;
-use crate::{domain::memory::MemoryDigest, ports::layout::ESTIMATED_LENGTH};
+use crate::{
+    domain::memory::MemoryDigest,
+    ports::layout::{ESTIMATED_LENGTH, WAY},
+};
 
 fn place(repository: &str) -> String {
     format!("/memory/{}/app/pages-1.img", &repository[4..])
@@ -134,4 +137,39 @@ async fn a_second_try_waits_until_the_first_has_ended() {
     assert_eq!(answer.status(), StatusCode::CREATED);
     let trace = ["receive app/pages-1.img", "app/pages-1.img breaks off", "receive app/pages-1.img", "5 of 5 bytes of app/pages-1.img"];
     assert_eq!(door.trace(), trace);
+}
+
+fn way(repository: &str) -> String {
+    format!("/way/{}/app", &repository[4..])
+}
+
+impl PushDoor {
+    async fn open(&self, client: &Client, path: &str) -> reqwest::Response {
+        client.post(self.url(path)).header("connection", "upgrade").header("upgrade", WAY).send().await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_way_of_the_granted_node_goes_through_both_ways_without_an_end() {
+    let door = push_scene();
+    let answer = door.open(&door.source(), &way(GRANTED)).await;
+    assert_eq!(answer.status(), StatusCode::SWITCHING_PROTOCOLS);
+    let mut way = answer.upgrade().await.unwrap();
+    for word in [b"page 7", b"page 8"] {
+        way.write_all(word).await.unwrap();
+        let mut back = [0; 6];
+        way.read_exact(&mut back).await.unwrap();
+        assert_eq!(&back, word);
+    }
+    assert_eq!(door.trace(), [format!("connect {}/app", &GRANTED[4..])]);
+}
+
+#[tokio::test]
+async fn a_way_of_anybody_else_or_without_its_protocol_is_refused() {
+    let door = push_scene();
+    assert_eq!(door.open(&door.source(), &way(OTHER)).await.status(), StatusCode::FORBIDDEN);
+    let stranger = door.client(Some(&door.ca.leaf(&node_server_name("n3"))));
+    assert_eq!(door.open(&stranger, &way(GRANTED)).await.status(), StatusCode::FORBIDDEN);
+    assert_eq!(door.source().post(door.url(&way(GRANTED))).send().await.unwrap().status(), StatusCode::UPGRADE_REQUIRED);
+    assert!(door.trace().is_empty());
 }

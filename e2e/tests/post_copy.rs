@@ -1,0 +1,178 @@
+//! Post-copy: the copy runs before its memory has come, and fetches it from the frozen source. The program checks its own pages.
+
+use std::{thread::JoinHandle, time::Duration};
+
+use drover::api::{MigrationSpec, Outcome, Phase, migration::Lane};
+
+use crate::support::{
+    Namespace,
+    counter::{assert_contiguous, lines},
+    lab,
+    migrations::{assert_outcome, replacement, status, to},
+    moving::{Cut, Moving},
+    pods::checking,
+    with_namespace,
+};
+
+/// What ends one of the sides on its node.
+const DAEMON: &str = "[l]azy-pages -v1";
+const KEEPER: &str = "[k]eep-lazy-pages";
+const SERVER: &str = "[s]erve-pages";
+
+fn post_copy(pod: &str) -> MigrationSpec {
+    MigrationSpec { lane: Lane::Runtime, post_copy: true, ..to(pod, "n2") }
+}
+
+/// A pod that checks its memory, under the RuntimeClass that can leave it behind, is on its way to n2.
+async fn begin(namespace: &Namespace, mib: u32) -> Moving {
+    let mut pod = checking("c", "n1", mib, 200);
+    pod.spec.as_mut().unwrap().runtime_class_name = Some("drover".into());
+    namespace.run(&pod).await;
+    let source = namespace.follow("c", "c").await;
+    source.beyond(20).await;
+    let migration = namespace.make(post_copy("c")).await;
+    Moving::of(namespace, source, migration)
+}
+
+fn kill(program: &str) -> String {
+    format!("kill -9 $(pgrep -f '{program}')")
+}
+
+/// Does something on a node as soon as a container on n2 runs while its pages are outstanding; the thread fails where none ever does.
+fn while_pages_are_outstanding(node: &'static str, then: String) -> JoinHandle<()> {
+    let wait = "for i in $(seq 6000); do if grep -ls outstanding /run/drover/runc/* | grep -qv '~'; then echo seen; exit 0; fi; sleep 0.005; done";
+    std::thread::spawn(move || {
+        if node == "n2" {
+            let script = format!("{}; exit 1", wait.replace("echo seen", &format!("{then}; echo seen")));
+            return assert_eq!(lab::on_node("n2", &script).trim(), "seen", "no page was ever outstanding on n2");
+        }
+        assert_eq!(lab::on_node("n2", wait).trim(), "seen", "no page was ever outstanding on n2");
+        lab::on_node(node, &then);
+    })
+}
+
+#[test]
+fn memory_is_fetched_from_the_frozen_source_and_no_page_is_wrong() {
+    with_namespace("post-copy", |namespace| async move {
+        let seen = while_pages_are_outstanding("n2", "true".into());
+        let mut moving = begin(&namespace, 256).await;
+        moving.migrates().await;
+        seen.join().unwrap();
+        let copy = moving.until_copy_counts().await;
+        copy.more(100).await;
+        let left = lab::on_node("n1", "ls /run/drover/pages /run/drover/dump 2>/dev/null | grep -v : ; true");
+        assert!(left.trim().is_empty(), "left on n1: {left}");
+        let left = lab::on_node("n2", "ls /run/drover/ways 2>/dev/null; true");
+        assert!(left.trim().is_empty(), "left on n2: {left}");
+    });
+}
+
+/// The memory is with the source alone: the copy is ended before it can read a wrong page, and a person, who is told what is lost, lets the source go on.
+fn the_source_goes_on_after(name: &'static str, node: &'static str, then: String) {
+    with_namespace(name, move |namespace| async move {
+        let done = while_pages_are_outstanding(node, then);
+        let mut moving = begin(&namespace, 1024).await;
+        moving.until("held", |m| status(m).message.contains("--prefer source")).await;
+        done.join().unwrap();
+        assert_eq!((moving.migration.phase(), moving.migration.verdict()), (Phase::Restoring, None));
+        let seen = lines(&namespace.logs(&replacement(&moving.migration), "c").await);
+        assert!(seen.len() > moving.source.lines().len(), "the copy was ended before it ran");
+        assert_contiguous(&seen);
+        moving.resolve(&["--prefer", "source"]);
+        moving.migration = namespace.until_done(&moving.name()).await;
+        assert_outcome(&moving.migration, Outcome::RolledBack);
+        moving.source_goes_on().await;
+        namespace.assert_one_runs("n1");
+    });
+}
+
+#[test]
+fn a_page_server_that_is_killed_ends_the_copy_and_not_the_source() {
+    the_source_goes_on_after("post-copy-server", "n1", kill(SERVER));
+}
+
+#[test]
+fn a_lazy_pages_daemon_that_is_killed_ends_the_copy_and_not_the_source() {
+    the_source_goes_on_after("post-copy-daemon", "n2", kill(DAEMON));
+}
+
+#[test]
+fn an_agent_that_is_killed_at_the_source_ends_the_copy_and_not_the_source() {
+    the_source_goes_on_after("post-copy-agent", "n1", kill("[d]rover agent"));
+}
+
+#[test]
+fn an_agent_that_is_killed_at_the_destination_ends_the_copy_and_not_the_source() {
+    the_source_goes_on_after("post-copy-agent-there", "n2", kill("[d]rover agent"));
+}
+
+/// Nobody can say any more whether all of its memory has come.
+#[test]
+fn a_keeper_that_is_killed_is_never_called_a_success() {
+    with_namespace("post-copy-keeper", |namespace| async move {
+        let killed = while_pages_are_outstanding("n2", kill(KEEPER));
+        let mut moving = begin(&namespace, 1024).await;
+        moving.until("held", |m| status(m).message.contains("--prefer source")).await;
+        killed.join().unwrap();
+        assert_eq!((moving.migration.phase(), moving.migration.verdict()), (Phase::Restoring, None));
+        moving.resolve(&["--prefer", "source"]);
+        moving.migration = namespace.until_done(&moving.name()).await;
+        assert_outcome(&moving.migration, Outcome::RolledBack);
+        moving.source_goes_on().await;
+        namespace.assert_one_runs("n1");
+    });
+}
+
+/// The copy waits for its pages, and goes on.
+#[test]
+fn a_network_that_is_away_for_a_while_loses_nothing() {
+    with_namespace("post-copy-network", |namespace| async move {
+        let seen = while_pages_are_outstanding("n1", "true".into());
+        let cut = std::thread::spawn(move || {
+            seen.join().unwrap();
+            let cut = Cut::node("n1");
+            std::thread::sleep(Duration::from_secs(15));
+            drop(cut);
+        });
+        let mut moving = begin(&namespace, 1024).await;
+        moving.migrates().await;
+        cut.join().unwrap();
+        let copy = moving.until_copy_counts().await;
+        copy.more(100).await;
+    });
+}
+
+/// Of what nobody has asked for nothing is lost.
+#[test]
+fn an_agent_that_is_killed_before_the_release_changes_nothing() {
+    with_namespace("post-copy-early", |namespace| async move {
+        let killed = std::thread::spawn(|| {
+            let script = format!(
+                "for i in $(seq 6000); do if ls /run/drover/pages/*/pages.sock; then {}; exit 0; fi; sleep 0.005; done; exit 1",
+                kill("[d]rover agent")
+            );
+            lab::on_node("n1", &script)
+        });
+        let mut moving = begin(&namespace, 64).await;
+        moving.migration = namespace.until_done(&moving.name()).await;
+        killed.join().unwrap();
+        // What it came to depends on how far the vote was; the memory is whole in either case.
+        match status(&moving.migration).outcome {
+            Some(Outcome::Migrated) => drop(moving.until_copy_counts().await.more(50).await),
+            Some(Outcome::RolledBack) => drop(moving.source_goes_on().await),
+            other => panic!("{other:?}: {}", status(&moving.migration).message),
+        }
+    });
+}
+
+#[test]
+fn whoever_cannot_leave_memory_behind_is_refused_and_told_why() {
+    with_namespace("post-copy-refused", |namespace| async move {
+        namespace.run(&checking("c", "n1", 16, 20)).await;
+        let migration = namespace.make(post_copy("c")).await;
+        let done = namespace.until_done(migration.metadata.name.as_deref().unwrap_or_default()).await;
+        assert_outcome(&done, Outcome::Failed);
+        let message = &status(&done).message;
+        assert!(message.contains("spec.postCopy: the pod does not run under the RuntimeClass drover"), "{message}");
+    });
+}

@@ -1,0 +1,42 @@
+//! `drover needed`: whether Drover may be uninstalled. The chart asks it before it goes (a hook of Helm's).
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, api::ListParams};
+
+use super::ask_cluster;
+use crate::{api::Migration, domain::needed::needed};
+
+/// What is asked.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+impl Args {
+    /// Prints what still needs Drover, a line each. The exit code is 0 where nothing does, 2 where something does.
+    ///
+    /// # Errors
+    /// Where the API server cannot be reached or refuses.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        ask_cluster(async |client| {
+            let all = ListParams::default();
+            let migrations: Api<Migration> = Api::all(client.clone());
+            let migrations = match migrations.list(&all).await {
+                // The definitions have been deleted before.
+                Err(kube::Error::Api(status)) if status.code == 404 => vec![],
+                other => other.context("failed to list the Migrations")?.items,
+            };
+            let pods: Api<Pod> = Api::all(client);
+            let pods = pods.list(&all).await.context("failed to list the pods")?.items;
+            let found = needed(&pods, &migrations);
+            found.iter().for_each(|sentence| println!("{sentence}"));
+            if found.is_empty() {
+                println!("nothing needs Drover");
+                return Ok(ExitCode::SUCCESS);
+            }
+            println!("{} still need Drover; to uninstall it all the same: helm uninstall drover --no-hooks", found.len());
+            Ok(ExitCode::from(2))
+        })
+    }
+}
