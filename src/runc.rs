@@ -25,6 +25,7 @@ mod lazy;
 pub mod pages;
 pub(crate) mod processes;
 mod record;
+mod remote;
 mod report;
 mod restore;
 mod serve;

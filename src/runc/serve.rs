@@ -21,7 +21,7 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::Shutdown,
     os::{
-        fd::{AsFd, AsRawFd as _, OwnedFd},
+        fd::AsRawFd as _,
         unix::net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
@@ -36,7 +36,6 @@ use std::{
 
 use rustix::{
     fs::{Mode, chmod},
-    io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd},
     process::{Resource, Rlimit, getrlimit, setrlimit, setsid},
 };
 
@@ -50,6 +49,7 @@ use super::{
     program, report,
     restore::{bounded, last_error},
     transfer::{self, Question},
+    wire::bequeath,
 };
 
 /// Where runc keeps its state where the call does not say it.
@@ -58,9 +58,6 @@ const RUNC_ROOT: &str = "/run/runc";
 const LOG: &str = "dump.log";
 /// CRIU's options beside those that runc gives it.
 const CONFIG: &str = "criu.conf";
-/// From here on no descriptor is used by runc or CRIU for anything else by chance.
-const DESCRIPTORS: i32 = 100;
-
 /// What a call ends with where it fails.
 type Problem = (u8, String);
 
@@ -303,13 +300,6 @@ fn hand_out(listener: &UnixListener, criu: &UnixStream, has_all: &AtomicBool) {
         }
     }
     let _ = criu.shutdown(Shutdown::Both);
-}
-
-/// One that runc and CRIU have as well, by this number.
-fn bequeath(descriptor: &impl AsFd) -> io::Result<OwnedFd> {
-    let there = fcntl_dupfd_cloexec(descriptor, DESCRIPTORS)?;
-    fcntl_setfd(&there, FdFlags::empty())?;
-    Ok(there)
 }
 
 /// What a program ended with, that is not success.
