@@ -80,6 +80,8 @@ const ASK: Duration = Duration::from_millis(5);
 const CREATE: Duration = Duration::from_mins(2);
 /// How often runc is told again to kill: only it can thaw what somebody has frozen.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
+/// Why memory that is still at its source cannot come.
+const BROKEN: &str = "the connection to the source of its memory has ended before all of it had come";
 /// Since this version of Linux each userfaultfd has an inode of its own.
 const LINUX: (u32, u32) = (5, 12);
 
@@ -276,7 +278,7 @@ fn watch(daemon: &mut Daemon, caller: &impl AsFd, held: &mut Held) -> Result<(),
         return Ok(());
     };
     daemon.criu = socket_peercred(&criu).ok().and_then(|peer| processes::program_of(Path::new("/proc"), peer.pid));
-    if let Err(error) = hand_over(&criu, &daemon.stream, held) {
+    if let Err(error) = hand_over(&criu, daemon, held) {
         // What CRIU has said already counts, should it have come to the end; else it learns now that there is none.
         let _ = criu.shutdown(Shutdown::Both);
         while matches!(relay(&criu, None, |descriptor| held.add(descriptor)), Ok(Word::Process)) {}
@@ -288,7 +290,7 @@ fn watch(daemon: &mut Daemon, caller: &impl AsFd, held: &mut Held) -> Result<(),
             Some(status) if status.success() => return daemon.remote.as_ref().map_or(Ok(()), Remote::finish),
             Some(status) => return Err(format!("the lazy-pages daemon has ended ({status}) before all memory had come")),
             None if daemon.remote.as_ref().is_some_and(Remote::is_broken) => {
-                return Err("the connection to the source of its memory has ended before all of it had come".to_owned());
+                return Err(BROKEN.to_owned());
             }
             None => {}
         }
@@ -311,10 +313,24 @@ fn accept(listener: &UnixListener, caller: &impl AsFd) -> io::Result<Option<Unix
     }
 }
 
-/// Passes on what CRIU says, until it says that the processes run.
-fn hand_over(criu: &UnixStream, daemon: &UnixStream, held: &mut Held) -> io::Result<()> {
+/// Passes on what CRIU says, until it says that the processes run. It may be that it never does, since one of them waits for a page that cannot come.
+fn hand_over(criu: &UnixStream, daemon: &Daemon, held: &mut Held) -> io::Result<()> {
     loop {
-        match relay(criu, Some(daemon), |descriptor| held.add(descriptor))? {
+        let mut either = [PollFd::new(criu, PollFlags::IN), PollFd::new(&daemon.handle, PollFlags::IN)];
+        match poll(&mut either, daemon.remote.as_ref().map(|_| &LOOK)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if !either[1].revents().is_empty() {
+            return Err(io::Error::other("the lazy-pages daemon has ended"));
+        }
+        if daemon.remote.as_ref().is_some_and(Remote::is_broken) {
+            return Err(io::Error::other(BROKEN));
+        }
+        if either[0].revents().is_empty() {
+            continue;
+        }
+        match relay(criu, Some(&daemon.stream), |descriptor| held.add(descriptor))? {
             Word::Process => {}
             Word::Finished => return Ok(()),
             Word::End => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "CRIU has given up the restore")),
