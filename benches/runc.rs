@@ -39,6 +39,7 @@ fn places(folder: &Path) -> Places {
     Places {
         gate_root: folder.join("gate"),
         restore_root: folder.join("restore"),
+        pages: folder.join("pages"),
         records: folder.join("records"),
         path: folder.into(),
         ..Places::of_node()

@@ -7,24 +7,29 @@
 //! | `create` of a container whose claim is `waiting` ([`crate::markers`]) | waits for the images, applies the difference of its root folder, runs `runc restore`, lazily where the images say so; the gate, runc's hook, takes the claim |
 //! | `start` of what it has restored | nothing: the processes run already |
 //! | `delete` | forgets that it was restored; then it is runc's |
+//! | `checkpoint` of a container whose pages are asked for ([`pages`]) | has it written without most of its memory, which a server hands out from then on |
 //!
 //! A `create` without a claim is runc's, and so is one whose claim is anything but `waiting`: the gate judges it. One whose claim is waiting is
 //! never an ordinary create: whatever is in its restore's way is an error, after which the kubelet asks again.
 //!
 //! The images lie below [`RESTORE_ROOT`], put there by the agent: `<podUID>/<container>/` with CRIU's in `checkpoint/`, an OCI layer
-//! `rootfs-diff.tar` where the root folder had changed, `lazy` where the container may run before all of its memory is back, and `ready`, which is
-//! written last.
+//! `rootfs-diff.tar` where the root folder had changed, `lazy` where the container may run before all of its memory is back, `post-copy` where that
+//! memory is not among the images but still at its source, and `ready`, which is written last.
 
 mod arguments;
 mod diff;
+mod freezer;
 mod held;
 mod keeper;
 mod lazy;
+pub mod pages;
 pub(crate) mod processes;
 mod record;
+mod remote;
 mod report;
 mod restore;
-pub mod serve;
+mod serve;
+mod transfer;
 mod wire;
 
 use std::{
@@ -58,13 +63,11 @@ pub const LOG: &str = "container.log";
 pub const LOG_FOLDER: &str = "log-folder";
 /// Below a container's folder: there where the images lie in memory, and may be read while the container runs already.
 pub const LAZY: &str = "lazy";
-/// Below a container's folder: there where its memory stays with the source; the path of the unix socket at which its keeper asks for it.
+/// Below a container's folder: the absolute path of a socket, there where the memory is still at the source and comes through that socket.
 pub const POST_COPY: &str = "post-copy";
 /// Below a container's folder: the name of the checkpoint's image, written when all else is there.
 pub const READY: &str = "ready";
 
-/// Where page servers of containers that were dumped without their memory listen.
-pub const PAGES_ROOT: &str = "/run/drover/pages";
 /// Where it remembers what it has restored, a [`Record`] by each of the runtime's IDs. In memory, as runc's own state is.
 pub const RECORDS: &str = "/run/drover/runc";
 /// Where programs are where the environment does not say it.
@@ -75,6 +78,8 @@ const PATIENCE: Duration = Duration::from_secs(100);
 const APPLY: &str = "apply-rootfs-diff";
 /// The same for a keeper.
 const KEEP: &str = "keep-lazy-pages";
+/// The same for a server of pages.
+const SERVE: &str = "serve-pages";
 
 /// Where everything is.
 #[derive(Debug, Clone)]
@@ -85,6 +90,8 @@ pub struct Places {
     pub restore_root: PathBuf,
     /// What has been restored.
     pub records: PathBuf,
+    /// Whose pages are asked for or served.
+    pub pages: PathBuf,
     /// Folders of programs, as `PATH` has them.
     pub path: OsString,
     /// This program, for the child that changes its root folder.
@@ -103,6 +110,7 @@ impl Places {
             gate_root: GATE_ROOT.into(),
             restore_root: RESTORE_ROOT.into(),
             records: RECORDS.into(),
+            pages: pages::ROOT.into(),
             path: std::env::var_os("PATH").filter(|path| !path.is_empty()).unwrap_or_else(|| DEFAULT_PATH.into()),
             program: "/proc/self/exe".into(),
             criu_cache: "/run/criu.kdat".into(),
@@ -112,10 +120,15 @@ impl Places {
 
     /// Where what is known of a restored container lies; none where the ID could be no file's name.
     fn record(&self, id: &OsStr) -> Option<PathBuf> {
-        let id = id.to_str()?;
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.+-".contains(&byte);
-        (!id.is_empty() && id.len() <= 1024 && id.bytes().all(allowed) && id != "." && id != "..").then(|| self.records.join(id))
+        Some(self.records.join(name_of(id)?))
     }
+}
+
+/// An ID as a file's name; none where it could be no file's.
+fn name_of(id: &OsStr) -> Option<&str> {
+    let id = id.to_str()?;
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.+-".contains(&byte);
+    (!id.is_empty() && id.len() <= 1024 && id.bytes().all(allowed) && id != "." && id != "..").then_some(id)
 }
 
 /// What is left to do after a call was looked at.
@@ -159,6 +172,11 @@ pub fn main_with(places: &Places, arguments: &[OsString]) -> ExitCode {
     {
         return keeper::main(places, rest);
     }
+    if let [command, rest @ ..] = arguments
+        && command == SERVE
+    {
+        return serve::main(places, rest);
+    }
     match look_at(places, arguments) {
         Outcome::Done => ExitCode::SUCCESS,
         Outcome::Failed(code) => ExitCode::from(code),
@@ -194,6 +212,10 @@ fn look_at(places: &Places, arguments: &[OsString]) -> Outcome {
             let _ = fs::remove_file(record);
             Outcome::Pass
         }
+        Some("checkpoint") => match pages::requested(&places.pages, call.id.unwrap_or_default()) {
+            Some(folder) => serve::checkpoint(places, &call, arguments, &folder),
+            None => Outcome::Pass,
+        },
         Some("create") if !is_bare(&places.gate_root) => match claimed(places, call, record) {
             Ok(None) => Outcome::Pass,
             Ok(Some(restore)) => restore.carry_out(),

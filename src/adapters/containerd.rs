@@ -28,7 +28,7 @@ use tonic::{
 
 use crate::{
     ports::{Failure, PortError},
-    runc::{PAGES_ROOT, RECORDS},
+    runc::{RECORDS, pages},
 };
 
 pub use cri::RuntimeVersion;
@@ -68,7 +68,7 @@ impl Containerd {
         });
         // The URI is a placeholder that HTTP/2 wants; the connector goes to the socket.
         let channel = Endpoint::from_static("http://containerd").connect_with_connector_lazy(connector);
-        Self { channel, cgroups: PathBuf::from("/sys/fs/cgroup"), records: PathBuf::from(RECORDS), pages: PathBuf::from(PAGES_ROOT) }
+        Self { channel, cgroups: PathBuf::from("/sys/fs/cgroup"), records: PathBuf::from(RECORDS), pages: PathBuf::from(pages::ROOT) }
     }
 
     /// The same with `drover-runc`'s records elsewhere than at their place on the node that this process runs on.

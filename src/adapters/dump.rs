@@ -25,8 +25,8 @@ use crate::{
     domain::{criu, ids::is_uid},
     ports::{PortError, PortResult, dump::Dump},
     runc::{
-        CHECKPOINT, LOG, PAGES_ROOT, POST_COPY, ROOTFS_DIFF,
-        serve::{self, Serving},
+        CHECKPOINT, LOG, POST_COPY, ROOTFS_DIFF,
+        pages::{self, Serving},
     },
 };
 
@@ -149,14 +149,14 @@ impl Dump for NodeDump {
     }
 
     async fn dump_but_memory(&self, container: &ContainerId, folder: &Path) -> PortResult<()> {
-        let (root, id) = (self.on_node(Path::new(PAGES_ROOT)), container.container_id.clone());
-        let asked = blocking(move || serve::request(&root, &id)).await;
+        let (root, id) = (self.on_node(Path::new(pages::ROOT)), container.container_id.clone());
+        let asked = blocking(move || pages::request(&root, &id)).await;
         asked.map_err(|error| failed("ask for a page server", &error))?;
         // Before there is anything that could be taken for a whole checkpoint.
         create(&folder.join(POST_COPY)).map_err(|error| failed("mark the checkpoint", &error))?;
         self.dump(container, folder).await?;
-        let (root, id) = (self.on_node(Path::new(PAGES_ROOT)), container.container_id.clone());
-        match blocking(move || serve::state(&root, &id)).await.map_err(|error| failed("ask the page server", &error))? {
+        let (root, id) = (self.on_node(Path::new(pages::ROOT)), container.container_id.clone());
+        match blocking(move || pages::state(&root, &id)).await.map_err(|error| failed("ask the page server", &error))? {
             Some(Serving::Serving) => Ok(()),
             Some(Serving::Failed(why)) => Err(PortError::permanent(format!("its page server has ended: {why}"))),
             Some(Serving::Complete) | None => Err(PortError::permanent(

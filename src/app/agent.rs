@@ -54,7 +54,7 @@ use crate::{
     metrics::Metrics,
     ports::{AgentApi, Images, Kubelet, Runtime, SystemClock, bus::Announcer, front::Identity, inside::Inside, layout::Layout},
     readiness::Readiness,
-    runc::{PAGES_ROOT, RECORDS},
+    runc::{RECORDS, pages},
     shutdown::{Tasks, on_signal},
     watching,
 };
@@ -146,7 +146,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     tasks.spawn("admin", serve_plain(admin_address, admin::router(readiness, metrics.clone()), tasks.token()));
 
     let containerd = Containerd::at(&settings.containerd_socket).with_cgroups(settings.host_root.join("sys/fs/cgroup"));
-    let containerd = Arc::new(containerd.with_records(on_node(RECORDS)).with_pages(on_node(PAGES_ROOT)));
+    let containerd = Arc::new(containerd.with_records(on_node(RECORDS)).with_pages(on_node(pages::ROOT)));
     let node = Node {
         containerd: Containerd::clone(&containerd),
         runtime: containerd.clone(),
@@ -162,7 +162,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let (identified, identity) = watch::channel(Arc::new(Identity::absent()));
     let sides = Arc::new(Sides {
         node: settings.node.clone(),
-        source: SourceAgent::new(source_parts(&settings, &node, AgentPusher::new(identity.clone(), metrics.clone()).with_pages(on_node(PAGES_ROOT)))),
+        source: SourceAgent::new(source_parts(
+            &settings,
+            &node,
+            AgentPusher::new(identity.clone(), metrics.clone()).with_pages(on_node(pages::ROOT)),
+        )),
         destination: DestinationAgent::new(destination_parts(
             &settings,
             &node,

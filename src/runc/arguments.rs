@@ -72,7 +72,7 @@ fn name_of(argument: &OsStr) -> &OsStr {
 }
 
 /// The value of an option, the last one where it is there twice, as runc takes it.
-fn value<'a>(arguments: &'a [OsString], names: &[&str]) -> Option<&'a OsStr> {
+pub(super) fn value<'a>(arguments: &'a [OsString], names: &[&str]) -> Option<&'a OsStr> {
     let found = arguments.iter().rposition(|argument| names.iter().any(|name| name_of(argument) == *name))?;
     let after = arguments[found].as_bytes().splitn(2, |byte| *byte == b'=').nth(1).map(OsStr::from_bytes);
     after.or_else(|| arguments.get(found + 1).map(OsString::as_os_str))

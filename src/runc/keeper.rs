@@ -9,11 +9,16 @@
 //! CRIU (restore) --lazy-pages.socket--> keeper --lazy-pages/lazy-pages.socket--> criu lazy-pages
 //! ```
 //!
+//! Where the pages are still at their source (post-copy), the daemon asks for them over a connection that the keeper has made. It passes on what is asked
+//! ([`super::remote`]), since CRIU says that it wants no more pages both when it has them all and when it has failed.
+//!
 //! | what happens | what the record says | what the keeper does |
 //! | --- | --- | --- |
 //! | all pages have come, the daemon has ended well | `complete` | ends |
 //! | the daemon ends otherwise | `outstanding`, then `failed` | kills every process of the container, waits until they have ended, and only then lets go |
+//! | the connection to the source ends before the daemon has ended well | as above | as above |
 //! | the keeper itself is killed | `outstanding` for good | nothing: the daemon goes on and holds what it has, and only its later death would do harm |
+//! | the same while pages come from their source | `outstanding` for good | nothing: the daemon waits for ever, and every process that needs a page |
 //! | CRIU gives up | none: the create fails | ends the daemon, and what CRIU may have left of the container |
 //! | the container is deleted meanwhile | none | the daemon finds no process any more and ends |
 //!
@@ -52,6 +57,7 @@ use super::{
     processes::{self, Program},
     program,
     record::{self, Pages},
+    remote::Remote,
     restore::{bounded, last_error},
     wire::{Word, relay},
 };
@@ -74,6 +80,8 @@ const ASK: Duration = Duration::from_millis(5);
 const CREATE: Duration = Duration::from_mins(2);
 /// How often runc is told again to kill: only it can thaw what somebody has frozen.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
+/// Why memory that is still at its source cannot come.
+const BROKEN: &str = "the connection to the source of its memory has ended before all of it had come";
 /// Since this version of Linux each userfaultfd has an inode of its own.
 const LINUX: (u32, u32) = (5, 12);
 
@@ -84,6 +92,8 @@ pub(super) struct Keeper<'a> {
     /// CRIU's working folder.
     pub work: PathBuf,
     pub images: PathBuf,
+    /// Where pages are asked for that are not among the images.
+    pub source: Option<PathBuf>,
     /// Where the container's record is or will be; its name is the container's ID.
     pub record: PathBuf,
     /// runc's arguments before its command.
@@ -97,16 +107,23 @@ pub(super) struct Daemon {
     handle: OwnedFd,
     stream: UnixStream,
     listener: UnixListener,
+    /// The way to the source of the pages.
+    remote: Option<Remote>,
     /// The program whose connection was accepted.
     criu: Option<Program>,
 }
 
-/// The keeper as a program: the record, the images, runc's global arguments; CRIU's working folder is its own, since no socket's path may be long.
+/// The keeper as a program: the record, the images, the socket where pages are asked for, if any, runc's global arguments; CRIU's working folder is its own, since no socket's path may be long.
 pub(super) fn main(places: &Places, arguments: &[OsString]) -> ExitCode {
     let [record, images, globals @ ..] = arguments else { return ExitCode::FAILURE };
+    // runc's begin with a hyphen.
+    let (source, globals) = match globals {
+        [source, rest @ ..] if Path::new(source).is_absolute() => (Some(PathBuf::from(source)), rest),
+        _ => (None, globals),
+    };
     // A signal to the group of whoever called must not end it. It fails where it has a group of its own already.
     let _ = setsid();
-    let keeper = Keeper { places, work: ".".into(), images: images.into(), record: record.into(), globals };
+    let keeper = Keeper { places, work: ".".into(), images: images.into(), source, record: record.into(), globals };
     match keeper.begin() {
         Ok(daemon) => {
             println!("{IS_READY}");
@@ -148,11 +165,12 @@ impl Keeper<'_> {
         let listener = UnixListener::bind(&socket).map_err(|error| failed("listen for CRIU", error))?;
         let mut command = Command::new(criu);
         command.args(["lazy-pages", "-v1", "--log-file", LOG, "--images-dir"]).arg(&self.images).arg("--work-dir").arg(&folder);
+        let remote = self.source.as_deref().map(|source| Remote::connect(source, &mut command)).transpose()?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = command.spawn().map_err(|error| format!("{} cannot be run: {error}", criu.display()))?;
         let connected = self.connect(&mut child).and_then(|stream| Ok((handle(&child)?, stream)));
         match connected {
-            Ok((handle, stream)) => Ok(Daemon { child, handle, stream, listener, criu: None }),
+            Ok((handle, stream)) => Ok(Daemon { child, handle, stream, listener, remote: remote.map(Remote::begin), criu: None }),
             Err(error) => {
                 let _ = child.kill().and_then(|()| child.wait());
                 let _ = fs::remove_file(&socket);
@@ -260,7 +278,7 @@ fn watch(daemon: &mut Daemon, caller: &impl AsFd, held: &mut Held) -> Result<(),
         return Ok(());
     };
     daemon.criu = socket_peercred(&criu).ok().and_then(|peer| processes::program_of(Path::new("/proc"), peer.pid));
-    if let Err(error) = hand_over(&criu, &daemon.stream, held) {
+    if let Err(error) = hand_over(&criu, daemon, held) {
         // What CRIU has said already counts, should it have come to the end; else it learns now that there is none.
         let _ = criu.shutdown(Shutdown::Both);
         while matches!(relay(&criu, None, |descriptor| held.add(descriptor)), Ok(Word::Process)) {}
@@ -269,8 +287,11 @@ fn watch(daemon: &mut Daemon, caller: &impl AsFd, held: &mut Held) -> Result<(),
     let descriptors = PathBuf::from(format!("/proc/{}/fd", daemon.child.id()));
     loop {
         match daemon.child.try_wait().map_err(|error| format!("the lazy-pages daemon cannot be waited for: {error}"))? {
-            Some(status) if status.success() => return Ok(()),
+            Some(status) if status.success() => return daemon.remote.as_ref().map_or(Ok(()), Remote::finish),
             Some(status) => return Err(format!("the lazy-pages daemon has ended ({status}) before all memory had come")),
+            None if daemon.remote.as_ref().is_some_and(Remote::is_broken) => {
+                return Err(BROKEN.to_owned());
+            }
             None => {}
         }
         // Where that fails it is about to end.
@@ -292,10 +313,24 @@ fn accept(listener: &UnixListener, caller: &impl AsFd) -> io::Result<Option<Unix
     }
 }
 
-/// Passes on what CRIU says, until it says that the processes run.
-fn hand_over(criu: &UnixStream, daemon: &UnixStream, held: &mut Held) -> io::Result<()> {
+/// Passes on what CRIU says, until it says that the processes run. It may be that it never does, since one of them waits for a page that cannot come.
+fn hand_over(criu: &UnixStream, daemon: &Daemon, held: &mut Held) -> io::Result<()> {
     loop {
-        match relay(criu, Some(daemon), |descriptor| held.add(descriptor))? {
+        let mut either = [PollFd::new(criu, PollFlags::IN), PollFd::new(&daemon.handle, PollFlags::IN)];
+        match poll(&mut either, daemon.remote.as_ref().map(|_| &LOOK)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if !either[1].revents().is_empty() {
+            return Err(io::Error::other("the lazy-pages daemon has ended"));
+        }
+        if daemon.remote.as_ref().is_some_and(Remote::is_broken) {
+            return Err(io::Error::other(BROKEN));
+        }
+        if either[0].revents().is_empty() {
+            continue;
+        }
+        match relay(criu, Some(&daemon.stream), |descriptor| held.add(descriptor))? {
             Word::Process => {}
             Word::Finished => return Ok(()),
             Word::End => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "CRIU has given up the restore")),

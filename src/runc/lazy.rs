@@ -19,12 +19,12 @@ impl Restore<'_> {
     ///
     /// # Errors
     /// Why there can be none. Nothing has been restored then, and nothing is left of it.
-    pub(super) fn start_keeper(&self, images: &Path) -> Result<Child, String> {
+    pub(super) fn start_keeper(&self, images: &Path, source: Option<&Path>) -> Result<Child, String> {
         let absolute = |path: &Path| fs::canonicalize(path).map_err(|error| format!("{} is not there: {error}", path.display()));
         let records = absolute(&self.places.records)?;
         let record = records.join(self.record.file_name().unwrap_or(OsStr::new("-")));
         let mut command = Command::new(&self.places.program);
-        command.arg(KEEP).arg(record).arg(absolute(&images.join(CHECKPOINT))?).args(self.call.globals);
+        command.arg(KEEP).arg(record).arg(absolute(&images.join(CHECKPOINT))?).args(source).args(self.call.globals);
         // The container's output is none of its business: whoever reads that waits for everybody who has it. There is nothing else to inherit, since Go's
         // and this program's descriptors are all close-on-exec.
         command.current_dir(work_of(&self.bundle)).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());

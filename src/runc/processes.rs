@@ -91,7 +91,7 @@ pub(super) fn kill_but(proc: &Path, container: &str, spared: Option<Program>) ->
 ///
 /// # Errors
 /// Where `/proc` cannot be read.
-#[cfg(feature = "full")]
+#[cfg(any(test, feature = "full"))]
 pub(crate) fn is_kept(proc: &Path, container: &str) -> io::Result<bool> {
     for pid in pids(proc)? {
         let arguments = match fs::read(proc.join(pid.to_string()).join("cmdline")) {

@@ -14,7 +14,7 @@ use std::{
 use serde::Deserialize;
 
 use super::{
-    APPLY, CHECKPOINT, LAZY, LOG_FOLDER, Outcome, READY, ROOTFS_DIFF, Record, Restore, missing, program,
+    APPLY, CHECKPOINT, LAZY, LOG_FOLDER, Outcome, POST_COPY, READY, ROOTFS_DIFF, Record, Restore, missing, program,
     record::{self, Pages},
     report, unreadable,
 };
@@ -75,7 +75,7 @@ impl Restore<'_> {
             report::warning(&self.call, &format!("the log of {} so far is not shown: {error}", self.named()));
         }
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.places.records).map_err(|error| unwritable(&self.places.records, &error))?;
-        let keeper = self.keeper(&images);
+        let keeper = self.keeper(&images)?;
         let pages = if keeper.is_some() { Pages::Outstanding } else { Pages::Complete };
         // Written before, since afterwards its failure would leave processes that run unknown; with its name only when they do.
         let pending = record::pending(&self.record);
@@ -94,13 +94,24 @@ impl Restore<'_> {
     }
 
     /// A lazy restore's keeper, which must be there before runc begins. Without one nothing is lost but time.
-    fn keeper(&self, images: &Path) -> Option<Child> {
-        if !images.join(LAZY).exists() {
-            return None;
+    ///
+    /// # Errors
+    /// Where the memory is still at its source, and no keeper can have it come: then there is nothing to restore all at once.
+    fn keeper(&self, images: &Path) -> Result<Option<Child>, String> {
+        let source = source(&images.join(POST_COPY))?;
+        if source.is_none() && !images.join(LAZY).exists() {
+            return Ok(None);
         }
-        let keeper = self.start_keeper(images);
-        let told = |problem: &String| report::warning(&self.call, &format!("{} is restored with all of its memory at once: {problem}", self.named()));
-        keeper.inspect_err(told).ok()
+        match self.start_keeper(images, source.as_deref()) {
+            Ok(keeper) => Ok(Some(keeper)),
+            Err(problem) if source.is_some() => {
+                Err(format!("{} cannot be restored while its memory is still at its source: {problem}; the kubelet tries again", self.named()))
+            }
+            Err(problem) => {
+                report::warning(&self.call, &format!("{} is restored with all of its memory at once: {problem}", self.named()));
+                Ok(None)
+            }
+        }
     }
 
     fn named(&self) -> String {
@@ -186,6 +197,16 @@ impl Restore<'_> {
     fn write(&self, path: &Path, images: &Path, pages: Pages) -> io::Result<()> {
         let checkpoint = fs::read_to_string(images.join(READY))?.trim().to_owned();
         record::write(path, &Record { pod: self.pod_uid.clone(), container: self.container.clone(), checkpoint, pages })
+    }
+}
+
+/// Where the memory is asked for that is not among the images; none where all of it is.
+fn source(file: &Path) -> Result<Option<PathBuf>, String> {
+    match fs::read_to_string(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("{} cannot be read: {error}", file.display())),
+        Ok(path) if Path::new(path.trim()).is_absolute() => Ok(Some(path.trim().into())),
+        Ok(path) => Err(format!("{} has no absolute path: {path:?}", file.display())),
     }
 }
 

@@ -48,6 +48,7 @@ impl Node {
             gate_root: at("gate"),
             restore_root: at("restore"),
             records: at("run/records"),
+            pages: at("pages"),
             path: format!("/nonexistent:{}:/bin", at("bin").display()).into(),
             program: at("self"),
             criu_cache: at("criu.kdat"),

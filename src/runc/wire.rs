@@ -5,15 +5,26 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::{
-        fd::{AsFd as _, OwnedFd},
+        fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
     },
 };
 
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg};
 
 /// No process ID is as large.
 const FINISHED: u32 = 0x5253_5446;
+
+/// From here on no descriptor is used by runc or CRIU for anything else by chance.
+const DESCRIPTORS: i32 = 100;
+
+/// A duplicate that whatever is started from now on has as well, by the same number.
+pub(super) fn bequeath(descriptor: &impl AsFd) -> io::Result<OwnedFd> {
+    let there = fcntl_dupfd_cloexec(descriptor, DESCRIPTORS)?;
+    fcntl_setfd(&there, FdFlags::empty())?;
+    Ok(there)
+}
 
 /// What was said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

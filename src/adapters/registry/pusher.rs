@@ -34,7 +34,7 @@ use crate::{
     },
     metrics::Metrics,
     ports::{Failure, Mending, PortError, PortResult, PushTarget, Pusher, front},
-    runc::PAGES_ROOT,
+    runc::pages,
 };
 
 /// How often a push is begun or resumed at most. The pauses between are 0.2 s, then twice the one before: 6.2 s in all, in which an agent that was killed is
@@ -66,7 +66,7 @@ impl AgentPusher {
     /// A pusher that shows this certificate and trusts this CA.
     #[must_use]
     pub fn new(identity: watch::Receiver<Arc<front::Identity>>, metrics: Metrics) -> Self {
-        Self { identity, first_pause: Duration::from_millis(200), certificate: CERTIFICATE, metrics, pages: PAGES_ROOT.into() }
+        Self { identity, first_pause: Duration::from_millis(200), certificate: CERTIFICATE, metrics, pages: pages::ROOT.into() }
     }
 
     /// The same, with another place for page servers.

@@ -93,7 +93,7 @@ impl Node {
         let (create, caller) = UnixStream::pair().unwrap();
         let keeper = thread::spawn(move || {
             let globals = ["--root".into(), "/r".into()];
-            let keeper = Keeper { places: &places, work, images: "/images".into(), record, globals: &globals };
+            let keeper = Keeper { places: &places, work, images: "/images".into(), source: None, record, globals: &globals };
             keeper.keep(keeper.begin().unwrap(), caller);
         });
         eventually("the daemon begins", || self.at("bin/wanted").exists());
@@ -192,7 +192,7 @@ fn a_create_that_never_asks_for_pages_ends_the_daemon() {
 #[test]
 fn what_cannot_begin_says_why_and_leaves_nothing() {
     let node = Node::new();
-    let keeper = Keeper { places: &node.places, work: node.at("work"), images: "/i".into(), record: node.record(), globals: &[] };
+    let keeper = Keeper { places: &node.places, work: node.at("work"), images: "/i".into(), source: None, record: node.record(), globals: &[] };
     node.end(1);
     let problem = keeper.begin().unwrap_err();
     assert!(problem.contains("it has ended (exit status: 1): CRIU says: (00.1) Error"), "{problem}");

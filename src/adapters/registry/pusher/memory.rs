@@ -8,7 +8,7 @@ use super::AgentPusher;
 use crate::{
     api::attestation::ContainerId,
     ports::{PortError, PortResult, PushTarget},
-    runc::serve::{self, SOCKET, Serving},
+    runc::pages::{self, SOCKET, Serving},
 };
 
 /// Bytes that are passed on at once.
@@ -51,7 +51,7 @@ impl AgentPusher {
     /// What the page server came to; none while it serves.
     async fn said(&self, container: &ContainerId) -> PortResult<Option<PortResult<()>>> {
         let (root, id) = (self.pages.clone(), container.container_id.clone());
-        let state = tokio::task::spawn_blocking(move || serve::state(&root, &id)).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let state = tokio::task::spawn_blocking(move || pages::state(&root, &id)).await.unwrap_or_else(|error| Err(io::Error::other(error)));
         let state =
             state.map_err(|error| PortError::transient(format!("the page server of container {} cannot be asked: {error}", container.name)))?;
         let never = |why: &str| Err(PortError::permanent(format!("the memory of container {} cannot be fetched any more: {why}", container.name)));
