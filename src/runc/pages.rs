@@ -233,7 +233,9 @@ mod tests {
         assert_eq!(take(&folder).unwrap_err().kind(), io::ErrorKind::NotFound);
         for id in ["", "..", "a/b", "a b"] {
             assert_eq!(request(root.path(), id).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{id}");
-            assert!(state(root.path(), id).is_err() && end(root.path(), id, Duration::ZERO).is_err() && requested(root.path(), id.as_ref()).is_none());
+            assert!(
+                state(root.path(), id).is_err() && end(root.path(), id, Duration::ZERO).is_err() && requested(root.path(), id.as_ref()).is_none()
+            );
         }
     }
 }

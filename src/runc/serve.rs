@@ -286,13 +286,11 @@ fn hand_out(listener: &UnixListener, criu: &UnixStream, has_all: &AtomicBool) {
                 if question.ask(criu).is_err() || question.is_last() {
                     return question.is_last();
                 }
-                match Question::next(&asker) {
-                    Ok(Some(next)) => question = next,
-                    _ => {
-                        let _ = criu.shutdown(Shutdown::Both);
-                        return false;
-                    }
-                }
+                let Ok(Some(next)) = Question::next(&asker) else {
+                    let _ = criu.shutdown(Shutdown::Both);
+                    return false;
+                };
+                question = next;
             }
         });
         if has_ended {

@@ -54,7 +54,15 @@ impl Node {
 
     fn arguments(&self) -> Vec<OsString> {
         let words = ["--root", "ROOT", "checkpoint", "--work-path", "WORK", "--leave-running", ID].map(OsString::from);
-        let put = |word: OsString| if word == "ROOT" { self.at("root").into() } else if word == "WORK" { self.at("work").into() } else { word };
+        let put = |word: OsString| {
+            if word == "ROOT" {
+                self.at("root").into()
+            } else if word == "WORK" {
+                self.at("work").into()
+            } else {
+                word
+            }
+        };
         words.into_iter().map(put).collect()
     }
 
@@ -105,7 +113,11 @@ fn whoever_asks_first_gets_every_page() {
     assert!(node.is_frozen(), "before anybody hears of it");
     assert_eq!(fs::metadata(node.at("pages/id-1/pages.sock")).unwrap().permissions().mode() & 0o777, 0o600);
     let asked = fs::read_to_string(node.at("bin/asked")).unwrap();
-    let wanted = format!("--root\n{}\ncheckpoint\n--work-path\n{}\n--leave-running\n--lazy-pages\n--status-fd\n", node.at("root").display(), node.at("work").display());
+    let wanted = format!(
+        "--root\n{}\ncheckpoint\n--work-path\n{}\n--leave-running\n--lazy-pages\n--status-fd\n",
+        node.at("root").display(),
+        node.at("work").display()
+    );
     assert!(asked.starts_with(&wanted) && asked.ends_with("\nid-1\n"), "{asked}");
     drop(node.connect());
     let mut asker = node.connect();
