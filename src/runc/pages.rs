@@ -185,3 +185,57 @@ fn lock_for_oneself(lock: &File) -> io::Result<bool> {
         other => Ok(other.map(|()| true)?),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "id-1";
+
+    #[test]
+    fn what_is_asked_for_is_nobodys_until_it_is_taken() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        assert_eq!((state(root, ID).unwrap(), requested(root, ID.as_ref())), (None, None));
+        assert!(end(root, ID, Duration::ZERO).unwrap());
+        request(root, ID).unwrap();
+        let folder = requested(root, ID.as_ref()).unwrap();
+        assert_eq!(state(root, ID).unwrap(), None);
+        let lock = take(&folder).unwrap();
+        assert_eq!((state(root, ID).unwrap(), requested(root, ID.as_ref())), (Some(Serving::Serving), None));
+        assert!(!end(root, ID, Duration::ZERO).unwrap() && is_cancelled(&folder));
+        drop(lock);
+        assert!(matches!(state(root, ID).unwrap(), Some(Serving::Failed(reason)) if reason.contains("killed")));
+        assert!(end(root, ID, Duration::ZERO).unwrap() && !folder.exists());
+    }
+
+    #[test]
+    fn its_end_is_known_and_gone_with_the_next_request() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        for (outcome, wanted) in [(Ok(()), Serving::Complete), (Err("why".to_owned()), Serving::Failed("why".into()))] {
+            request(root, ID).unwrap();
+            let folder = requested(root, ID.as_ref()).unwrap();
+            let lock = take(&folder).unwrap();
+            settle(&folder, &outcome).unwrap();
+            assert_eq!(state(root, ID).unwrap(), Some(wanted.clone()));
+            drop(lock);
+            assert_eq!(state(root, ID).unwrap(), Some(wanted));
+        }
+    }
+
+    #[test]
+    fn what_was_ended_is_not_taken() {
+        let root = tempfile::tempdir().unwrap();
+        request(root.path(), ID).unwrap();
+        let folder = requested(root.path(), ID.as_ref()).unwrap();
+        assert!(end(root.path(), ID, Duration::ZERO).unwrap());
+        assert_eq!(take(&folder).unwrap_err().kind(), io::ErrorKind::NotFound);
+        for id in ["", "..", "a/b", "a b"] {
+            assert_eq!(request(root.path(), id).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{id}");
+            assert!(
+                state(root.path(), id).is_err() && end(root.path(), id, Duration::ZERO).is_err() && requested(root.path(), id.as_ref()).is_none()
+            );
+        }
+    }
+}

@@ -109,7 +109,7 @@ impl Remote {
             return Err("the lazy-pages daemon has ended without having asked for all memory".to_owned());
         };
         // Where it does not hear it, it holds on to what nobody needs any more.
-        let _ = question.ask(&self.source).and_then(|()| self.source.shutdown(Shutdown::Write));
+        let _ = question.ask(&self.source);
         Ok(())
     }
 
@@ -120,10 +120,8 @@ impl Remote {
 
 impl Drop for Remote {
     fn drop(&mut self) {
-        // A daemon that is ended must not be waited for by the source.
-        if !matches!(self.state(), State::Last(_)) {
-            let _ = self.source.shutdown(Shutdown::Both);
-        }
+        // What was said is heard even so, and the source must not wait for a daemon that has ended.
+        let _ = self.source.shutdown(Shutdown::Both);
     }
 }
 
@@ -132,5 +130,88 @@ fn broken(state: &Mutex<State>) {
     let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
     if matches!(*state, State::Open) {
         *state = State::Broken;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        os::unix::net::UnixListener,
+        process::{Child, Stdio},
+        time::{Duration, Instant},
+    };
+
+    use super::*;
+    use crate::runc::wire::tests::alone;
+
+    /// A daemon that asks for a page, waits for a byte of it, and goes on as it is told.
+    const DAEMON: &str = r#"
+[ "$1 $2" = "--page-server --ps-socket" ] || exit 9
+ask() { printf "$1"; printf '%28s' ''; } >&"$3"
+ask '\x07\x00\x00\x00' x "$3"
+[ "$(head -c 1 <&"$3")" = p ] || exit 8
+"#;
+    const CLOSE: &str = "ask '\\x24\\x10\\x00\\x00' x \"$3\"; [ \"$(head -c 4 <&\"$3\" | wc -c)\" = 4 ] || exit 7\n";
+
+    fn begin(rest: &str) -> (UnixStream, Remote, Child) {
+        let _alone = alone();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut command = Command::new("bash");
+        command.args(["-c", &format!("{DAEMON}{rest}"), "daemon"]);
+        let remote = Remote::connect(&path, &mut command).unwrap();
+        let daemon = command.stdin(Stdio::null()).spawn().unwrap();
+        (listener.accept().unwrap().0, remote.begin(), daemon)
+    }
+
+    fn heard(mut source: &UnixStream) -> u32 {
+        let mut question = [0; 32];
+        source.read_exact(&mut question).unwrap();
+        u32::from_ne_bytes(question[..4].try_into().unwrap())
+    }
+
+    #[test]
+    fn the_source_hears_the_end_only_when_the_daemon_has_ended_well() {
+        for is_well in [true, false] {
+            let (mut source, remote, mut daemon) = begin(&format!("{CLOSE}exit 0"));
+            assert_eq!(heard(&source), 7);
+            source.write_all(b"p").unwrap();
+            assert!(daemon.wait().unwrap().success());
+            assert!(!remote.is_broken());
+            if is_well {
+                remote.finish().unwrap();
+                assert_eq!(heard(&source), 0x1024);
+            }
+            drop(remote);
+            source.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            assert_eq!(source.read(&mut [0]).unwrap(), 0, "{is_well}");
+        }
+    }
+
+    #[test]
+    fn a_connection_that_ends_too_early_is_found_out() {
+        let (source, remote, mut daemon) = begin("exit 0");
+        assert_eq!(heard(&source), 7);
+        drop(source);
+        assert_eq!(daemon.wait().unwrap().code(), Some(8), "the daemon sees it too");
+        let begin = Instant::now();
+        while !remote.is_broken() {
+            assert!(begin.elapsed() < Duration::from_secs(10));
+            thread::sleep(Duration::from_millis(5));
+        }
+        assert!(remote.finish().is_err());
+    }
+
+    #[test]
+    fn a_daemon_that_ends_without_a_word_has_not_got_all() {
+        let (mut source, remote, mut daemon) = begin("exit 0");
+        source.write_all(b"p").unwrap();
+        assert!(daemon.wait().unwrap().success());
+        assert!(remote.finish().is_err());
+        let mut command = Command::new("true");
+        let problem = Remote::connect(Path::new("/nonexistent/socket"), &mut command).unwrap_err();
+        assert!(problem.contains("/nonexistent/socket"), "{problem}");
     }
 }

@@ -121,7 +121,7 @@ pub(super) fn main(places: &Places, arguments: &[OsString]) -> ExitCode {
     let folder = Path::new(folder);
     let options = arguments.get(call.globals.len() + 1..arguments.len() - 1).unwrap_or_default();
     let server = Server { places, folder, call, options };
-    let begun = server.begin().and_then(|mut dump| match server.listen(&mut dump) {
+    let begun = server.begin().and_then(|mut dump| match server.listen(&mut dump, io::stdout()) {
         Ok(listener) => Ok((dump, listener)),
         Err(problem) => Err(server.give_up(dump, problem)),
     });
@@ -178,7 +178,7 @@ impl Server<'_> {
     }
 
     /// Waits until the pages can be asked for, freezes the container again, and only then lets anybody know.
-    fn listen(&self, dump: &mut Dump) -> Result<UnixListener, Option<String>> {
+    fn listen(&self, dump: &mut Dump, mut told: impl io::Write) -> Result<UnixListener, Option<String>> {
         loop {
             match dump.said.recv_timeout(LOOK) {
                 Ok(()) => break,
@@ -191,7 +191,7 @@ impl Server<'_> {
         let socket = self.folder.join(pages::SOCKET);
         let listening = UnixListener::bind(&socket).and_then(|listener| {
             chmod(&socket, Mode::RUSR | Mode::WUSR)?;
-            writeln!(io::stdout(), "{IS_READY}").map(|()| listener)
+            writeln!(told, "{IS_READY}").map(|()| listener)
         });
         listening.map_err(|error| Some(format!("{} cannot be listened at: {error}", socket.display())))
     }
@@ -286,13 +286,11 @@ fn hand_out(listener: &UnixListener, criu: &UnixStream, has_all: &AtomicBool) {
                 if question.ask(criu).is_err() || question.is_last() {
                     return question.is_last();
                 }
-                match Question::next(&asker) {
-                    Ok(Some(next)) => question = next,
-                    _ => {
-                        let _ = criu.shutdown(Shutdown::Both);
-                        return false;
-                    }
-                }
+                let Ok(Some(next)) = Question::next(&asker) else {
+                    let _ = criu.shutdown(Shutdown::Both);
+                    return false;
+                };
+                question = next;
             }
         });
         if has_ended {
@@ -306,3 +304,6 @@ fn hand_out(listener: &UnixListener, criu: &UnixStream, has_all: &AtomicBool) {
 fn code(status: ExitStatus) -> u8 {
     status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0).unwrap_or(1)
 }
+
+#[cfg(test)]
+mod tests;

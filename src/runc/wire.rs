@@ -95,9 +95,19 @@ fn pass(to: &UnixStream, bytes: &[u8], descriptor: Option<&OwnedFd>) -> io::Resu
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::{fs::File, io::Write as _};
+    use std::{
+        fs::File,
+        io::Write as _,
+        sync::{Mutex, MutexGuard, PoisonError},
+    };
 
     use super::*;
+
+    /// Programs that are started at once would each have what was meant for the other, and wait for its end.
+    pub(in crate::runc) fn alone() -> MutexGuard<'static, ()> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
     /// As CRIU does it.
     pub(in crate::runc) fn send_process(to: &UnixStream, id: i32, descriptor: &OwnedFd) {
