@@ -40,7 +40,8 @@ fn kill(program: &str) -> String {
 
 /// Does something on a node as soon as a container on n2 runs while its pages are outstanding; the thread fails where none ever does.
 fn while_pages_are_outstanding(node: &'static str, then: String) -> JoinHandle<()> {
-    let wait = "for i in $(seq 6000); do if grep -ls outstanding /run/drover/runc/* | grep -qv '~'; then echo seen; exit 0; fi; sleep 0.005; done";
+    // A moment later the copy has run for a while, and not much of its memory has come.
+    let wait = "for i in $(seq 6000); do if grep -ls outstanding /run/drover/runc/* | grep -qv '~'; then sleep 0.3; echo seen; exit 0; fi; sleep 0.005; done";
     std::thread::spawn(move || {
         if node == "n2" {
             let script = format!("{}; exit 1", wait.replace("echo seen", &format!("{then}; echo seen")));
