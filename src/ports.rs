@@ -105,6 +105,10 @@ pub trait Runtime: Send + Sync {
     async fn remove_ended(&self, id: &str) -> PortResult<bool>;
     /// CPU time of the task's cgroup so far, in nanoseconds.
     async fn cpu_nanos(&self, id: &str) -> PortResult<u64>;
+    /// When a restored container's processes ran again, where that was noted.
+    async fn resumed_at(&self, _id: &str) -> PortResult<Option<jiff::Timestamp>> {
+        Ok(None)
+    }
 }
 
 /// User name and password (or identity token) for one image registry.

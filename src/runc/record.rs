@@ -24,6 +24,9 @@ pub struct Record {
     /// Whether all of its memory is there.
     #[serde(default)]
     pub pages: Pages,
+    /// When its processes ran again, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed: Option<u64>,
 }
 
 /// How far the memory of a restored container has come.
@@ -95,7 +98,7 @@ mod tests {
     fn a_record_is_changed_and_never_brought_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("id");
-        let record = Record { pod: "u".into(), container: "c".into(), checkpoint: "i".into(), pages: Pages::Outstanding };
+        let record = Record { pod: "u".into(), container: "c".into(), checkpoint: "i".into(), pages: Pages::Outstanding, resumed: Some(7) };
         assert!(!settle(&path, &Pages::Complete).unwrap());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         write(&path, &record).unwrap();

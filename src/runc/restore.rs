@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use serde::Deserialize;
@@ -79,11 +79,19 @@ impl Restore<'_> {
         let pages = if keeper.is_some() { Pages::Outstanding } else { Pages::Complete };
         // Written before, since afterwards its failure would leave processes that run unknown; with its name only when they do.
         let pending = record::pending(&self.record);
-        self.write(&pending, &images, pages).map_err(|error| unwritable(&pending, &error))?;
+        let mut record = self.record_of(&images, pages).map_err(|error| unwritable(&pending, &error))?;
+        record::write(&pending, &record).map_err(|error| unwritable(&pending, &error))?;
         let result = self.run(&images, keeper.is_some());
         match &result {
             Ok(status) if status.success() => {
-                fs::rename(&pending, &self.record).map_err(|error| unwritable(&self.record, &error))?;
+                record.resumed = SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|since| u64::try_from(since.as_millis()).ok());
+                // They run whether that can be noted or not.
+                let noted = record::beside(&self.record, "~resumed");
+                if record::write(&noted, &record).and_then(|()| fs::rename(&noted, &self.record)).is_ok() {
+                    let _ = fs::remove_file(&pending);
+                } else {
+                    fs::rename(&pending, &self.record).map_err(|error| unwritable(&self.record, &error))?;
+                }
                 Ok(Outcome::Done)
             }
             _ => {
@@ -194,9 +202,9 @@ impl Restore<'_> {
         Outcome::Failed(status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0).unwrap_or(1))
     }
 
-    fn write(&self, path: &Path, images: &Path, pages: Pages) -> io::Result<()> {
+    fn record_of(&self, images: &Path, pages: Pages) -> io::Result<Record> {
         let checkpoint = fs::read_to_string(images.join(READY))?.trim().to_owned();
-        record::write(path, &Record { pod: self.pod_uid.clone(), container: self.container.clone(), checkpoint, pages })
+        Ok(Record { pod: self.pod_uid.clone(), container: self.container.clone(), checkpoint, pages, resumed: None })
     }
 }
 

@@ -154,7 +154,10 @@ fn a_claimed_container_is_restored_and_its_start_does_nothing_until_it_is_delete
 
     let record = node.places.records.join("id-1.x");
     let known: Record = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
-    assert_eq!(known, Record { pod: POD.into(), container: "c".into(), checkpoint: "127.0.0.1:5785/drover/00:c".into(), pages: Pages::Complete });
+    assert!(known.resumed.is_some_and(|millis| millis > 1_600_000_000_000), "{known:?}");
+    let checkpoint = "127.0.0.1:5785/drover/00:c".into();
+    assert_eq!(known, Record { pod: POD.into(), container: "c".into(), checkpoint, pages: Pages::Complete, resumed: known.resumed });
+    assert_eq!(fs::read_dir(&node.places.records).unwrap().count(), 1, "nothing is left beside it");
     assert_eq!(node.places.records.metadata().unwrap().mode() & 0o777, 0o700);
     assert_eq!(node.call(&["start", "id-1.x"]), Outcome::Done);
     assert_eq!(node.call(&["start", "id-2"]), Outcome::Pass);

@@ -277,6 +277,11 @@ impl Runtime for Containerd {
         }
     }
 
+    async fn resumed_at(&self, id: &str) -> PortResult<Option<jiff::Timestamp>> {
+        let millis = self.recorded(id)?.and_then(|record| record.resumed).and_then(|millis| i64::try_from(millis).ok());
+        Ok(millis.and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok()))
+    }
+
     async fn cpu_nanos(&self, id: &str) -> PortResult<u64> {
         let doing = format!("read the CPU time of task {id}");
         let filter = MetricsRequest { filters: vec![format!("id=={id}")] };
@@ -359,7 +364,7 @@ mod tests {
     fn a_task_runs_when_all_of_its_memory_is_there() {
         let task =
             |state, from: Option<&str>| Task { container: "c".into(), id: "1".into(), state, restored_from: from.map(str::to_owned), spoilt: None };
-        let record = |pages| Some(Record { pod: "u".into(), container: "c".into(), checkpoint: "image".into(), pages });
+        let record = |pages| Some(Record { pod: "u".into(), container: "c".into(), checkpoint: "image".into(), pages, resumed: None });
         assert_eq!(as_recorded(task(TaskState::Running, None), None), task(TaskState::Running, None));
         for (state, pages, wanted) in [
             (TaskState::Running, Pages::Complete, TaskState::Running),

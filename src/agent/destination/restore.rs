@@ -1,8 +1,10 @@
 //! Whether the runtime has restored the containers, and whether they still run.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+
 use super::{DestinationAgent, Look};
 use crate::{
-    api::attestation::{At, Remark, Restored},
+    api::attestation::{At, ContainerId, Remark, Restored},
     domain::{
         keys,
         tasks::{Finding, all_run, judge, none_awaits_its_restore, trouble, unconfirmed},
@@ -29,7 +31,7 @@ impl DestinationAgent {
             self.attest_failure(look, message).await?;
             return Ok(false);
         }
-        let at = self.now();
+        let at = self.resumed_at(&containers).await?;
         self.take_out_of_reach(look).await?;
         // Between restore and re-pointing a crash still rewinds (MEASURED.md 4): only the very containers of the first look count.
         let again = self.parts.runtime.tasks(look.pod_uid()).await?;
@@ -46,6 +48,18 @@ impl DestinationAgent {
         })
         .await?;
         Ok(true)
+    }
+
+    /// When the last of them ran again: with memory that comes while they run that is long before they count as restored.
+    async fn resumed_at(&self, containers: &[ContainerId]) -> PortResult<MicroTime> {
+        let mut last = None;
+        for container in containers {
+            match self.parts.runtime.resumed_at(&container.container_id).await? {
+                Some(at) => last = last.max(Some(at)),
+                None => return Ok(self.now()),
+            }
+        }
+        Ok(last.map_or_else(|| self.now(), MicroTime))
     }
 
     /// R15: it runs without the memory. What came of it is for the manager to decide; the restore is not tried again.

@@ -31,6 +31,8 @@ const CLEAN_PATIENCE: Duration = Duration::from_secs(45);
 const FORCE_AFTER: Duration = Duration::from_secs(20);
 /// How long the end of a committed or rolled back migration may take before a person is told which node it waits for.
 pub(super) const END_PATIENCE: Duration = Duration::from_mins(2);
+/// Bytes that a copy fetches in a second when the nodes and their network are busy.
+const FETCHED_A_SECOND: u64 = 16 << 20;
 /// Begins what follows the reason of a rollback while it waits.
 pub(super) const WAITING: &str = "; waiting for the agent of node";
 /// Why a migration is held whose replacement has ended.
@@ -93,8 +95,16 @@ impl Course<'_> {
             let node = status.destination.as_ref().map_or("", |d| d.node_name.as_str());
             return Some(format!("the destination node {node} is not Ready"));
         }
-        (status.time_in(Phase::Restoring, self.now) > HOLD_AFTER)
-            .then(|| format!("the destination has not said within {} s whether the containers were restored", HOLD_AFTER.as_secs()))
+        let patience = self.patience();
+        (status.time_in(Phase::Restoring, self.now) > patience)
+            .then(|| format!("the destination has not said within {} s whether the containers were restored", patience.as_secs()))
+    }
+
+    /// How long a restore may take. Memory that is fetched from the source while the copy runs counts as well.
+    fn patience(&self) -> Duration {
+        let fetched =
+            self.observed.source_status().inspected.as_ref().and_then(|inspected| inspected.bytes).filter(|_| self.migration.spec.post_copy);
+        HOLD_AFTER + Duration::from_secs(fetched.unwrap_or(0) / FETCHED_A_SECOND)
     }
 
     /// Doubt is resolved by revocation, not by looking (R3): first the destination's agent is asked to close the claims. Where it cannot say that

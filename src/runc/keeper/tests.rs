@@ -61,7 +61,7 @@ impl Node {
         script(&at("bin/runc"), RUNC);
         let (path, records) = (format!("{}:/bin:/usr/bin", at("bin").display()).into(), at("records"));
         let node = Self { places: Places { records, path, criu_cache: at("bin/cache"), ..Places::of_node() }, folder };
-        let record = Record { pod: "u".into(), container: "c".into(), checkpoint: "i".into(), pages: Pages::Outstanding };
+        let record = Record { pod: "u".into(), container: "c".into(), checkpoint: "i".into(), pages: Pages::Outstanding, resumed: None };
         record::write(&node.record(), &record).unwrap();
         node
     }
