@@ -1,6 +1,6 @@
 //! A server of pages whose runc is a script that says what it is told to, in CRIU's place, to whoever asks.
 
-use std::{os::unix::fs::PermissionsExt as _, thread::JoinHandle, time::Duration};
+use std::{os::unix::fs::PermissionsExt as _, thread::JoinHandle};
 
 use super::*;
 use crate::runc::{
