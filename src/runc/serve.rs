@@ -32,6 +32,7 @@ use std::{
         mpsc::{Receiver, RecvTimeoutError, channel},
     },
     thread,
+    time::Duration,
 };
 
 use rustix::{
@@ -58,6 +59,9 @@ const RUNC_ROOT: &str = "/run/runc";
 const LOG: &str = "dump.log";
 /// CRIU's options beside those that runc gives it.
 const CONFIG: &str = "criu.conf";
+/// How long a checkpoint that has failed waits for what is left of it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// What a call ends with where it fails.
 type Problem = (u8, String);
 
@@ -88,8 +92,8 @@ pub(super) fn checkpoint(places: &Places, call: &Call<'_>, arguments: &[OsString
     match start(places, arguments, folder) {
         Ok(()) => Outcome::Done,
         Err((code, problem)) => {
-            // The server has removed it where it could begin.
-            let _ = pages::remove(folder);
+            // The server has removed it, unless it was killed; then its CRIU ends by itself.
+            let _ = pages::end(&places.pages, &call.id.unwrap_or_default().to_string_lossy(), PATIENCE);
             report::failure(Some(call), &problem);
             Outcome::Failed(code)
         }

@@ -1,6 +1,6 @@
 //! A server of pages whose runc is a script that says what it is told to, in CRIU's place, to whoever asks.
 
-use std::{os::unix::fs::PermissionsExt as _, thread::JoinHandle, time::Duration};
+use std::{os::unix::fs::PermissionsExt as _, thread::JoinHandle};
 
 use super::*;
 use crate::runc::{
@@ -112,13 +112,13 @@ fn whoever_asks_first_gets_every_page() {
     let server = node.begin().unwrap();
     assert!(node.is_frozen(), "before anybody hears of it");
     assert_eq!(fs::metadata(node.at("pages/id-1/pages.sock")).unwrap().permissions().mode() & 0o777, 0o600);
-    let asked = fs::read_to_string(node.at("bin/asked")).unwrap();
+    let call = fs::read_to_string(node.at("bin/asked")).unwrap();
     let wanted = format!(
         "--root\n{}\ncheckpoint\n--work-path\n{}\n--leave-running\n--lazy-pages\n--status-fd\n",
         node.at("root").display(),
         node.at("work").display()
     );
-    assert!(asked.starts_with(&wanted) && asked.ends_with("\nid-1\n"), "{asked}");
+    assert!(call.starts_with(&wanted) && call.ends_with("\nid-1\n"), "{call}");
     drop(node.connect());
     let mut asker = node.connect();
     assert_eq!(node.state(), Some(Serving::Serving));

@@ -101,8 +101,8 @@ fn a_checkpoint_is_runcs_until_its_pages_are_asked_for() {
     let node = Node::new();
     let words = ["checkpoint", "--image-path", "/i", "--leave-running", "id"];
     assert_eq!(node.call(&words), Outcome::Pass);
-    let server = "#!/bin/sh\nprintf '%s\\n' \"$@\" >\"$(dirname \"$0\")/served\"\ncat \"$(dirname \"$0\")/says\"\nexit 7\n";
-    program(&node.places.program, server);
+    let script = "#!/bin/sh\nprintf '%s\\n' \"$@\" >\"$(dirname \"$0\")/served\"\ncat \"$(dirname \"$0\")/says\"\nexit 7\n";
+    program(&node.places.program, script);
     pages::request(&node.places.pages, "id").unwrap();
     fs::write(node.folder.path().join("says"), "ready\n").unwrap();
     assert_eq!(node.call(&words), Outcome::Done);
