@@ -159,8 +159,8 @@ fn an_agent_that_is_killed_before_the_release_changes_nothing() {
         killed.join().unwrap();
         // What it came to depends on how far the vote was; the memory is whole in either case.
         match status(&moving.migration).outcome {
-            Some(Outcome::Migrated) => drop(moving.until_copy_counts().await.more(50).await),
-            Some(Outcome::RolledBack) => drop(moving.source_goes_on().await),
+            Some(Outcome::Migrated) => moving.until_copy_counts().await.more(50).await,
+            Some(Outcome::RolledBack) => moving.source_goes_on().await,
             other => panic!("{other:?}: {}", status(&moving.migration).message),
         }
     });

@@ -30,7 +30,9 @@ impl Args {
             let pods: Api<Pod> = Api::all(client);
             let pods = pods.list(&all).await.context("failed to list the pods")?.items;
             let found = needed(&pods, &migrations);
-            found.iter().for_each(|sentence| println!("{sentence}"));
+            for sentence in &found {
+                println!("{sentence}");
+            }
             if found.is_empty() {
                 println!("nothing needs Drover");
                 return Ok(ExitCode::SUCCESS);

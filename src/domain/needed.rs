@@ -50,9 +50,9 @@ mod tests {
     use super::*;
     use crate::api::{MigrationSpec, MigrationStatus, Phase};
 
-    fn pod(spec: Value, phase: &str) -> Pod {
+    fn pod(spec: &Value, phase: &str) -> Pod {
         let mut whole = json!({"containers": [{"name": "c", "image": "redis"}]});
-        json_patch::merge(&mut whole, &spec);
+        json_patch::merge(&mut whole, spec);
         serde_json::from_value(json!({"metadata": {"namespace": "shop", "name": "web"}, "spec": whole, "status": {"phase": phase}})).unwrap()
     }
 
@@ -70,7 +70,7 @@ mod tests {
             (class.clone(), "Running", "could not be ended without drover-runc"),
             (class, "Failed", ""),
         ] {
-            let found = needed(&[pod(spec.clone(), phase)], &[]);
+            let found = needed(&[pod(&spec, phase)], &[]);
             assert_eq!(found.len(), usize::from(!word.is_empty()), "{spec} {phase}: {found:?}");
             assert!(found.iter().all(|sentence| sentence.starts_with("Pod shop/web ") && sentence.contains(word)), "{found:?}");
         }
