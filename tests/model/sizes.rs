@@ -119,7 +119,7 @@ fn small() -> Vec<Drover> {
         post_copy(size(1, 1, 0, P::Restoring, D::PreferSource)),
         until(P::Restoring, post_copy(size(1, 1, 0, P::Checkpointing, D::HoldFrozen))),
         post_copy(size(2, 0, 0, P::Restoring, D::HoldFrozen)),
-        lazily(size(1, 0, 0, P::AwaitingReadiness, D::PreferDestination)),
+        lazily(size(1, 1, 0, P::Restoring, D::PreferDestination)),
         lazily(same_name(size(1, 0, 0, P::SourceDeleting, D::HoldFrozen))),
         size(1, 1, 0, P::Restoring, D::HoldFrozen),
         until(P::Restoring, size(1, 1, 0, P::Checkpointing, D::HoldFrozen)),
