@@ -8,7 +8,10 @@ use kube::{
 };
 use serde_json::{Map, Value, json};
 
-use drover::api::{Attestation, Migration, MigrationSpec};
+use drover::api::{
+    Attestation, Migration, MigrationSpec,
+    migration::{InDoubt, Lane},
+};
 
 use crate::support::{
     agents::{self, Part, ready, signal_all},
@@ -315,6 +318,14 @@ fn a_migration_is_what_it_was_made_as() {
         let none = MigrationSpec { pod_name: None, ..to("nobody", "n2") };
         assert_refused("no subject", make(&migrations, "none", none).await, "exactly one of spec.podName");
         assert_refused("a long name", make(&migrations, &"x".repeat(53), to("nobody", "n2")).await, "no more than 52 characters");
+        let by_runtime = || MigrationSpec { lane: Lane::Runtime, post_copy: true, ..to("nobody", "n2") };
+        for (name, spec) in [
+            ("auto", MigrationSpec { lane: Lane::Auto, ..by_runtime() }),
+            ("same-name", MigrationSpec { keep_name: true, ..by_runtime() }),
+            ("cold", MigrationSpec { in_doubt: InDoubt::PreferDestination, ..by_runtime() }),
+        ] {
+            assert_refused(name, make(&migrations, name, spec).await, "spec.postCopy needs spec.lane: runtime");
+        }
         migrations.delete("immutable", &DeleteParams::default()).await.unwrap();
         drop(asleep);
         ready();

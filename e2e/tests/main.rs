@@ -62,4 +62,5 @@ mod runtime_lane;
 mod same_name;
 mod samples;
 mod services;
+mod uninstall;
 mod volumes;

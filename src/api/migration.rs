@@ -41,7 +41,7 @@ pub use status::*;
 #[x_kube(
     validation = Rule::new("[has(self.podName), has(self.deployment), has(self.selector)].filter(x, x).size() == 1").message("exactly one of spec.podName, spec.deployment and spec.selector must be set"),
     validation = Rule::new("self == oldSelf").message("spec is immutable: delete this Migration and make another one"),
-    validation = Rule::new("!self.postCopy || (self.lane == 'runtime' && !self.keepName)").message("spec.postCopy needs spec.lane: runtime, and no spec.keepName: for the time until the last page has come nothing but the frozen source has all of the memory (R19)")
+    validation = Rule::new("!self.postCopy || (self.lane == 'runtime' && !self.keepName && self.inDoubt != 'PreferDestination')").message("spec.postCopy needs spec.lane: runtime, and neither spec.keepName nor spec.inDoubt: PreferDestination: until the last page has come nothing but the frozen source has all of the memory (R19)")
 )]
 pub struct MigrationSpec {
     /// Name of the pod to move, in the Migration's own namespace.
@@ -92,7 +92,7 @@ pub struct MigrationSpec {
 
     /// Resume the copy before the memory has come, and fetch that from the frozen source: the shortest freeze. The price: where source, network or one of
     /// both agents is lost before the last page, the copy is ended, and what it has done since the release is lost. Only with `lane: runtime`, for a pod that runs
-    /// under the RuntimeClass `drover` already, and not with `keepName`.
+    /// under the RuntimeClass `drover` already, and neither with `keepName` nor with `inDoubt: PreferDestination`.
     #[serde(default)]
     pub post_copy: bool,
 

@@ -94,20 +94,23 @@ impl Args {
             bail!("Migration {} is committed, and a verdict is written once; see docs/operations.md, Held, NotConfirmed", self.migration);
         }
         let preference = Preference { side, by: Decider::Person, destination_is_down: self.destination_is_down };
-        Ok((preference.as_annotation(), consequence(preference)))
+        Ok((preference.as_annotation(), consequence(preference, migration.spec.post_copy)))
     }
 }
 
 const GIVEN_UP: &str = "given up: the pod is deleted, and if it was restored after all, what it has done since is lost; the checkpoint is kept on the source node, \
                         and whoever owns the pod may start another from its image";
 
-fn consequence(preference: Preference) -> &'static str {
+fn consequence(preference: Preference, is_post_copy: bool) -> &'static str {
     match (preference.side, preference.destination_is_down) {
         (Side::Source, false) => {
             "decided for the source: the replacement is deleted, and the source goes on once the destination's agent attests that nothing of the replacement runs"
         }
         (Side::Source, true) => {
             "decided for the source on your word that the destination node is down: the replacement's object is deleted, then the source goes on"
+        }
+        (Side::Destination, _) if is_post_copy => {
+            "decided for the replacement: it goes on from its image where its memory has not come; the frozen source, which alone has it, is ended, and no checkpoint is kept"
         }
         (Side::Destination, _) => {
             "decided for the replacement: it goes on from its image where its memory is lost; the checkpoint is kept on the source node"

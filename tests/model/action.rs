@@ -37,6 +37,8 @@ pub enum Action {
     CriuComplains(usize),
     CriuResumes(usize),
     CriuRefuses(usize),
+    MemoryComes(usize),
+    FillingStarves(usize),
     NodeStatus,
     PodsAreCollected(Node),
     DeadlinePasses,
@@ -60,6 +62,7 @@ pub enum Action {
     ProbeKills,
     RestoreIsKilled(usize),
     RestoreIsGivenUp { c: usize, removed: bool },
+    FillingFails(usize),
     ProgramEnds(usize),
     PreparationFails,
     BlobsVanish,
@@ -91,6 +94,7 @@ impl Action {
                 | A::ProbeKills
                 | A::RestoreIsKilled(_)
                 | A::RestoreIsGivenUp { .. }
+                | A::FillingFails(_)
                 | A::ProgramEnds(_)
                 | A::PreparationFails
                 | A::BlobsVanish
@@ -112,7 +116,7 @@ impl Action {
         use Action as A;
         match self {
             A::AgentDies(node) | A::PowerFails(node) | A::IsLost(node) | A::Cut(node) | A::KubeletRestarts(node) => node == Node::Destination,
-            A::RestoreIsKilled(c) | A::RestoreIsGivenUp { c, .. } | A::ProgramEnds(c) => c < MOST,
+            A::RestoreIsKilled(c) | A::RestoreIsGivenUp { c, .. } | A::FillingFails(c) | A::ProgramEnds(c) => c < MOST,
             A::IsReinstalled | A::BlobsVanish => true,
             _ => false,
         }
@@ -201,6 +205,8 @@ impl Action {
             A::CriuComplains(c) => write!(f, "CRIU logs an error about container {} that ends nothing", copy(c)),
             A::CriuResumes(c) => write!(f, "CRIU resumes container {}: the copy executes", copy(c)),
             A::CriuRefuses(c) => write!(f, "CRIU refuses container {} before the point of resumption", copy(c)),
+            A::MemoryComes(c) => write!(f, "the last page of container {} comes", copy(c)),
+            A::FillingStarves(c) => write!(f, "what container {} still waits for is lost: its keeper ends it", copy(c)),
             A::PodsAreCollected(node) => write!(f, "the {node} is gone from the cluster, and the collector removes its pod"),
             A::Boots(node) => write!(f, "the {node} boots"),
             A::Heals(node) => write!(f, "the {node} reaches the API server again"),
@@ -214,6 +220,7 @@ impl Action {
                 let container = if removed { "forgets its container" } else { "tells that the start has failed" };
                 write!(f, "FAULT: the runtime is restarted in the restore of container {} and {container}; CRIU goes on", copy(c))
             }
+            A::FillingFails(c) => write!(f, "FAULT: the pages of container {} stop coming, and its keeper ends it", copy(c)),
             A::ProgramEnds(c) => write!(f, "FAULT: container {} ends by itself", copy(c)),
             A::OwnerIsScaled(wanted) => write!(f, "FAULT: a user scales the pod's controller to {wanted}"),
             other => write!(f, "{other:?}"),

@@ -6,7 +6,7 @@ mod first;
 use drover::{
     api::{
         AttestationStatus, MigrationStatus, Verdict,
-        attestation::{At, Remark, Restored},
+        attestation::{At, ContainerId, Remark, Restored},
     },
     markers::Claim,
 };
@@ -132,18 +132,24 @@ impl Drover {
         match self.judge(world, mig) {
             Found::Restored(_) if stage == last => self.goes_on(world),
             // Between the look and the word anything may happen.
-            Found::Restored(containers) => self.attests(world, &format!("restored {containers:?}"), |said| {
-                said.restored = Some(Restored { at: objects::now(), containers: containers.clone() });
-                said.failure = None;
-            }),
+            Found::Restored(containers) => self.attests_restored(world, containers.clone()),
             _ if stage == last => world.destination.doing = None,
-            _ => self.attests(world, "restored", |said| {
-                let containers = objects::source_ids(false, self.n)
-                    .into_iter()
-                    .map(|c| drover::api::attestation::ContainerId { container_id: format!("{}-new", c.name), ..c });
-                said.restored = Some(Restored { at: objects::now(), containers: containers.collect() });
-                said.failure = None;
-            }),
+            _ => {
+                let containers = objects::source_ids(false, self.n).into_iter();
+                let containers = containers.map(|c| ContainerId { container_id: format!("{}-new", c.name), ..c });
+                self.attests_restored(world, containers.collect());
+            }
+        }
+    }
+
+    fn attests_restored(&self, world: &mut World, containers: Vec<ContainerId>) {
+        let before = world.destination_says;
+        self.attests(world, &format!("restored {containers:?}"), |said| {
+            said.restored = Some(Restored { at: objects::now(), containers });
+            said.failure = None;
+        });
+        if world.destination_says != before {
+            self.says_restored(world);
         }
     }
 

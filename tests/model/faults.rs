@@ -12,7 +12,7 @@ use crate::{
     intern::WORDS,
     kubelets::{end, gone},
     model::Drover,
-    properties::{has_the_memory, is_held, is_held_for, survives},
+    properties::{is_held, is_held_for},
     rules::Rule,
     state::{
         Age, Container, Decision, DestinationStep, Doing, Eff, Fence, Img, Journal, Log, MOST, Mig, Object, Resolve, SourceStep, SourceTask, View,
@@ -59,40 +59,29 @@ fn copies_lose_power(world: &mut World) {
     world.past.excused |= ran && gone(world);
 }
 
-/// The same of a node whose disk is lost.
-fn copies_are_lost(world: &mut World) {
-    let destination = &mut world.destination;
-    (destination.lost, destination.cut, destination.blobs) = (true, false, false);
-    destination.containers = [Container::EMPTY; MOST];
-    world.past.excused |= gone(world) && !survives(world);
-}
-
-/// Where it was on both nodes and both have lost it, no protocol can mend that: there is no third one to keep it on. A copy that executes is no survivor
-/// where a person has decided for the source, whose loss looks like a node that does not answer, or has deleted its pod. What is kept for a person after a
-/// decision against the memory lies on one disk, until that person fetches it.
-fn loses_the_memory(world: &mut World, node: Node) {
-    world.past.disks_lost[usize::from(node == Node::Destination)] = true;
-    let deleted = world.replacement.is_none_or(|pod| pod.deleting) && !world.past.deleted_in_doubt;
-    let was_kept = world.source_says.is_some_and(|id| WORDS.get(id).kept.is_some());
-    let is_cold = |status: &MigrationStatus| status.given_up.is_some() || (status.verdict == Some(Verdict::Commit) && status.resolved.is_some());
-    world.past.excused |= node == Node::Source && was_kept && world.status().is_some_and(is_cold);
-    world.past.excused |= world.past.disks_lost == [true; 2] && (deleted || is_decided_for_source(world) || !survives(world));
-}
-
 fn is_decided_for_source(world: &World) -> bool {
     let asked = world.migration.and_then(|mig| mig.resolve).is_some_and(|resolve| !matches!(resolve, Resolve::Destination | Resolve::GiveUp));
     asked || world.status().and_then(|status| status.resolved.as_ref()).is_some_and(|resolved| resolved.prefer == Side::Source)
+}
+
+/// A person has deleted the copy, or has decided against it.
+fn is_ended_by_hand(world: &World) -> bool {
+    let deleted = world.replacement.is_none_or(|pod| pod.deleting) && !world.past.deleted_in_doubt;
+    deleted || is_decided_for_source(world)
 }
 
 impl Drover {
     pub fn power_fails(&self, world: &mut World, node: Node) -> Option<()> {
         match node {
             Node::Source => {
+                let goes_on = self.is_filled(world) && !is_ended_by_hand(world);
                 let source = &mut world.source;
                 source.up.then_some(())?;
                 // A running pod dies with its node, also one that a person has paused since, and a frozen one of which there is no complete checkpoint yet.
                 let kept = source.archive && source.journal.is_some_and(|journal| journal.dumped);
-                let ordinary = source.task == SourceTask::Running || world.past.ran_on || !(kept || world.destination.blobs);
+                // Who has asked for post-copy has agreed that this is so until the last page.
+                let held = if self.leaves_memory() { goes_on } else { kept || world.destination.blobs };
+                let ordinary = source.task == SourceTask::Running || world.past.ran_on || !held;
                 (source.up, source.doing, source.view, source.made) = (false, None, View::Unsynced, false);
                 if source.task != SourceTask::Dead {
                     source.task = SourceTask::Dead;
@@ -109,6 +98,25 @@ impl Drover {
             }
         }
         Some(())
+    }
+
+    /// What a node whose disk is lost keeps of the copy on it: nothing.
+    fn copies_are_lost(&self, world: &mut World) {
+        let destination = &mut world.destination;
+        (destination.lost, destination.cut, destination.blobs) = (true, false, false);
+        destination.containers = [Container::EMPTY; MOST];
+        world.past.excused |= gone(world) && !self.survives(world);
+    }
+
+    /// Where it was on both nodes and both have lost it, no protocol can mend that: there is no third one to keep it on. A copy that executes is no survivor
+    /// where a person has decided for the source, whose loss looks like a node that does not answer, or has deleted its pod. What is kept for a person after a
+    /// decision against the memory lies on one disk, until that person fetches it.
+    fn loses_the_memory(&self, world: &mut World, node: Node) {
+        world.past.disks_lost[usize::from(node == Node::Destination)] = true;
+        let was_kept = world.source_says.is_some_and(|id| WORDS.get(id).kept.is_some());
+        let is_cold = |status: &MigrationStatus| status.given_up.is_some() || (status.verdict == Some(Verdict::Commit) && status.resolved.is_some());
+        world.past.excused |= node == Node::Source && was_kept && world.status().is_some_and(is_cold);
+        world.past.excused |= world.past.disks_lost == [true; 2] && (is_ended_by_hand(world) || !self.survives(world));
     }
 
     /// It has one process for both of its sides.
@@ -131,7 +139,7 @@ impl Drover {
             Node::Source => world.source.up,
             Node::Destination => world.destination.up,
         };
-        let held = has_the_memory(world, node);
+        let held = self.has_the_memory(world, node);
         if up {
             self.power_fails(world, node)?;
         }
@@ -143,16 +151,16 @@ impl Drover {
                 (source.lost, source.cut, source.archive, source.journal, source.fence) = (true, false, false, None, Fence::None);
                 // Since its word that it was thawed the destination's is being collected, and what the source has, running or kept, is all there is.
                 let thawed = world.source_says.is_some_and(|id| WORDS.get(id).thawed.is_some());
-                world.past.excused |= thawed || unvoted && !survives(world);
+                world.past.excused |= thawed || unvoted && !self.survives(world);
                 world.fall_back(|world| {
-                    copies_are_lost(world);
+                    self.copies_are_lost(world);
                     Some(())
                 });
             }
-            Node::Destination => copies_are_lost(world),
+            Node::Destination => self.copies_are_lost(world),
         }
         if held {
-            loses_the_memory(world, node);
+            self.loses_the_memory(world, node);
         }
         Some(())
     }
@@ -183,18 +191,24 @@ impl Drover {
 
     /// A probe that the frozen program does not answer: with the patience that preflight demands (R9) that cannot come before the vote.
     pub fn probe_kills(&self, world: &mut World) -> Option<()> {
+        let goes_on = self.is_filled(world) && !is_ended_by_hand(world);
         let source = &mut world.source;
         let voted = source.journal.is_some_and(|journal| journal.vote);
         let frozen = source.up && source.view == View::Listed && source.task == SourceTask::Paused && source.fence == Fence::Ours;
-        (frozen && (voted || self.impatient)).then(|| source.task = SourceTask::Dead)
+        (frozen && (voted || self.impatient)).then(|| source.task = SourceTask::Dead)?;
+        // No probe does that to a pod whose memory stays behind (R9); that anybody else does is what its user has agreed to.
+        world.past.excused |= self.leaves_memory() && !goes_on;
+        Some(())
     }
 
     /// The registry's blobs are lost: a full disk, a person.
     pub fn blobs_vanish(&self, world: &mut World) -> Option<()> {
         let blobs = &mut world.destination.blobs;
         (world.destination.up && *blobs).then(|| *blobs = false)?;
-        world.past.excused |= gone(world) && !survives(world);
-        loses_the_memory(world, Node::Destination);
+        world.past.excused |= gone(world) && !self.survives(world);
+        if !self.leaves_memory() {
+            self.loses_the_memory(world, Node::Destination);
+        }
         Some(())
     }
 
@@ -277,7 +291,9 @@ impl Drover {
             (!world.destination.up).then(|| world.destination.lost = true)?;
         }
         world.write_migration(Some(Mig { resolve: Some(resolve), ..mig }));
-        world.past.excused |= world.past.disks_lost == [true; 2] && is_decided_for_source(world);
+        // Of a source that lives no more and has left its memory nobody else has it than the copy that is to end.
+        let alone = world.past.disks_lost == [true; 2] || self.leaves_memory() && world.source.task == SourceTask::Dead;
+        world.past.excused |= alone && is_decided_for_source(world);
         Some(())
     }
 

@@ -113,7 +113,7 @@ impl Drover {
         for container in &mut destination.containers {
             end(&mut container.task);
         }
-        let ran = before.iter().any(|c| c.task == Task::Running { restored: true });
+        let ran = before.iter().any(|c| matches!(c.task, Task::Filling | Task::Running { restored: true }));
         if ran && world.past.deleted_in_doubt && !world.first.turned {
             world.past.wrongs.add(Wrongs::COPY_ENDED);
         }
@@ -127,7 +127,7 @@ impl Drover {
 
     pub fn destination_kubelet_removes(&self, world: &mut World) -> Option<()> {
         let destination = &mut world.destination;
-        let idle = |task: Task| !matches!(task, Task::Running { .. } | Task::Restoring | Task::Pulling);
+        let idle = |task: Task| !(task.executes() || matches!(task, Task::Restoring | Task::Pulling));
         let over = destination.up && !destination.cut && destination.view == View::Terminating && destination.containers.iter().all(|c| idle(c.task));
         (over && world.replacement.is_some_and(|pod| pod.uid == 1 && pod.deleting)).then_some(())?;
         world.replacement = None;
@@ -146,12 +146,12 @@ impl Drover {
         let container = &mut destination.containers[c];
         match container.task {
             Task::Pulling => {}
-            Task::None | Task::Dead if released => {}
+            Task::None | Task::Dead | Task::Spoilt if released => {}
             // It is tried again and again; that shows only once the gate says something else.
             Task::Refused if released && matches!(rule, gate::Rule::Pass | gate::Rule::Take) => {}
             _ => return None,
         }
-        container.earlier |= matches!(container.task, Task::Dead | Task::Refused);
+        container.earlier |= container.task.is_over();
         if !gated && container.task != Task::Pulling {
             container.task = Task::Pulling;
             return Some(());
@@ -209,7 +209,7 @@ impl Drover {
         (world.destination.up && container.is_restoring()).then_some(())?;
         match &mut container.orphan {
             Some(orphan) => orphan.runs = true,
-            None => container.task = Task::Running { restored: true },
+            None => container.task = self.as_resumed(),
         }
         if container.log != Log::None {
             container.log = Log::Resumed { error: container.log == Log::Error };
@@ -267,7 +267,7 @@ impl Drover {
         }
         // What a program loses when it ends by itself is its own affair, once it is the only copy, also where faults have made it that.
         let committed = world.status().is_none_or(|status| status.verdict == Some(Verdict::Commit));
-        let alone = world.past.disks_lost == [true; 2];
+        let alone = world.past.disks_lost == [true; 2] || self.leaves_memory();
         world.past.excused |= (committed || world.first.turned || alone) && gone(world);
         Some(())
     }
@@ -275,7 +275,7 @@ impl Drover {
 
 pub fn end(task: &mut Task) {
     *task = match *task {
-        Task::Running { .. } => Task::Dead,
+        Task::Filling | Task::Running { .. } => Task::Dead,
         Task::Restoring => Task::Refused,
         Task::Pulling => Task::None,
         task => task,

@@ -17,6 +17,7 @@ mod decide;
 mod destination;
 mod explore;
 mod faults;
+mod filling;
 mod intern;
 mod kubelets;
 mod manager;

@@ -101,6 +101,7 @@ impl Drover {
         if new.verdict == Some(Verdict::Commit) && old.verdict.is_none() && new.resolved.is_none() && (!self.all_restored(world) || cold) {
             world.past.wrongs.add(Wrongs::FALSE_COMMIT);
         }
+        world.past.excused |= self.is_let_go(new);
         world.write_migration(Some(Mig { status, ..stored }));
     }
 

@@ -8,6 +8,7 @@ use crate::{
     action::Action,
     decide::Clock,
     faults::Node,
+    filling::Memory,
     intern::STATUSES,
     owners::{Owned, Owner},
     properties,
@@ -40,6 +41,7 @@ pub struct Drover {
     pub gates: [bool; 2],
     /// What controls the pod.
     pub owner: Option<Owner>,
+    pub memory: Memory,
     pub off: Off,
 }
 
@@ -70,7 +72,16 @@ impl fmt::Display for Drover {
             Some(Owner::ReplicaSet) => "of a ReplicaSet, ",
             Some(Owner::Job) => "of a Job, ",
         };
-        write!(f, "{order}{gates}{owner}containers {n}, faults {faults}, sleeping managers {naps}, inDoubt {:?}, from {}", self.in_doubt, self.from)?;
+        let memory = match self.memory {
+            Memory::AtOnce => "",
+            Memory::Lazily => "lazily, ",
+            Memory::FromTheSource => "post-copy, ",
+        };
+        write!(
+            f,
+            "{order}{gates}{owner}{memory}containers {n}, faults {faults}, sleeping managers {naps}, inDoubt {:?}, from {}",
+            self.in_doubt, self.from
+        )?;
         if self.falls_back {
             f.write_str(" onto the source node")?;
         }
@@ -147,6 +158,12 @@ impl Drover {
         }
     }
 
+    /// Containers of the replacement, and those of the fallback.
+    fn copies(&self) -> impl Iterator<Item = usize> {
+        let fallback = self.goes_first().then_some(MOST..MOST + self.n);
+        (0..self.n).chain(fallback.into_iter().flatten())
+    }
+
     /// What may happen without anything going wrong, and without haste.
     fn ordinary(&self) -> impl Iterator<Item = Action> {
         use Action as A;
@@ -170,9 +187,11 @@ impl Drover {
         ];
         let fallback = self.goes_first().then(|| fallback.into_iter().chain((MOST..MOST + self.n).flat_map(copy)));
         let owner = self.owner.map(|_| [A::OwnerLooks, A::OwnerActs, A::SourceReadiness, A::CopyReadiness]);
+        let fills = |c| [A::MemoryComes(c), A::FillingStarves(c)];
+        let filling = self.copies().filter(|_| self.memory != Memory::AtOnce).flat_map(fills);
         let nodes = [Node::Source, Node::Destination].into_iter().flat_map(node);
         let nodes = nodes.chain((0..self.n).flat_map(container)).chain(fallback.into_iter().flatten()).chain(owner.into_iter().flatten());
-        managers.into_iter().chain(source).chain(destination).chain(nodes).chain(time)
+        managers.into_iter().chain(source).chain(destination).chain(nodes).chain(filling).chain(time)
     }
 
     fn faults(&self) -> impl Iterator<Item = Action> {
@@ -188,10 +207,12 @@ impl Drover {
         let owner = self.owner.map(|_| [A::CopyIsUnready, A::OwnerIsScaled(0), A::OwnerIsScaled(1), A::OwnerIsScaled(2)]);
         let fallback = [A::DeletesFallback { force: false }, A::DeletesFallback { force: true }].into_iter();
         let fallback = self.goes_first().then(|| fallback.chain((MOST..MOST + self.n).map(A::ProgramEnds)));
+        let filling = self.copies().filter(|_| self.memory != Memory::AtOnce).map(A::FillingFails);
         let all = nodes
             .chain((0..self.n).flat_map(container))
             .chain(users)
             .chain(rest)
+            .chain(filling)
             .chain(fallback.into_iter().flatten())
             .chain(owner.into_iter().flatten());
         all.filter(|action| !(self.falls_back && action.is_at_the_destination()))
@@ -209,7 +230,7 @@ impl Drover {
             w.faults = w.faults.checked_sub(1)?;
         }
         self.happens(w, action)?;
-        world.settle();
+        world.settle(self.memories(&world));
         if self.is_void(&world) {
             world.sleeper = None;
         }
@@ -248,6 +269,8 @@ impl Drover {
             A::CriuComplains(c) => self.criu_complains(w, c),
             A::CriuResumes(c) => of(w, c, |w, c| self.criu_resumes(w, c)),
             A::CriuRefuses(c) => of(w, c, |w, c| self.criu_refuses(w, c)),
+            A::MemoryComes(c) => of(w, c, |w, c| self.memory_comes(w, c)),
+            A::FillingStarves(c) => of(w, c, |w, c| self.filling_starves(w, c)),
             A::NodeStatus => self.node_status_follows(w),
             A::DeadlinePasses => self.time_passes(w, None),
             A::TimePasses(clock) => self.time_passes(w, Some(clock)),
@@ -280,6 +303,7 @@ impl Drover {
             A::KubeletRestarts(node) => self.kubelet_restarts(w, node),
             A::RestoreIsKilled(c) => self.restore_is_killed(w, c),
             A::RestoreIsGivenUp { c, removed } => of(w, c, |w, c| self.restore_is_given_up(w, c, removed)),
+            A::FillingFails(c) => of(w, c, |w, c| self.filling_fails(w, c)),
             A::ProgramEnds(c) => of(w, c, |w, c| self.program_ends(w, c)),
             A::PreparationFails => self.destination_fails(w).or_else(|| w.fall_back(|w| self.destination_fails(w))),
             A::WebhookIsMissed => self.claim_misses_the_webhook(w),

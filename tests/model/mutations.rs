@@ -8,6 +8,7 @@ use crate::{
     action::Action,
     explore::{Bounds, Stop, explore},
     faults::Node,
+    filling::Memory,
     model::{Drover, Order},
     owners::Owner,
     rules::{Off, Rule},
@@ -31,6 +32,7 @@ pub struct Mutation {
     pub order: Order,
     pub gates: [bool; 2],
     pub owner: Option<Owner>,
+    pub memory: Memory,
 }
 
 const PLAIN: Mutation = Mutation {
@@ -47,6 +49,7 @@ const PLAIN: Mutation = Mutation {
     order: Order::CopyFirst,
     gates: [true; 2],
     owner: None,
+    memory: Memory::AtOnce,
 };
 
 const fn alone(name: &'static str, off: Rule, faults: u8, from: Phase) -> Mutation {
@@ -133,6 +136,11 @@ pub const ALL: &[Mutation] = &[
     alone("R17 the confirmation looks once more", Rule::ConfirmationLooks, 1, Phase::Restoring),
     alone("R18 the destination's checkpoint waits for the source to run", Rule::CollectionWaits, 1, Phase::Restoring),
     alone("R18 the checkpoint is kept where the memory lives nowhere else", Rule::Kept, 1, Phase::Restoring),
+    Mutation { memory: Memory::Lazily, ..alone("R19 what waits for memory is not restored yet", Rule::PagesAreThere, 0, Phase::Restoring) },
+    Mutation {
+        memory: Memory::FromTheSource,
+        ..alone("R19 what waits for the source's memory is not restored yet", Rule::PagesAreThere, 0, Phase::Restoring)
+    },
     alone("R20 a claim is taken once", Rule::OneShot, 1, Phase::Restoring),
     alone("R20 the gate takes the claim before the restore", Rule::GateTakes, 0, Phase::Restoring),
     alone("R20 ordinary creates pass only after the confirmation", Rule::OpenAfterConfirmation, 1, Phase::Restoring),
@@ -156,7 +164,6 @@ pub const TWICE: &[(Mutation, &str)] = &[(
 
 /// Rules that this model has no row for, and why.
 pub const NOT_HERE: &str = "\
-R19: post-copy is not built, and whose pages are outstanding counts as not restored yet before anything here is asked
 R21: that the API server itself enforces the CRDs' rules is proved on the lab (e2e); here they are evaluated as written";
 
 /// What a mutation has broken.
@@ -167,8 +174,8 @@ pub struct Broken {
 
 impl Mutation {
     fn model(&self, off: &[Rule], faults: u8) -> Drover {
-        let Self { containers: n, naps, from, until, impatient, in_doubt, order, gates, owner, .. } = *self;
-        Drover { n, faults, naps, from, until, falls_back: false, impatient, in_doubt, order, gates, owner, off: Off::of(off) }
+        let Self { containers: n, naps, from, until, impatient, in_doubt, order, gates, owner, memory, .. } = *self;
+        Drover { n, faults, naps, from, until, falls_back: false, impatient, in_doubt, order, gates, owner, memory, off: Off::of(off) }
     }
 
     /// Whether a plain `cargo test` can afford it. What breaks without the other one is seen only once every state was.

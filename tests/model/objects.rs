@@ -258,6 +258,8 @@ pub fn replacement_tasks(containers: &[Container], status: &MigrationStatus) -> 
         match container.task {
             Task::None | Task::Pulling => {}
             Task::Made(_) | Task::Refused | Task::Dead => tasks.push(task(run, ended, image)),
+            Task::Spoilt => tasks.push(tasks::Task { spoilt: Some("its pages stopped coming".into()), ..task(run, ended, image) }),
+            Task::Filling => tasks.push(task(run, TaskState::Filling, image)),
             Task::Restoring => tasks.push(task(run, TaskState::Created, image)),
             Task::Running { restored } => tasks.push(task(run, TaskState::Running, image.filter(|_| restored))),
         }
@@ -267,7 +269,7 @@ pub fn replacement_tasks(containers: &[Container], status: &MigrationStatus) -> 
 
 /// What `Runtime::remove_ended` says of the container that the gate let through first: the runtime has ended or removed it, and no process is left.
 pub fn first_has_ended(container: &Container) -> bool {
-    container.orphan.is_none() && (container.earlier || matches!(container.task, Task::None | Task::Refused | Task::Dead))
+    container.orphan.is_none() && (container.earlier || container.task == Task::None || container.task.is_over())
 }
 
 /// IDs of which `Runtime::remove_ended` says so.
@@ -279,7 +281,7 @@ pub fn over(containers: &[Container]) -> Vec<String> {
         }
         if container.earlier {
             ids.extend(container.orphan.is_none().then(|| format!("{}-earlier", NAMES[c])));
-            if matches!(container.task, Task::Refused | Task::Dead) {
+            if container.task.is_over() {
                 ids.push(format!("{}-again", NAMES[c]));
             }
         }
@@ -297,12 +299,12 @@ pub fn replacement_listed(view: View, containers: &[Container]) -> Option<Pod> {
     let status = |(name, container): (&&str, &Container)| {
         let state = match container.task {
             Task::None | Task::Pulling | Task::Made(_) | Task::Restoring => json!({"waiting": {"reason": "ContainerCreating"}}),
-            Task::Running { .. } => json!({"running": {}}),
+            Task::Filling | Task::Running { .. } => json!({"running": {}}),
             // Whoever refuses a restore, also the gate: runc's error begins like this.
             Task::Refused => json!({"waiting": {"reason": "RunContainerError", "message": "OCI runtime restore failed: refused"}}),
-            Task::Dead => json!({"terminated": {"exitCode": 137}}),
+            Task::Dead | Task::Spoilt => json!({"terminated": {"exitCode": 137}}),
         };
-        let restarts = u8::from(container.earlier && matches!(container.task, Task::Running { .. }));
+        let restarts = u8::from(container.earlier && container.task.executes());
         json!({"name": name, "image": "i", "imageID": "", "ready": false, "restartCount": restarts, "state": state})
     };
     let statuses: Vec<_> = NAMES.iter().zip(containers).map(status).collect();

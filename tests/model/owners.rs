@@ -15,7 +15,7 @@ use crate::{
     model::Drover,
     objects,
     rules::Rule,
-    state::{Mig, Object, SourceTask, Task, World, Wrongs},
+    state::{Mig, Object, SourceTask, World, Wrongs},
 };
 
 /// What owns the pod.
@@ -220,7 +220,7 @@ impl Drover {
     /// The destination's kubelet says whether the copy is Ready, or the node controller that its node is not.
     pub fn copy_readiness(&self, world: &mut World) -> Option<()> {
         let destination = &world.destination;
-        let runs = destination.containers[..self.n].iter().all(|c| matches!(c.task, Task::Running { .. }));
+        let runs = destination.containers[..self.n].iter().all(|c| c.task.executes());
         let told = destination.up && !destination.cut;
         let mut owned = world.owned.filter(|_| world.replacement.is_some_and(|pod| pod.uid == 1) && (told || !world.node_ready))?;
         let ready = world.node_ready && runs;

@@ -7,6 +7,7 @@ use stateright::Property;
 
 use crate::{
     faults::Node,
+    filling::Memory,
     intern::WORDS,
     model::Drover,
     state::{Resolve, SourceTask, World, Wrongs},
@@ -17,21 +18,6 @@ pub const ENDS: &str = "I6 it ends, or is held with a reason";
 
 /// I6, of the whole graph: a person's decision for the source is carried out.
 pub const RESOLVES: &str = "I6 what a person decides for the source ends";
-
-/// The copy, frozen copy, or complete checkpoint that is left (I2).
-pub fn survives(world: &World) -> bool {
-    Node::BOTH.into_iter().any(|node| has_the_memory(world, node))
-}
-
-/// Whether it lies, runs or is frozen on this node.
-pub fn has_the_memory(world: &World, node: Node) -> bool {
-    let source = world.source.task != SourceTask::Dead && !world.source.fresh;
-    let fallback = || world.first.fallback.as_ref().is_some_and(|it| it.node.has_the_memory());
-    match node {
-        Node::Source => source || world.source.archive || fallback(),
-        Node::Destination => world.destination.has_the_memory(),
-    }
-}
 
 /// Ended, or held with a reason that a person can read.
 pub fn has_ended(world: &World) -> bool {
@@ -109,13 +95,19 @@ fn never(wrong: u16) -> impl Fn(&World) -> bool {
 
 /// What can be said of a state alone.
 pub fn of_states() -> Vec<Property<Drover>> {
+    let mut all = invariants();
+    all.extend(ends());
+    all
+}
+
+fn invariants() -> Vec<Property<Drover>> {
     vec![
         Property::<Drover>::always("I1 one runner", |_, w| {
             let runners = [w.source_runs(), w.destination.runs(), w.fallback_runs()];
             runners.into_iter().filter(|runs| *runs).count() <= 1
         }),
         Property::<Drover>::always("I1 no restore of a checkpoint that the source has outrun", |_, w| never(Wrongs::STALE_RESTORE)(w)),
-        Property::<Drover>::always("I2 one survivor", |_, w| survives(w) || w.past.excused),
+        Property::<Drover>::always("I2 one survivor", |model, w| model.survives(w) || w.past.excused),
         Property::<Drover>::always("I2 Drover ends no running copy in doubt", |_, w| never(Wrongs::COPY_ENDED)(w)),
         Property::<Drover>::always("I3 the verdict is written once", |_, w| never(Wrongs::VERDICT_REWRITTEN)(w)),
         Property::<Drover>::always("I3 no thaw after the vote without Rollback, no end without Commit and confirmation", |_, w| {
@@ -137,12 +129,19 @@ pub fn of_states() -> Vec<Property<Drover>> {
             outcome(w) != Some(Outcome::GivenUp) || w.source.archive || w.past.disks_lost[0]
         }),
         Property::<Drover>::always("I7 nothing is restored but what the source voted for", |_, w| never(Wrongs::FORGED)(w)),
+        Property::<Drover>::always("R19 nothing is said to be restored while memory is outstanding", |_, w| never(Wrongs::OUTSTANDING)(w)),
         Property::<Drover>::always("I8 no rewind", |_, w| never(Wrongs::REWOUND)(w)),
         Property::<Drover>::always("owners: the copy is not what its controller has too many", |_, w| never(Wrongs::COPY_SURPLUS)(w)),
         Property::<Drover>::always("owners: no controller makes another pod for one that is moved", |_, w| never(Wrongs::ANOTHER_POD)(w)),
         Property::<Drover>::always("owners: a Job counts no failure", |_, w| never(Wrongs::JOB_FAILED)(w)),
         Property::<Drover>::always("R11 only who froze thaws", |_, w| never(Wrongs::FOREIGN_THAW)(w)),
         Property::<Drover>::always("I6 nobody is frozen for a migration that is gone", |_, w| !is_forsaken(w)),
+    ]
+}
+
+/// What must be reachable.
+fn ends() -> Vec<Property<Drover>> {
+    vec![
         Property::<Drover>::sometimes("Migrated", |_, w| outcome(w) == Some(Outcome::Migrated)),
         Property::<Drover>::sometimes("RolledBack before the release", |_, w| {
             outcome(w) == Some(Outcome::RolledBack) && w.status().is_some_and(|status| status.never_started.is_none())
@@ -155,6 +154,17 @@ pub fn of_states() -> Vec<Property<Drover>> {
             outcome(w) == Some(Outcome::RolledBack) && w.status().is_some_and(|status| status.resolved.is_some())
         }),
         Property::<Drover>::sometimes("Held", |_, w| is_held(w)),
+        Property::<Drover>::sometimes("Migrated lazily", |model, w| outcome(w) == Some(Outcome::Migrated) && model.memory == Memory::Lazily),
+        Property::<Drover>::sometimes("Migrated with the memory from the source", |model, w| {
+            outcome(w) == Some(Outcome::Migrated) && model.leaves_memory()
+        }),
+        Property::<Drover>::sometimes("Held for memory that did not come, the source frozen", |model, w| {
+            is_held(w) && model.leaves_memory() && w.past.spoilt && w.source.task == SourceTask::Paused
+        }),
+        Property::<Drover>::sometimes("RolledBack in doubt for memory that did not come, by a thaw", |model, w| {
+            let resolved = outcome(w) == Some(Outcome::RolledBack) && w.status().is_some_and(|status| status.resolved.is_some());
+            resolved && model.leaves_memory() && w.past.spoilt && w.source_runs() && !w.source.fresh
+        }),
         Property::<Drover>::sometimes("Migrated, the source first", |_, w| outcome(w) == Some(Outcome::Migrated) && goes_first(w)),
         Property::<Drover>::sometimes("RolledBack by a thaw, where the source would have gone first", |_, w| {
             outcome(w) == Some(Outcome::RolledBack) && goes_first(w) && w.status().is_some_and(|status| status.fallback.is_none())

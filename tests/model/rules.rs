@@ -61,6 +61,8 @@ pub enum Rule {
     Confirmation,
     /// R17: a confirmation looks once more.
     ConfirmationLooks,
+    /// R19: what waits for memory is not restored yet.
+    PagesAreThere,
     /// R20: a claim is taken once.
     OneShot,
     /// R20: the gate takes the claim before it lets the restore through.

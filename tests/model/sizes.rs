@@ -6,6 +6,7 @@ use drover::api::{Phase, migration::InDoubt};
 
 use crate::{
     explore::{Bounds, Stop},
+    filling::Memory,
     model::{Drover, Order},
     owners::Owner,
     rules::Off,
@@ -54,6 +55,7 @@ const fn size(n: usize, faults: u8, naps: u8, from: Phase, in_doubt: InDoubt) ->
         order: Order::CopyFirst,
         gates: [true; 2],
         owner: None,
+        memory: Memory::AtOnce,
         off: Off::NONE,
     }
 }
@@ -79,9 +81,16 @@ const fn same_name(model: Drover) -> Drover {
     Drover { order: Order::SameName, ..model }
 }
 
+const fn lazily(model: Drover) -> Drover {
+    Drover { memory: Memory::Lazily, ..model }
+}
+
+const fn post_copy(model: Drover) -> Drover {
+    Drover { memory: Memory::FromTheSource, ..model }
+}
+
 /// What is explored, the longest first.
 pub fn all() -> Vec<(Drover, Bounds<'static>)> {
-    use {InDoubt as D, Phase as P};
     let bounds = |seconds| Bounds { states: MOST_STATES, time: Duration::from_secs(seconds), stop: Stop::Never };
     if let Ok(text) = std::env::var(TRY) {
         let seconds = text.split_whitespace().nth(6).and_then(|seconds| seconds.parse().ok()).unwrap_or(600);
@@ -89,8 +98,29 @@ pub fn all() -> Vec<(Drover, Bounds<'static>)> {
     }
     let whole = |models: &[Drover]| -> Vec<_> { models.iter().map(|model| (*model, Bounds { time: Duration::MAX, ..bounds(0) })).collect() };
     // Every end that is possible without a fault.
-    let tiny = [smallest(), size(1, 1, 0, P::Finishing, D::PreferDestination)];
-    let small = [
+    let tiny = [smallest(), size(1, 1, 0, Phase::Finishing, InDoubt::PreferDestination), lazily(smallest()), post_copy(smallest())];
+    let minutes = match (scale(), minutes()) {
+        (Scale::Deep, Some(minutes)) => minutes,
+        (Scale::Small, _) => return whole(&small()),
+        _ => return whole(&tiny),
+    };
+    // Two at a time.
+    let deep = deep();
+    let each = minutes * 60 * 2 / deep.len() as u64;
+    let deep = deep.into_iter().map(|model| (model, bounds(each)));
+    // Whatever the time is, every end is reached.
+    deep.chain(whole(&small())).collect()
+}
+
+/// What `make test` can afford.
+fn small() -> Vec<Drover> {
+    use {InDoubt as D, Phase as P};
+    vec![
+        post_copy(size(1, 1, 0, P::Restoring, D::PreferSource)),
+        until(P::Restoring, post_copy(size(1, 1, 0, P::Checkpointing, D::HoldFrozen))),
+        post_copy(size(2, 0, 0, P::Restoring, D::HoldFrozen)),
+        lazily(size(1, 1, 0, P::Restoring, D::PreferDestination)),
+        lazily(same_name(size(1, 0, 0, P::SourceDeleting, D::HoldFrozen))),
         size(1, 1, 0, P::Restoring, D::HoldFrozen),
         until(P::Restoring, size(1, 1, 0, P::Checkpointing, D::HoldFrozen)),
         size(2, 0, 0, P::Restoring, D::HoldFrozen),
@@ -107,13 +137,13 @@ pub fn all() -> Vec<(Drover, Bounds<'static>)> {
         gates([false; 2], size(1, 0, 0, P::SourceDeleting, D::HoldFrozen)),
         owned(Owner::ReplicaSet, size(1, 0, 0, P::Finishing, D::HoldFrozen)),
         owned(Owner::Job, size(1, 0, 0, P::Finishing, D::HoldFrozen)),
-    ];
-    let minutes = match (scale(), minutes()) {
-        (Scale::Deep, Some(minutes)) => minutes,
-        (Scale::Small, _) => return whole(&small),
-        _ => return whole(&tiny),
-    };
-    let deep = [
+    ]
+}
+
+/// What is cut off when its time is over.
+fn deep() -> Vec<Drover> {
+    use {InDoubt as D, Phase as P};
+    vec![
         size(1, 1, 0, P::Pending, D::HoldFrozen),
         size(1, 1, 0, P::Pending, D::PreferSource),
         size(1, 1, 0, P::Pending, D::PreferDestination),
@@ -133,12 +163,10 @@ pub fn all() -> Vec<(Drover, Bounds<'static>)> {
         owned(Owner::ReplicaSet, size(1, 1, 0, P::AwaitingReadiness, D::HoldFrozen)),
         owned(Owner::ReplicaSet, size(1, 1, 1, P::Finishing, D::HoldFrozen)),
         owned(Owner::Job, size(1, 1, 1, P::Finishing, D::HoldFrozen)),
-    ];
-    // Two at a time.
-    let each = minutes * 60 * 2 / deep.len() as u64;
-    let deep = deep.into_iter().map(|model| (model, bounds(each)));
-    // Whatever the time is, every end is reached.
-    deep.chain(whole(&small)).collect()
+        lazily(size(1, 2, 0, P::Restoring, D::HoldFrozen)),
+        post_copy(size(1, 2, 0, P::AwaitingReadiness, D::PreferSource)),
+        post_copy(size(2, 1, 0, P::Restoring, D::HoldFrozen)),
+    ]
 }
 
 fn by_hand(text: &str) -> Drover {
@@ -158,13 +186,18 @@ fn by_hand(text: &str) -> Drover {
     let small = |n: usize| u8::try_from(n).expect("a small number");
     let order = order.first().copied().unwrap_or(0);
     Drover {
-        order: if matches!(order, 1 | 2 | 6) { Order::SameName } else { Order::CopyFirst },
+        order: if matches!(order, 1 | 2 | 6 | 10) { Order::SameName } else { Order::CopyFirst },
         falls_back: order == 2,
         gates: [!matches!(order, 3 | 5 | 6), !matches!(order, 4..=6)],
         owner: match order {
             7 => Some(Owner::ReplicaSet),
             8 => Some(Owner::Job),
             _ => None,
+        },
+        memory: match order {
+            9 | 10 => Memory::Lazily,
+            11 => Memory::FromTheSource,
+            _ => Memory::AtOnce,
         },
         ..size(n, small(faults), small(naps), phases[phase], policies[policy])
     }

@@ -140,7 +140,8 @@ impl Drover {
             // The kubelet dumps what has a task, and what it dumps is what executed last.
             0 if world.source.task == SourceTask::Dead => self.gives_up(world),
             0 => {
-                world.source.archive = true;
+                // Post-copy: what is written is not the memory.
+                world.source.archive = !self.leaves_memory();
                 world.past.ran_on = world.source.task == SourceTask::Running;
                 self.source_goes_on(world);
             }
@@ -160,7 +161,7 @@ impl Drover {
             0 => {
                 // controller.rs `may_push`: as long as there is no verdict.
                 let open = world.status().is_some_and(|status| status.verdict.is_none());
-                if !(open && world.destination.up && world.source.archive) {
+                if !(open && world.destination.up && (world.source.archive || self.leaves_memory())) {
                     return self.gives_up(world);
                 }
                 world.destination.blobs = true;

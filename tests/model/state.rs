@@ -9,7 +9,7 @@ pub use destination::{Container, Destination, DestinationStep, Doing, Img, Log, 
 pub use first::{Fallback, First, Named, Placeholder};
 pub use past::{Past, Wrongs};
 
-use crate::{faults::Node, intern::Id, owners::Owned, properties::has_the_memory};
+use crate::{intern::Id, owners::Owned};
 use drover::api::{MigrationStatus, Phase, Verdict};
 
 /// Most containers that a pod of the model has.
@@ -237,8 +237,8 @@ impl World {
         self.migration.map(Mig::status)
     }
 
-    /// Forgets what makes no difference any more, so that worlds that go on alike are one.
-    pub fn settle(&mut self) {
+    /// Forgets what makes no difference any more, so that worlds that go on alike are one. `regained`: the nodes that have the memory.
+    pub fn settle(&mut self, regained: [bool; 2]) {
         let released = self.status().is_none_or(|status| status.phase >= Phase::Restoring);
         self.overdue &= !released;
         self.first.settle();
@@ -252,7 +252,6 @@ impl World {
                 self.destination.containers.iter_mut().for_each(|c| (c.log, c.booted, c.proof) = (Log::None, false, false));
             }
         }
-        let regained = [has_the_memory(self, Node::Source), self.destination.blobs];
         self.past.disks_lost.iter_mut().zip(regained).for_each(|(lost, regained)| *lost &= !regained);
         // A lock goes with its pod.
         self.locked &=

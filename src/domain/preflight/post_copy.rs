@@ -4,7 +4,10 @@ use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 
 use super::{Blocker, NodeView, network_probes};
 use crate::{
-    api::{Migration, migration::Lane},
+    api::{
+        Migration,
+        migration::{InDoubt, Lane},
+    },
     domain::{containers, lanes},
 };
 
@@ -14,13 +17,17 @@ const FIELD: &str = "spec.postCopy";
 pub(super) fn blockers(migration: &Migration, pod: &Pod) -> Vec<Blocker> {
     let class = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref());
     let mut found = vec![];
-    // The API server refuses these two as well, of Migrations that were made when it knew the rule.
+    // The API server refuses these three as well, of Migrations that were made when it knew the rule.
     if migration.spec.lane != Lane::Runtime {
         found.push(Blocker::new(FIELD, "is never chosen for anybody, and exists in the runtime lane alone", "set spec.lane to runtime"));
     }
     if migration.spec.keep_name {
         let message = "the source of a pod that keeps its name is deleted before its copy starts, and with it the memory";
         found.push(Blocker::new(FIELD, message, "leave it out"));
+    }
+    if migration.spec.in_doubt == InDoubt::PreferDestination {
+        let message = "a copy that is let start from its image ends the frozen source, and with it the memory, of which there is no archive";
+        found.push(Blocker::new("spec.inDoubt", message, "use HoldFrozen or PreferSource, or leave spec.postCopy out"));
     }
     if class != Some(lanes::RUNTIME_CLASS) {
         let remedy = "leave it out, or give the pod this RuntimeClass; a pod that was moved by the runtime lane has it";
@@ -61,7 +68,7 @@ mod tests {
         super::super::pod_blockers(&migration, &serde_json::from_value(pod).unwrap())
             .into_iter()
             .map(|blocker| blocker.field)
-            .filter(|field| field == FIELD || field.contains("Probe"))
+            .filter(|field| field == FIELD || field == "spec.inDoubt" || field.contains("Probe"))
             .collect()
     }
 
@@ -73,6 +80,7 @@ mod tests {
         assert_eq!(fields(spec(), None, &none), [FIELD]);
         assert_eq!(fields(MigrationSpec { lane: Lane::Auto, ..spec() }, Some("drover"), &none), [FIELD]);
         assert_eq!(fields(MigrationSpec { keep_name: true, ..spec() }, Some("drover"), &none), [FIELD]);
+        assert_eq!(fields(MigrationSpec { in_doubt: InDoubt::PreferDestination, ..spec() }, Some("drover"), &none), ["spec.inDoubt"]);
         let http = serde_json::json!({"livenessProbe": {"httpGet": {"port": 80}, "failureThreshold": 1000}});
         assert_eq!(fields(spec(), Some("drover"), &http), ["spec.containers[c].livenessProbe"], "however patient it is");
         let exec = serde_json::json!({"livenessProbe": {"exec": {"command": ["true"]}}});

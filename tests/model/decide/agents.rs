@@ -182,7 +182,7 @@ impl Drover {
 
     /// `DestinationAgent::judge`, by [`tasks::judge`] and [`tasks::trouble`].
     pub fn judge(&self, world: &World, mig: Mig) -> &'static Found {
-        let mut containers = world.destination.containers;
+        let mut containers = self.as_filled(world);
         if self.off(Rule::DeadIsNotRestored) {
             for container in &mut containers {
                 if container.task == Task::Dead {
@@ -219,13 +219,20 @@ impl Drover {
     /// [`tasks::unconfirmed`].
     pub fn unconfirmed(&self, world: &World, mig: Mig) -> bool {
         let Some(own) = world.destination_says.filter(|_| !self.off(Rule::ConfirmationLooks)) else { return false };
-        let key = (mig.status, own, world.destination.containers, world.destination.view, self.n);
+        let key = (mig.status, own, self.as_filled(world), world.destination.view, self.n);
         *CONFIRM.ask(key, |(status, own, containers, view, n)| {
             let status = STATUSES.get(*status);
             let Some(restored) = &WORDS.get(*own).restored else { return true };
             let (tasks, pod) = (objects::replacement_tasks(&containers[..*n], status), objects::replacement_listed(*view, &containers[..*n]));
             tasks::unconfirmed(&status.containers, &restored.containers, &tasks, pod.as_ref()).is_some()
         })
+    }
+
+    /// The containers for whoever asks whether they are restored.
+    fn as_filled(&self, world: &World) -> [Container; 2] {
+        let filled = |c: Container| if c.task == Task::Filling { Container { task: Task::Running { restored: true }, ..c } } else { c };
+        let all = world.destination.containers;
+        if self.off(Rule::PagesAreThere) { all.map(filled) } else { all }
     }
 
     /// The containers for whoever asks whether they have ended.
@@ -237,8 +244,8 @@ impl Drover {
     /// `DestinationAgent::proof_of_failure`, by [`tasks::refused`].
     pub fn refused(&self, world: &World, mig: Mig, c: usize) -> bool {
         if self.off(Rule::FailureNeedsProof) {
-            let alive = matches!(world.destination.containers[c].task, Task::Running { .. } | Task::Restoring);
-            return !alive;
+            let task = world.destination.containers[c].task;
+            return !(task.executes() || task == Task::Restoring);
         }
         let key = (mig.status, self.as_ended(world), world.destination.view, self.n, c);
         *REFUSED.ask(key, |(status, containers, view, n, c)| {

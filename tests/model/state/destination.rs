@@ -92,6 +92,8 @@ pub enum Task {
     Made(Img),
     /// runc restores it; nothing of it executes.
     Restoring,
+    /// It runs, and has not got all of its memory yet.
+    Filling,
     Running {
         restored: bool,
     },
@@ -99,6 +101,8 @@ pub enum Task {
     Refused,
     /// It has run and ended.
     Dead,
+    /// Its keeper has ended it, since its memory did not come.
+    Spoilt,
 }
 
 /// CRIU's log of the one restore.
@@ -142,17 +146,28 @@ impl Destination {
     }
 }
 
+impl Task {
+    pub fn executes(self) -> bool {
+        matches!(self, Self::Filling | Self::Running { .. })
+    }
+
+    /// It is still listed, and nothing of it executes or will.
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Refused | Self::Dead | Self::Spoilt)
+    }
+}
+
 impl Container {
     /// Nothing has been made yet.
     pub const EMPTY: Self =
         Self { claim: None, task: Task::None, earlier: false, log: Log::None, booted: false, proof: false, tag: None, store: false, orphan: None };
 
     pub fn runs(&self) -> bool {
-        matches!(self.task, Task::Running { .. }) || self.orphan.is_some_and(|it| it.runs)
+        self.task.executes() || self.orphan.is_some_and(|it| it.runs)
     }
 
     pub fn runs_restored(&self) -> bool {
-        self.task == Task::Running { restored: true } || self.orphan.is_some_and(|it| it.runs)
+        matches!(self.task, Task::Filling | Task::Running { restored: true }) || self.orphan.is_some_and(|it| it.runs)
     }
 
     /// CRIU is at work on it.

@@ -13,6 +13,8 @@ pub struct Past {
     pub excused: bool,
     /// The source node, or the destination, has lost the memory with its disk or its registry, and has not got it again.
     pub disks_lost: [bool; 2],
+    /// A container was ended since its memory did not come.
+    pub spoilt: bool,
     /// Drover has deleted the released replacement without a verdict.
     pub deleted_in_doubt: bool,
     pub wrongs: Wrongs,
@@ -36,6 +38,7 @@ impl Wrongs {
     pub const ANOTHER_POD: u16 = 1024;
     pub const COPY_SURPLUS: u16 = 2048;
     pub const JOB_FAILED: u16 = 4096;
+    pub const OUTSTANDING: u16 = 8192;
 
     pub fn add(&mut self, wrong: u16) {
         self.0 |= wrong;
