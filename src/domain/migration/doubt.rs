@@ -80,10 +80,20 @@ impl Course<'_> {
         Step::write(status)
     }
 
+    /// R15. What stayed with the source's processes goes with them.
+    fn what_is_kept(&self) -> &'static str {
+        if self.migration.spec.post_copy {
+            "the frozen source, which alone had all of it (spec.postCopy), is ended, and no checkpoint is kept"
+        } else {
+            "the checkpoint is kept on the source node"
+        }
+    }
+
     fn commit_cold(&self, mut status: MigrationStatus, preference: Preference) -> Step {
         let message = format!(
-            "committed in doubt, decided by {}: the replacement goes on from its image without the memory; the checkpoint is kept on the source node",
-            who(preference)
+            "committed in doubt, decided by {}: the replacement goes on from its image without the memory; {}",
+            who(preference),
+            self.what_is_kept()
         );
         self.resolve(&mut status, preference, &message);
         status.verdict = Some(Verdict::Commit);
@@ -169,9 +179,9 @@ impl Course<'_> {
             (None, Some(message)) => {
                 if let Some(preference) = preference(self.migration).filter(|p| there && p.side == Side::Destination) {
                     let lost = format!(
-                        "the copy ended between the commit and its confirmation; decided by {}: the replacement goes on from its image without the memory, and \
-                         the checkpoint is kept on the source node",
-                        who(preference)
+                        "the copy ended between the commit and its confirmation; decided by {}: the replacement goes on from its image without the memory; {}",
+                        who(preference),
+                        self.what_is_kept()
                     );
                     self.resolve(&mut status, preference, &lost);
                     return Step::write(status);
