@@ -144,7 +144,8 @@ deploy: ## Install Drover with the image IMG
 	$(HELM) upgrade --install drover charts/drover --namespace $(NAMESPACE) --create-namespace --take-ownership $(SET_IMAGE) $(HELM_ARGS)
 
 .PHONY: undeploy
-undeploy: ## Remove Drover; the CRDs stay
+undeploy: ## Remove Drover, unless something still needs it; the CRDs stay
+	@! $(KUBECTL) -n $(NAMESPACE) get deployment drover-manager >/dev/null 2>&1 || $(KUBECTL) -n $(NAMESPACE) exec deployment/drover-manager -- drover needed
 	$(HELM) uninstall drover --namespace $(NAMESPACE) --ignore-not-found --wait
 
 .PHONY: build-installer

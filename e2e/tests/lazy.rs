@@ -9,9 +9,9 @@ use crate::support::{
     Namespace,
     agents::ready,
     counter::{assert_contiguous, lines},
-    lab,
     migrations::{assert_outcome, replacement, status, to},
     moving::{Cut, Moving, PoweredOff},
+    outstanding::{kill, once_it_waits},
     pods::checking,
     with_namespace,
 };
@@ -30,16 +30,10 @@ async fn begin(namespace: &Namespace, mib: u32, spec: MigrationSpec) -> Moving {
     Moving::of(namespace, source, migration)
 }
 
-/// Does something on n2 as soon as a container there runs while its pages are outstanding; the thread fails where none ever does.
-fn while_pages_are_outstanding(then: &str) -> JoinHandle<()> {
-    let script = format!(
-        "for i in $(seq 6000); do if grep -ls outstanding /run/drover/runc/* | grep -qv '~'; then {then}; echo did; exit 0; fi; sleep 0.01; done"
-    );
-    std::thread::spawn(move || assert_eq!(lab::on_node("n2", &script).trim(), "did", "no page was ever outstanding on n2"))
-}
-
-fn kill(program: &str) -> String {
-    format!("kill -9 $(pgrep -f '{program}')")
+/// Does something on n2 in a thread of its own, which fails where no page is ever outstanding.
+fn while_pages_are_outstanding(then: impl Into<String>) -> JoinHandle<()> {
+    let then = then.into();
+    std::thread::spawn(move || once_it_waits(&then))
 }
 
 #[test]
@@ -58,8 +52,8 @@ fn no_page_is_wrong_while_memory_still_comes() {
 #[test]
 fn a_daemon_that_is_killed_ends_the_copy_and_never_shows_it_a_wrong_page() {
     with_namespace("lazy-daemon", |namespace| async move {
-        let killed = while_pages_are_outstanding(&kill(DAEMON));
-        let mut moving = begin(&namespace, 512, to("c", "n2")).await;
+        let killed = while_pages_are_outstanding(kill(DAEMON));
+        let mut moving = begin(&namespace, 1024, to("c", "n2")).await;
         moving.until("held", |m| status(m).message.contains("--prefer source")).await;
         killed.join().unwrap();
         let message = &status(&moving.migration).message;
@@ -80,7 +74,7 @@ fn a_daemon_that_is_killed_ends_the_copy_and_never_shows_it_a_wrong_page() {
 #[test]
 fn a_keeper_that_is_killed_is_never_called_a_success() {
     with_namespace("lazy-keeper", |namespace| async move {
-        let killed = while_pages_are_outstanding(&kill(KEEPER));
+        let killed = while_pages_are_outstanding(kill(KEEPER));
         let mut moving = begin(&namespace, 512, to("c", "n2")).await;
         moving.until("held", |m| status(m).message.contains("--prefer source")).await;
         killed.join().unwrap();

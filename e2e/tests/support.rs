@@ -9,6 +9,7 @@ pub mod leaving;
 pub mod leftovers;
 pub mod migrations;
 pub mod moving;
+pub mod outstanding;
 pub mod pods;
 pub mod webhook;
 

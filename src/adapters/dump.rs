@@ -11,6 +11,7 @@ use std::{
     io,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -32,6 +33,9 @@ use crate::{
 
 /// In memory, on the node.
 const IN_MEMORY: &str = "/run/drover/dump";
+
+/// How long a page server may take to end.
+const LET_GO: Duration = Duration::from_secs(2);
 
 /// Its log's folder.
 const WORK: &str = "work";
@@ -189,6 +193,20 @@ impl Dump for NodeDump {
             let folder = self.on_node(&folder);
             let removed = tokio::task::spawn_blocking(move || remove(&folder)).await.unwrap_or_else(|error| Err(io::Error::other(error)));
             removed.map_err(|error| failed("remove a checkpoint", &error))?;
+        }
+        Ok(())
+    }
+
+    async fn sweep(&self) -> PortResult<()> {
+        let root = self.on_node(Path::new(pages::ROOT));
+        let listed = root.clone();
+        let found = blocking(move || pages::containers(&listed)).await.map_err(|error| failed("list the page servers", &error))?;
+        for id in found {
+            if !self.containerd.knows(&id).await? {
+                let (root, of) = (root.clone(), id.clone());
+                let ended = blocking(move || pages::end(&root, &of, LET_GO)).await.map_err(|error| failed("end a page server", &error))?;
+                tracing::info!(container = id, ended, "a page server of a container that is gone");
+            }
         }
         Ok(())
     }

@@ -9,6 +9,10 @@ use kube::{Api, api::ListParams};
 use super::ask_cluster;
 use crate::{api::Migration, domain::needed::needed};
 
+/// Helm takes a release whose uninstall was refused for one that is going, and upgrades it no more before it is told otherwise.
+const AFTER_A_REFUSAL: &str = "If this was helm uninstall, the release can be upgraded again after: helm rollback drover REVISION, with the revision that \
+                               helm history shows as uninstalling. To uninstall all the same: helm uninstall drover --no-hooks";
+
 /// What is asked.
 #[derive(Debug, clap::Args)]
 pub struct Args {}
@@ -37,7 +41,7 @@ impl Args {
                 println!("nothing needs Drover");
                 return Ok(ExitCode::SUCCESS);
             }
-            println!("{} still need Drover; to uninstall it all the same: helm uninstall drover --no-hooks", found.len());
+            println!("{} still need Drover. {AFTER_A_REFUSAL}", found.len());
             Ok(ExitCode::from(2))
         })
     }

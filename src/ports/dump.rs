@@ -23,4 +23,8 @@ pub trait Dump: Send + Sync {
     async fn keep(&self, dump: &Path, to: &Path) -> PortResult<()>;
     /// Removes what was dumped for a migration; nothing happens where there is nothing.
     async fn discard(&self, migration_uid: &str) -> PortResult<()>;
+    /// Ends what gives away the memory of containers that the runtime knows no more.
+    async fn sweep(&self) -> PortResult<()> {
+        Ok(())
+    }
 }

@@ -124,6 +124,17 @@ pub fn state(root: &Path, id: &str) -> io::Result<Option<Serving>> {
     })
 }
 
+/// IDs of the containers whose pages were asked for, and not ended since.
+///
+/// # Errors
+/// Where the folder cannot be read.
+pub fn containers(root: &Path) -> io::Result<Vec<String>> {
+    match fs::read_dir(root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(vec![]),
+        entries => entries?.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned())).collect(),
+    }
+}
+
 /// A container's folder.
 fn folder(root: &Path, id: &OsStr) -> io::Result<PathBuf> {
     let name = name_of(id).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no container's ID", id.display())))?;
@@ -198,7 +209,9 @@ mod tests {
         let root = root.path();
         assert_eq!((state(root, ID).unwrap(), requested(root, ID.as_ref())), (None, None));
         assert!(end(root, ID, Duration::ZERO).unwrap());
+        assert_eq!(containers(&root.join("none")).unwrap(), [""; 0]);
         request(root, ID).unwrap();
+        assert_eq!(containers(root).unwrap(), [ID]);
         let folder = requested(root, ID.as_ref()).unwrap();
         assert_eq!(state(root, ID).unwrap(), None);
         let lock = take(&folder).unwrap();

@@ -11,7 +11,7 @@ use k8s_cri::v1::ContainerStatusRequest;
 use prost::Message;
 
 use super::{Containerd, LARGEST_ANSWER, failure, request, task_request};
-use crate::ports::{PortError, PortResult};
+use crate::ports::{Failure, PortError, PortResult};
 
 /// Type of a checkpoint's options for runc's shim (containerd `api/types/runc/options/oci.proto`).
 const OPTIONS: &str = "containerd.runc.v1.CheckpointOptions";
@@ -73,6 +73,18 @@ impl Containerd {
         let answer = self.cri().container_status(super::cri::limited(ask)).await;
         let status = answer.map_err(|status| failure(&format!("tell the log of container {id}"), &status))?.into_inner().status.unwrap_or_default();
         Ok(Some(status.log_path).filter(|path| !path.is_empty()).map(PathBuf::from))
+    }
+
+    /// Whether containerd knows a container.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub async fn knows(&self, id: &str) -> PortResult<bool> {
+        match self.container(id).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind == Failure::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     async fn container(&self, id: &str) -> PortResult<Container> {

@@ -123,7 +123,8 @@ impl SourceAgent {
         for journal in self.journals()? {
             outcome = outcome.and(self.end_if_forgotten(&journal).await);
         }
-        outcome
+        let swept = self.parts.dump.sweep().await;
+        outcome.and(swept)
     }
 
     async fn end_if_forgotten(&self, listed: &Journal) -> PortResult<()> {
