@@ -313,7 +313,7 @@ impl Layout for NodeLayout {
     }
 
     async fn forget(&self, repository: &str) -> PortResult<()> {
-        self.ways.forget(repository);
+        self.ways.forget(repository).map_err(|error| failed("close the ways to memory", &error))?;
         let (this, repository) = (self.clone(), repository.to_owned());
         let removed = blocking(move || this.incoming(&repository)?.iter().try_for_each(|place| remove(place))).await;
         removed.map_err(|error| failed("remove memory that has come", &error))
@@ -321,7 +321,12 @@ impl Layout for NodeLayout {
 
     async fn repositories(&self) -> PortResult<Vec<String>> {
         let folders = [self.on_node(Path::new(INCOMING)), self.on_node(&self.disk).join("incoming")];
-        let found = names(&folders, |hex| is_repository(&format!("{REPOSITORY_PREFIX}{hex}")))?;
+        let is_hex = |hex: &str| is_repository(&format!("{REPOSITORY_PREFIX}{hex}"));
+        let mut found = names(&folders, is_hex)?;
+        let asked = self.ways.repositories().map_err(|error| failed("list the ways to memory", &error))?;
+        found.extend(asked.into_iter().filter(|hex| is_hex(hex)));
+        found.sort();
+        found.dedup();
         Ok(found.into_iter().map(|hex| format!("{REPOSITORY_PREFIX}{hex}")).collect())
     }
 

@@ -18,7 +18,10 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::memory_room::{make_private, remove, seen};
-use crate::ports::layout::{Copy, Way};
+use crate::{
+    domain::keys::REPOSITORY_PREFIX,
+    ports::layout::{Copy, Way},
+};
 
 /// On the node. No socket's path may be long, and a pod's folder would make it so.
 const WAYS: &str = "/run/drover/ways";
@@ -80,8 +83,8 @@ impl Ways {
 
     /// The socket of a container, by its path on the node.
     pub(super) fn socket(copy: &Copy) -> PathBuf {
-        let hash = blake3::hash(format!("{}\n{}\n{}", copy.repository, copy.pod_uid, copy.container).as_bytes()).to_hex();
-        Path::new(WAYS).join(&hash.as_str()[..32])
+        let hash = blake3::hash(format!("{}\n{}", copy.pod_uid, copy.container).as_bytes()).to_hex();
+        Path::new(WAYS).join(format!("{}-{}", hex_of(&copy.repository), &hash.as_str()[..8]))
     }
 
     /// Takes a way.
@@ -113,10 +116,34 @@ impl Ways {
         Ok(())
     }
 
-    /// Closes all ways of a repository.
-    pub(super) fn forget(&self, repository: &str) {
+    /// Closes all ways of a repository, and removes its sockets, also those that a process before this one has made.
+    pub(super) fn forget(&self, repository: &str) -> io::Result<()> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, _), _| of != repository);
+        let of = |socket: &PathBuf| socket.file_name().is_some_and(|name| hex_in(&name.to_string_lossy()) == Some(hex_of(repository)));
+        self.sockets()?.iter().filter(|socket| of(socket)).try_for_each(|socket| remove(socket))
     }
+
+    /// The hexadecimal digits of the repositories that have sockets here.
+    pub(super) fn repositories(&self) -> io::Result<Vec<String>> {
+        let hex = |socket: PathBuf| hex_in(&socket.file_name()?.to_string_lossy()).map(str::to_owned);
+        Ok(self.sockets()?.into_iter().filter_map(hex).collect())
+    }
+
+    fn sockets(&self) -> io::Result<Vec<PathBuf>> {
+        match std::fs::read_dir(seen(&self.node, Path::new(WAYS))) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(vec![]),
+            entries => entries?.map(|entry| entry.map(|entry| entry.path())).collect(),
+        }
+    }
+}
+
+fn hex_of(repository: &str) -> &str {
+    repository.strip_prefix(REPOSITORY_PREFIX).unwrap_or(repository)
+}
+
+/// The part of a socket's name that names its repository.
+fn hex_in(name: &str) -> Option<&str> {
+    name.split_once('-').map(|(hex, _)| hex)
 }
 
 /// One keeper at a time: of two restores of one container the gate lets one through.

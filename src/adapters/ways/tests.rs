@@ -94,8 +94,28 @@ async fn what_is_forgotten_is_closed_on_both_sides() {
     let mut source = way(&ways);
     keeper.write_all(b"a").await.unwrap();
     assert_eq!(read(&mut source, 1).await, b"a");
-    ways.forget(REPOSITORY);
+    assert_eq!(ways.repositories().unwrap(), [&REPOSITORY["drover/".len()..]]);
+    ways.forget("drover/ffffffffffffffffffffffffffffffff").unwrap();
+    assert!(seen(node.path(), &Ways::socket(&copy())).exists());
+    ways.forget(REPOSITORY).unwrap();
     assert_eq!(keeper.read(&mut [0]).await.unwrap(), 0);
     assert_eq!(source.read(&mut [0]).await.unwrap(), 0);
     assert!(!seen(node.path(), &Ways::socket(&copy())).exists());
+}
+
+#[tokio::test]
+async fn what_a_process_before_has_left_is_taken_over_and_removed() {
+    let node = tempfile::tempdir().unwrap();
+    let before = ways(&node);
+    assert_eq!(before.repositories().unwrap(), [""; 0]);
+    before.forget(REPOSITORY).unwrap();
+    before.offer(&copy()).unwrap();
+    // It was killed.
+    std::mem::forget(before);
+    let after = ways(&node);
+    assert_eq!(after.repositories().unwrap().len(), 1);
+    after.forget(REPOSITORY).unwrap();
+    assert_eq!(after.repositories().unwrap(), [""; 0]);
+    after.offer(&copy()).unwrap();
+    assert_eq!(after.repositories().unwrap().len(), 1);
 }
