@@ -85,33 +85,42 @@ async fn observe(
     let uid = migration.metadata.uid.as_deref().unwrap_or_default();
     let status = migration.status.clone().unwrap_or_default();
     let source_name = status.source.as_ref().map(|s| s.name.clone()).or_else(|| migration.spec.pod_name.clone()).unwrap_or_default();
-    let source = if source_name.is_empty() { None } else { cluster.pod(namespace, &source_name).await? };
+    // Side by side, here and below: a frozen pod waits for each of these on its way to the API server and back.
+    let (source, source_attestation, destination_attestation) = futures::try_join!(
+        async { if source_name.is_empty() { Ok(None) } else { cluster.pod(namespace, &source_name).await } },
+        async { if status.phase >= Phase::Preflight { attestation(cluster, migration, namespace, name, Role::Source).await } else { Ok(None) } },
+        async { if status.phase >= Phase::Preparing { attestation(cluster, migration, namespace, name, Role::Destination).await } else { Ok(None) } },
+    )?;
     let placeholder = status.placeholder.as_ref().map(|p| p.name.clone());
     let replacement_name = match &status.replacement {
         Some(replacement) => replacement.name.clone(),
         None => source.as_ref().map(|pod| keys::replacement_name(&keys::base_name(pod), uid)).unwrap_or_default(),
     };
-    let mut observed = Observed { source, replacement_name, ..Observed::default() };
+    let mut observed = Observed { source, source_attestation, destination_attestation, replacement_name, ..Observed::default() };
     if status.phase == Phase::Pending
         && let Some(set) = observed.source.as_ref().and_then(|pod| owner::controller(&pod.metadata))
         && let Some(kind) = owner::kind(set).filter(|kind| kind.ties_by_label())
     {
         observed.owner_selector = cluster.owner_selector(namespace, kind, &set.name, &set.uid).await?;
     }
-    if status.phase >= Phase::Preflight {
-        observed.source_attestation = attestation(cluster, migration, namespace, name, Role::Source).await?;
-    }
-    if let Some(source) = observed.source.as_ref().filter(|_| (Phase::Preflight..Phase::Done).contains(&status.phase)) {
-        observed.budgets = cluster.budgets(source).await?;
-    }
+    let budgets = async {
+        match observed.source.as_ref().filter(|_| (Phase::Preflight..Phase::Done).contains(&status.phase)) {
+            Some(source) => cluster.budgets(source).await,
+            None => Ok(vec![]),
+        }
+    };
+    let replacement = async {
+        match observed.replacement_name.as_str() {
+            _ if status.phase < Phase::Preparing => Ok(None),
+            // One that was refused has none, and its pod may be gone.
+            "" => Ok(None),
+            // One read where both have one name, so that they never contradict each other.
+            name if name == source_name && migration.elsewhere().is_none() => Ok(observed.source.clone()),
+            name => cluster.pod(migration.replacement_namespace().unwrap_or_default(), name).await,
+        }
+    };
+    (observed.budgets, observed.replacement) = futures::try_join!(budgets, replacement)?;
     if status.phase >= Phase::Preparing {
-        // One read where both have one name, so that they never contradict each other. One that was refused has none, and its pod may be gone.
-        observed.replacement = match observed.replacement_name.as_str() {
-            "" => None,
-            name if name == source_name && migration.elsewhere().is_none() => observed.source.clone(),
-            name => cluster.pod(migration.replacement_namespace().unwrap_or_default(), name).await?,
-        };
-        observed.destination_attestation = attestation(cluster, migration, namespace, name, Role::Destination).await?;
         if let Some(placeholder) = &placeholder {
             observed.placeholder = cluster.pod(namespace, placeholder).await?;
         }

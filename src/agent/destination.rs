@@ -182,10 +182,13 @@ impl DestinationAgent {
     }
 
     async fn look(&self, namespace: &str, name: &str, role: Role) -> PortResult<Option<Look>> {
-        let Some(migration) = self.parts.api.migration(namespace, name).await? else { return Ok(None) };
+        let own = attestation_name(name, role);
+        // Side by side, since a frozen pod waits for either, and nobody else writes what this side has said.
+        let (migration, own) = futures::try_join!(self.parts.api.migration(namespace, name), self.parts.api.attestation(namespace, &own))?;
+        let Some(migration) = migration else { return Ok(None) };
         let uid = migration.metadata.uid.clone().unwrap_or_default();
-        let own = self.parts.api.attestation(namespace, &attestation_name(name, role)).await?;
         let Some(own) = own.filter(|a| a.spec.migration_uid == uid && a.spec.node_name == self.parts.node) else { return Ok(None) };
+        // After the Migration: where that has a verdict, what the source said before it must be known.
         let source = self.parts.api.attestation(namespace, &attestation_name(name, Role::Source)).await?;
         let source = source.filter(|a| a.spec.migration_uid == uid).and_then(|a| a.status).unwrap_or_default();
         let status = own.status.clone().unwrap_or_default();
