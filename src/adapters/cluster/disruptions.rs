@@ -20,7 +20,9 @@ use crate::{
 impl KubeCluster {
     pub(super) async fn budgets_of(&self, pod: &Pod) -> PortResult<Vec<PodDisruptionBudget>> {
         let budgets: Api<PodDisruptionBudget> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
-        let list = budgets.list(&ListParams::default()).await.map_err(|e| port_error("list the disruption budgets", &e))?;
+        // As the API server's cache has them, since each look at a migration asks: a list that must be the newest waits there for etcd's word, which comes every
+        // 100 ms (apiserver/pkg/storage/cacher/progress, progressRequestPeriod). What is taken from one is taken by compare-and-swap of what a read of its own finds.
+        let list = budgets.list(&ListParams::default().match_any()).await.map_err(|e| port_error("list the disruption budgets", &e))?;
         Ok(list.items)
     }
 
