@@ -39,3 +39,8 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+/// Does what blocks where that holds nobody up.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> std::io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
+}

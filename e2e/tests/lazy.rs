@@ -3,13 +3,13 @@
 
 use std::{thread::JoinHandle, time::Duration};
 
-use drover::api::{MigrationSpec, Outcome, Phase, migration::Lane};
+use drover::api::{MigrationSpec, Phase, migration::Lane};
 
 use crate::support::{
     Namespace,
     agents::ready,
     counter::{assert_contiguous, lines},
-    migrations::{assert_outcome, replacement, status, to},
+    migrations::{replacement, status, to},
     moving::{Cut, Moving, PoweredOff},
     outstanding::{kill, once_it_waits},
     pods::checking,
@@ -61,11 +61,7 @@ fn a_daemon_that_is_killed_ends_the_copy_and_never_shows_it_a_wrong_page() {
         // A page that it waits for may have been the first; what it has printed is right in any case.
         assert_contiguous(&lines(&namespace.logs(&replacement(&moving.migration), "c").await));
         assert_eq!((moving.migration.phase(), moving.migration.verdict()), (Phase::Restoring, None));
-        moving.resolve(&["--prefer", "source"]);
-        moving.migration = namespace.until_done(&moving.name()).await;
-        assert_outcome(&moving.migration, Outcome::RolledBack);
-        moving.source_goes_on().await;
-        namespace.assert_one_runs("n1");
+        moving.source_is_preferred().await;
     });
 }
 
@@ -82,18 +78,14 @@ fn a_keeper_that_is_killed_is_never_called_a_success() {
         assert_eq!((moving.migration.phase(), moving.migration.verdict()), (Phase::Restoring, None));
         let copy = moving.until_copy_counts().await;
         copy.more(100).await;
-        moving.resolve(&["--prefer", "source"]);
-        moving.migration = namespace.until_done(&moving.name()).await;
-        assert_outcome(&moving.migration, Outcome::RolledBack);
-        moving.source_goes_on().await;
-        namespace.assert_one_runs("n1");
+        moving.source_is_preferred().await;
     });
 }
 
 #[test]
 fn an_agent_that_is_killed_meanwhile_changes_nothing() {
     with_namespace("lazy-agent", |namespace| async move {
-        let killed = while_pages_are_outstanding("kill -9 $(pgrep -f '[d]rover agent')");
+        let killed = while_pages_are_outstanding(kill("[d]rover agent"));
         let mut moving = begin(&namespace, 512, to("c", "n2")).await;
         moving.migrates().await;
         killed.join().unwrap();

@@ -75,11 +75,7 @@ fn the_source_goes_on_after(name: &'static str, node: &'static str, then: String
         assert_eq!((moving.migration.phase(), moving.migration.verdict()), (Phase::Restoring, None));
         // A page that it waits for may have been the first; what it has printed is right in any case.
         assert_contiguous(&lines(&namespace.logs(&replacement(&moving.migration), "c").await));
-        moving.resolve(&["--prefer", "source"]);
-        moving.migration = namespace.until_done(&moving.name()).await;
-        assert_outcome(&moving.migration, Outcome::RolledBack);
-        moving.source_goes_on().await;
-        namespace.assert_one_runs("n1");
+        moving.source_is_preferred().await;
     });
 }
 
@@ -112,11 +108,7 @@ fn a_keeper_that_is_killed_is_never_called_a_success() {
         moving.until("held", |m| status(m).message.contains("--prefer source")).await;
         killed.join().unwrap();
         assert_eq!((moving.migration.phase(), moving.migration.verdict()), (Phase::Restoring, None));
-        moving.resolve(&["--prefer", "source"]);
-        moving.migration = namespace.until_done(&moving.name()).await;
-        assert_outcome(&moving.migration, Outcome::RolledBack);
-        moving.source_goes_on().await;
-        namespace.assert_one_runs("n1");
+        moving.source_is_preferred().await;
     });
 }
 

@@ -17,6 +17,7 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
+    blocking,
     containerd::Containerd,
     memory_room::{has_room, make_private, remove, seen},
     volumes,
@@ -104,7 +105,7 @@ impl NodeDump {
         let (upper, log) = (self.containerd.changed_files(id).await?, self.containerd.log_path(id).await?);
         let spec = self.containerd.spec(id).await?;
         let (folder, upper, log) = (self.on_node(folder), self.on_node(&upper), log.map(|log| self.on_node(&log)));
-        let written = tokio::task::spawn_blocking(move || -> io::Result<()> {
+        let written = blocking(move || {
             volumes::archive_changes(&upper, &folder.join(ROOTFS_DIFF))?;
             // A log that is rotated at this moment is no reason to give the move up.
             if let Some(mut from) = log.and_then(|log| File::open(log).ok()) {
@@ -116,17 +117,12 @@ impl NodeDump {
             }
             Ok(())
         });
-        let written = written.await.unwrap_or_else(|error| Err(io::Error::other(error)));
-        written.map_err(|error| failed("read the container's files", &error))
+        written.await.map_err(|error| failed("read the container's files", &error))
     }
 }
 
 fn create(path: &Path) -> io::Result<File> {
     File::options().write(true).create(true).truncate(true).mode(0o600).open(path)
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 fn failed(doing: &str, error: &io::Error) -> PortError {
@@ -176,7 +172,7 @@ impl Dump for NodeDump {
 
     async fn keep(&self, dump: &Path, to: &Path) -> PortResult<()> {
         let (dump, to) = (dump.to_owned(), to.to_owned());
-        let kept = tokio::task::spawn_blocking(move || -> io::Result<()> {
+        let kept = blocking(move || {
             let part = to.with_extension("part");
             let mut tar = tar::Builder::new(create(&part)?);
             // CRIU leaves a link to its log's folder, by its path on the node.
@@ -185,14 +181,13 @@ impl Dump for NodeDump {
             tar.into_inner()?.sync_all()?;
             fs::rename(part, to)
         });
-        kept.await.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| failed("keep a checkpoint", &error))
+        kept.await.map_err(|error| failed("keep a checkpoint", &error))
     }
 
     async fn discard(&self, migration_uid: &str) -> PortResult<()> {
         for folder in self.folders(migration_uid)? {
             let folder = self.on_node(&folder);
-            let removed = tokio::task::spawn_blocking(move || remove(&folder)).await.unwrap_or_else(|error| Err(io::Error::other(error)));
-            removed.map_err(|error| failed("remove a checkpoint", &error))?;
+            blocking(move || remove(&folder)).await.map_err(|error| failed("remove a checkpoint", &error))?;
         }
         Ok(())
     }

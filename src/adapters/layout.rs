@@ -17,6 +17,7 @@ use flate2::read::GzDecoder;
 use tar::{Archive, EntryType};
 
 use super::{
+    blocking,
     memory_room::{has_room, make_private, remove, seen},
     received::{Received, feed},
     volumes::Hashed,
@@ -271,10 +272,6 @@ fn take_into(part: &Path, size: Size, mut content: Received) -> io::Result<Memor
         Size::Exact(bytes) if written != bytes => Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{written} bytes of {bytes} came"))),
         _ => Ok(hash.finalize().into()),
     }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 /// The names that satisfy a condition in these folders.

@@ -106,6 +106,8 @@ impl Ways {
         if place.offered.as_ref().is_some_and(|offered| !offered.listens.is_finished()) {
             return Ok(());
         }
+        // One that has ended removes its socket, which must not be the next one's.
+        place.offered = None;
         let socket = seen(&self.node, &Self::socket(copy));
         make_private(&seen(&self.node, Path::new(WAYS)))?;
         remove(&socket)?;

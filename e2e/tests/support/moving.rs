@@ -197,6 +197,15 @@ impl Moving {
         assert_eq!(code, Some(0), "{how:?}: {told}");
     }
 
+    /// A person decides a held migration for its source, which goes on alone.
+    pub async fn source_is_preferred(&mut self) {
+        self.resolve(&["--prefer", "source"]);
+        self.migration = self.namespace.until_done(&self.name()).await;
+        assert_outcome(&self.migration, Outcome::RolledBack);
+        self.source_goes_on().await;
+        self.namespace.assert_one_runs("n1");
+    }
+
     /// Waits for the move's end: the copy goes on where the source stopped, it alone runs, and nothing is left.
     pub async fn migrates(&mut self) {
         self.migration = self.namespace.until_done(&self.name()).await;

@@ -15,6 +15,7 @@ use tonic::{Code, transport::Channel};
 
 use super::{Containerd, LARGEST_ANSWER, TASK_CALL, cgroup, failure, metrics, request, task_request, vfork};
 use crate::{
+    adapters::blocking,
     domain::ids::is_uid,
     ports::{Failure, PortError, PortResult, Runtime, Task, TaskState},
     runc::{Pages, Record, pages, processes},
@@ -106,7 +107,7 @@ impl Containerd {
     /// Ends the page server of a container that was dumped without its memory; false where it does not end in time. Nothing happens where there is none.
     async fn end_page_server(&self, id: &str) -> PortResult<bool> {
         let (root, of) = (self.pages.clone(), id.to_owned());
-        let ended = tokio::task::spawn_blocking(move || pages::end(&root, &of, LET_GO)).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let ended = blocking(move || pages::end(&root, &of, LET_GO)).await;
         ended.map_err(|error| PortError::transient(format!("the page server of container {id} cannot be ended: {error}")))
     }
 

@@ -1,11 +1,12 @@
 //! Memory that stays with a frozen source: a way from its page server on this node to the destination's agent (post-copy).
 
-use std::{io, time::Duration};
+use std::time::Duration;
 
 use tokio::{io::copy_bidirectional_with_sizes, net::UnixStream};
 
 use super::AgentPusher;
 use crate::{
+    adapters::blocking,
     api::attestation::ContainerId,
     ports::{PortError, PortResult, PushTarget},
     runc::pages::{self, SOCKET, Serving},
@@ -51,7 +52,7 @@ impl AgentPusher {
     /// What the page server came to; none while it serves.
     async fn said(&self, container: &ContainerId) -> PortResult<Option<PortResult<()>>> {
         let (root, id) = (self.pages.clone(), container.container_id.clone());
-        let state = tokio::task::spawn_blocking(move || pages::state(&root, &id)).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let state = blocking(move || pages::state(&root, &id)).await;
         let state =
             state.map_err(|error| PortError::transient(format!("the page server of container {} cannot be asked: {error}", container.name)))?;
         let never = |why: &str| Err(PortError::permanent(format!("the memory of container {} cannot be fetched any more: {why}", container.name)));
