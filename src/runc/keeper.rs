@@ -235,7 +235,8 @@ impl Keeper<'_> {
                 // Whether it can is seen below; it may not know the container yet, or no more.
                 if let Some(runc) = &runc {
                     let mut command = Command::new(runc);
-                    command.args(self.globals).args(["kill", "--all"]).arg(id).arg("KILL");
+                    // Not in the log of the create, whose last error is what `kubectl describe` shows: that is why it failed.
+                    command.args(self.globals).args(["--log", "/dev/null", "kill", "--all"]).arg(id).arg("KILL");
                     let _ = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
                 }
                 told = Some(Instant::now());

@@ -92,7 +92,7 @@ impl Node {
         let (places, record, work) = (self.places.clone(), self.record(), self.at("work"));
         let (create, caller) = UnixStream::pair().unwrap();
         let keeper = thread::spawn(move || {
-            let globals = ["--root".into(), "/r".into()];
+            let globals = ["--root", "/r", "--log", "/b/log.json"].map(Into::into);
             let keeper = Keeper { places: &places, work, images: "/images".into(), source: None, record, globals: &globals };
             keeper.keep(keeper.begin().unwrap(), caller);
         });
@@ -143,7 +143,7 @@ fn a_daemon_that_ends_badly_is_the_end_of_the_container() {
     drop(course.create);
     node.end(3);
     assert_eq!(reader.read(&mut [0]).unwrap(), 0);
-    assert_eq!(node.asked(), "--root /r kill --all id-1 KILL\n", "before the processes could go on");
+    assert_eq!(node.asked(), "--root /r --log /b/log.json --log /dev/null kill --all id-1 KILL\n", "before the processes could go on");
     course.keeper.join().unwrap();
     let Some(Pages::Failed(reason)) = node.pages() else { panic!("{:?}", node.pages()) };
     assert!(reason.contains("exit status: 3") && reason.ends_with("CRIU says: (00.1) Error (criu/uffd.c:1): no such page"), "{reason}");
@@ -173,7 +173,7 @@ fn a_restore_that_criu_gives_up_ends_the_daemon_and_what_is_left_of_it() {
     assert_eq!(node.asked(), "", "CRIU is not killed, but ends by itself, and with it the create");
     drop(course.create);
     assert_eq!(reader.read(&mut [0]).unwrap(), 0);
-    assert_eq!(node.asked(), "--root /r kill --all id-1 KILL\n");
+    assert_eq!(node.asked(), "--root /r --log /b/log.json --log /dev/null kill --all id-1 KILL\n");
     fs::remove_file(record::pending(&node.record())).unwrap();
     course.keeper.join().unwrap();
     assert_eq!(node.pages(), None);
