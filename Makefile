@@ -100,8 +100,9 @@ scale: prepare ## Empty half of a cluster of fake nodes at a real API server, an
 	DROVER_SCALE_NODES=$(NODES) DROVER_SCALE_PODS=$(PODS) cargo test --locked --features e2e --test scale -- --nocapture slow::
 
 .PHONY: bench
-bench: prepare ## What drover-runc adds to each call of runc that is none of its own
+bench: prepare ## What drover-runc adds to each call of runc that is none of its own, and what it costs to send memory
 	RUSTFLAGS='-C target-feature=+crt-static' cargo bench --locked --no-default-features --bench runc --target "$$(rustc -vV | sed -n 's/^host: //p')"
+	cargo bench --locked --bench memory
 
 .PHONY: test-e2e
 test-e2e: ## End-to-end tests on the lab (TEST=name, ALL=1)

@@ -17,7 +17,13 @@ mod peer;
 mod route;
 mod uploads;
 
-use std::{future::Future, io, net::SocketAddr, net::TcpListener, sync::Arc, time::Duration};
+use std::{
+    future::{Future, Ready, ready},
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Extension, Router,
@@ -26,16 +32,25 @@ use axum::{
     http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse as _, Response},
 };
-use axum_server::{Handle, tls::TlsInfo, tls_rustls::RustlsConfig};
+use axum_server::{
+    Handle,
+    accept::Accept,
+    tls::TlsInfo,
+    tls_rustls::{RustlsAcceptor, RustlsConfig},
+};
 
 pub use doorkeeper::Doorkeeper;
 pub use forward::Upstream;
+use tokio::{io::BufReader, net::TcpStream};
 use uploads::Uploads;
 
 use crate::{domain::caller::Caller, ports::layout::Layout};
 
 /// How long a new connection may take until its first request: neither runtime nor agent waits, a port scanner does.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
+
+/// Bytes that are taken from a connection at once: rustls asks for no more than 4 KiB (`DeframerVecBuffer::prepare_read`), a system call for each.
+const READ_AHEAD: usize = 256 << 10;
 
 /// Whether a node's agent may push to a repository at this moment: `(repository, node)`.
 pub type MayPush = Arc<dyn Fn(&str, &str) -> bool + Send + Sync>;
@@ -79,8 +94,23 @@ pub fn serve_pushes(
     handle: Handle<SocketAddr>,
 ) -> io::Result<impl Future<Output = io::Result<()>>> {
     listener.set_nonblocking(true)?;
-    let server = axum_server::from_tcp_rustls(listener, tls)?.handle(handle).first_request_timeout(FIRST_REQUEST);
+    let acceptor = RustlsAcceptor::new(tls).acceptor(ReadAhead);
+    let server = axum_server::from_tcp(listener)?.acceptor(acceptor).handle(handle).first_request_timeout(FIRST_REQUEST);
     Ok(server.serve(push_door(upstream, grant).into_make_service()))
+}
+
+/// Reads what has arrived at a connection all at once.
+#[derive(Clone, Copy)]
+struct ReadAhead;
+
+impl<S: Send + 'static> Accept<TcpStream, S> for ReadAhead {
+    type Stream = BufReader<TcpStream>;
+    type Service = S;
+    type Future = Ready<io::Result<(Self::Stream, S)>>;
+
+    fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
+        ready(Ok((BufReader::with_capacity(READ_AHEAD, stream), service)))
+    }
 }
 
 fn pull_door(upstream: Upstream) -> Router {

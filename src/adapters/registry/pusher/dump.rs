@@ -5,7 +5,10 @@ use std::{
     io::{self, Read as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        mpsc::{Sender, channel},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -27,9 +30,9 @@ use crate::{
 };
 
 /// Bytes of memory that are read at once.
-const CHUNK: usize = 1 << 20;
+const CHUNK: usize = 1 << 18;
 /// So many of these are read ahead of the network.
-const AHEAD: usize = 4;
+const AHEAD: usize = 8;
 /// How long between two looks for more of an image that is still being written.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -158,24 +161,49 @@ async fn send(registry: &Distribution, repository: &str, container: &str, path: 
 /// splices pages to an image's end and never goes back (criu/page-xfer.c, `write_pages_loc`).
 fn read(mut file: File, grows: &dyn Fn() -> bool, chunks: &mpsc::Sender<io::Result<Bytes>>) -> io::Result<(u64, MemoryDigest)> {
     let (mut hash, mut bytes) = (blake3::Hasher::new(), 0);
+    let (given_back, spare) = channel();
     loop {
         // Asked before it is read: what was written until then is read all the same.
         let is_whole = !grows();
-        let mut chunk = Vec::with_capacity(CHUNK);
-        file.by_ref().take(CHUNK as u64).read_to_end(&mut chunk)?;
-        if !chunk.is_empty() {
-            hash.update(&chunk);
-            bytes += chunk.len() as u64;
-            if chunks.blocking_send(Ok(chunk.into())).is_err() {
+        let mut buffer = spare.try_recv().unwrap_or_else(|_| vec![0; CHUNK]);
+        let length = file.read(&mut buffer)?;
+        if length > 0 {
+            let chunk = Chunk { buffer, length, given_back: given_back.clone() };
+            hash.update(chunk.as_ref());
+            bytes += length as u64;
+            if chunks.blocking_send(Ok(Bytes::from_owner(chunk))).is_err() {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
-        } else if is_whole {
-            return Ok((bytes, hash.finalize().into()));
-        } else if chunks.is_closed() {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        } else {
-            thread::sleep(LOOK);
+            continue;
         }
+        if is_whole {
+            return Ok((bytes, hash.finalize().into()));
+        }
+        if chunks.is_closed() {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let _ = given_back.send(buffer);
+        thread::sleep(LOOK);
+    }
+}
+
+/// Bytes in a buffer that is used again: the kernel gives a new one page by page, which takes as long as to fill it.
+struct Chunk {
+    buffer: Vec<u8>,
+    length: usize,
+    given_back: Sender<Vec<u8>>,
+}
+
+impl AsRef<[u8]> for Chunk {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer[..self.length]
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        // Nobody may read any more.
+        let _ = self.given_back.send(std::mem::take(&mut self.buffer));
     }
 }
 
