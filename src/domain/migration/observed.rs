@@ -1,7 +1,8 @@
 //! What the manager has read when it decides.
 
-use std::{collections::BTreeMap, sync::LazyLock};
+use std::{collections::BTreeMap, sync::LazyLock, time::Duration};
 
+use jiff::Timestamp;
 use k8s_openapi::api::{
     core::v1::{ContainerStatus, Pod},
     policy::v1::PodDisruptionBudget,
@@ -21,6 +22,9 @@ use crate::{
         room::Room,
     },
 };
+
+/// The kubelet's list of containers is a second old at most, and the API server keeps whole seconds of a condition.
+const SETTLED: Duration = Duration::from_secs(2);
 
 /// Everything that [`super::advance`] looks at besides the Migration itself.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -181,6 +185,16 @@ pub(super) fn has_initialized(pod: &Pod) -> bool {
 /// The kubelet's word that sandbox, network and volumes are up (condition `PodReadyToStartContainers`, KEP-3085).
 pub(super) fn sandbox_ready(pod: &Pod) -> bool {
     condition(pod, "PodReadyToStartContainers").is_some_and(|c| c.status == "True")
+}
+
+/// How long until the kubelet acts at once on a change of a pod whose sandbox is up; none where it does already.
+///
+/// It has looked at the pod when it said so, and looks again only at a list of containers that is newer than that (`GetNewerThan` in
+/// pkg/kubelet/pod_workers.go), which it makes once a second (`genericPlegRelistPeriod`). A clock that is ahead of this one says nothing.
+pub(super) fn unsettled(pod: &Pod, now: Timestamp) -> Option<Duration> {
+    let since = condition(pod, "PodReadyToStartContainers")?.last_transition_time.as_ref()?.0;
+    let passed = Duration::try_from(now.duration_since(since)).ok()?;
+    SETTLED.checked_sub(passed).filter(|left| !left.is_zero())
 }
 
 /// Whether a pod has not come up yet: it may still run.

@@ -1,8 +1,8 @@
-//! What a pod that has everything ready waits for before it is frozen: a permit for its destination, and a disruption.
+//! What a pod that has everything ready waits for before it is frozen: its destination's kubelet, a permit for its destination, and a disruption.
 
 use std::time::Duration;
 
-use super::{Effect, Step, course::Course};
+use super::{Effect, Step, course::Course, observed};
 use crate::{
     api::MigrationStatus,
     domain::{
@@ -22,6 +22,9 @@ impl Course<'_> {
     /// Always in this order, and the first is not taken while the second is refused: whoever has a disruption has a permit too, and nobody who waits for a
     /// disruption keeps others from a permit for nothing.
     pub(super) fn take_turn(&self, status: &MigrationStatus, node: &str) -> Option<Step> {
+        if let Some(left) = self.unsettled(status) {
+            return Some(Step { after: Some(left), ..Step::wait() });
+        }
         let disruption = disruption(self.observed.source.as_ref()?, &self.observed.budgets, self.now);
         if let Disruption::Refused(why) = disruption {
             return Some(waiting(status, &why));
@@ -40,6 +43,15 @@ impl Course<'_> {
             Disruption::Free | Disruption::Taken { .. } | Disruption::Refused(_) => None,
             Disruption::Allowed { budget } => Some(at_once(Effect::TakeDisruption { budget })),
         }
+    }
+
+    /// How long to wait for the destination's kubelet, which would let the frozen pod wait for as long. What comes between freeze and release takes time
+    /// too: a third of what is estimated for all of it at least. A placeholder is not released.
+    fn unsettled(&self, status: &MigrationStatus) -> Option<Duration> {
+        let pod = self.observed.replacement.as_ref().filter(|_| !status.is_source_first())?;
+        let left = observed::unsettled(pod, self.now)?;
+        let before_the_release = Duration::from_millis(status.estimated_freeze_millis.unwrap_or_default()) / 3;
+        left.checked_sub(before_the_release).filter(|left| !left.is_zero())
     }
 }
 

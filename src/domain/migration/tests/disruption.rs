@@ -68,3 +68,35 @@ fn a_pod_waits_for_a_permit_and_takes_it_before_the_disruption() {
     assert_eq!((walk.settle(), &walk.observed.permit), (Phase::Freezing, &Permit::Held));
     assert!(walk.status().message.is_empty());
 }
+
+/// The sandbox of the waiting pod came up at this second, as its kubelet's clock says.
+fn sandbox_came_up(walk: &mut Walk, at: i64) {
+    let conditions = json!([{"type": "PodReadyToStartContainers", "status": "True", "lastTransitionTime": second(at).to_string()}]);
+    walk.observed.replacement.as_mut().unwrap().status = serde_json::from_value(json!({"conditions": conditions})).unwrap();
+}
+
+#[test]
+fn nothing_is_frozen_while_the_kubelet_would_be_slow_to_see_the_release() {
+    let mut walk = Walk::new();
+    walk.walk_to(Phase::Preparing);
+    walk.observed.permit = Permit::Available;
+    walk.prepare();
+    walk.now = 20;
+    sandbox_came_up(&mut walk, 19);
+    assert_eq!((walk.settle(), &walk.observed.permit), (Phase::Preparing, &Permit::Available), "a permit is not taken for nothing");
+    assert_eq!(walk.step().after, Some(std::time::Duration::from_secs(1)));
+    walk.migration.status.as_mut().unwrap().estimated_freeze_millis = Some(1200);
+    assert_eq!(walk.step().after, Some(std::time::Duration::from_millis(600)), "something passes between freeze and release");
+    walk.now = 21;
+    assert_eq!(walk.settle(), Phase::Freezing);
+}
+
+#[test]
+fn a_kubelet_whose_clock_is_ahead_keeps_nobody_waiting() {
+    let mut walk = Walk::new();
+    walk.walk_to(Phase::Preparing);
+    walk.prepare();
+    walk.now = 20;
+    sandbox_came_up(&mut walk, 3600);
+    assert_eq!(walk.settle(), Phase::Freezing);
+}
