@@ -40,6 +40,7 @@ fn places(folder: &Path) -> Places {
         gate_root: folder.join("gate"),
         restore_root: folder.join("restore"),
         pages: folder.join("pages"),
+        logs: folder.join("logs"),
         records: folder.join("records"),
         path: folder.into(),
         ..Places::of_node()

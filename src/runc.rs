@@ -21,6 +21,7 @@ mod diff;
 mod freezer;
 mod held;
 mod keeper;
+pub mod kept;
 mod lazy;
 pub mod pages;
 pub(crate) mod processes;
@@ -92,6 +93,8 @@ pub struct Places {
     pub records: PathBuf,
     /// Whose pages are asked for or served.
     pub pages: PathBuf,
+    /// CRIU's logs that are kept.
+    pub logs: PathBuf,
     /// Folders of programs, as `PATH` has them.
     pub path: OsString,
     /// This program, for the child that changes its root folder.
@@ -111,6 +114,7 @@ impl Places {
             restore_root: RESTORE_ROOT.into(),
             records: RECORDS.into(),
             pages: pages::ROOT.into(),
+            logs: kept::ROOT.into(),
             path: std::env::var_os("PATH").filter(|path| !path.is_empty()).unwrap_or_else(|| DEFAULT_PATH.into()),
             program: "/proc/self/exe".into(),
             criu_cache: "/run/criu.kdat".into(),

@@ -28,6 +28,7 @@ use crate::{
     ports::{PortError, PortResult, dump::Dump},
     runc::{
         CHECKPOINT, LOG, POST_COPY, ROOTFS_DIFF,
+        kept::{self, Logs},
         pages::{self, Serving},
     },
 };
@@ -93,7 +94,7 @@ impl NodeDump {
 
     /// Why CRIU has failed, in its own words where its log has them.
     fn explained(&self, error: PortError, work: &Path) -> PortError {
-        let log = fs::read(self.on_node(work).join("dump.log")).unwrap_or_default();
+        let log = fs::read(self.on_node(work).join(kept::DUMP)).unwrap_or_default();
         match criu::cause(&String::from_utf8_lossy(&log)) {
             // What CRIU refuses it refuses again.
             Some(cause) => PortError::permanent(format!("{cause}{}", criu::remedy(&cause))),
@@ -118,6 +119,14 @@ impl NodeDump {
             Ok(())
         });
         written.await.map_err(|error| failed("read the container's files", &error))
+    }
+}
+
+/// Keeps what CRIU has said of each container's dump, for a person. It is done when the folder goes, since the pod is frozen while it is made.
+fn keep_logs(folder: &Path, logs: &Path, migration_uid: &str) {
+    for container in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = container.file_name().to_string_lossy().into_owned();
+        Logs::one(kept::DUMP, &container.path().join(WORK).join(kept::DUMP)).keep(logs, migration_uid, &name);
     }
 }
 
@@ -186,8 +195,12 @@ impl Dump for NodeDump {
 
     async fn discard(&self, migration_uid: &str) -> PortResult<()> {
         for folder in self.folders(migration_uid)? {
-            let folder = self.on_node(&folder);
-            blocking(move || remove(&folder)).await.map_err(|error| failed("remove a checkpoint", &error))?;
+            let (folder, logs, uid) = (self.on_node(&folder), self.on_node(Path::new(kept::ROOT)), migration_uid.to_owned());
+            let removed = blocking(move || {
+                keep_logs(&folder, &logs, &uid);
+                remove(&folder)
+            });
+            removed.await.map_err(|error| failed("remove a checkpoint", &error))?;
         }
         Ok(())
     }

@@ -81,6 +81,8 @@ pub struct DestinationParts {
     pub push_address: String,
     /// This boot of the node ([`crate::markers::evidence::this_boot`]).
     pub boot: Option<String>,
+    /// Where CRIU's logs are kept.
+    pub logs: PathBuf,
 }
 
 /// The destination side of a node's agent.

@@ -290,6 +290,7 @@ fn destination_parts(settings: &Settings, node: &Node, pusher: AgentPusher, veri
         clock: Arc::new(SystemClock),
         markers: Markers::new(settings.state.join("gate")),
         boot: evidence::this_boot(),
+        logs: settings.state.join("logs"),
         host_root: settings.host_root.clone(),
         push_address: push_address(settings),
     }

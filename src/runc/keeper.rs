@@ -53,6 +53,7 @@ use rustix::{
 use super::{
     Places,
     held::Held,
+    kept::Logs,
     lazy::IS_READY,
     processes::{self, Program},
     program,
@@ -65,9 +66,9 @@ use super::{
 /// What CRIU asks for in its working folder, and the daemon listens at in its own (criu/uffd.c).
 const SOCKET: &str = "lazy-pages.socket";
 /// The daemon's folder, in CRIU's.
-const FOLDER: &str = "lazy-pages";
+pub(super) const FOLDER: &str = "lazy-pages";
 /// The daemon's log, in that.
-const LOG: &str = "lazy-pages.log";
+pub(super) const LOG: &str = "lazy-pages.log";
 /// How long the daemon may take to listen.
 const BEGIN: Duration = Duration::from_secs(5);
 /// How long a create has time to end when its container is to be killed.
@@ -198,7 +199,10 @@ impl Keeper<'_> {
     /// Keeps until the end; `caller` is closed when the create ends.
     pub(super) fn keep(&self, mut daemon: Daemon, caller: impl AsFd) {
         let mut held = Held::default();
-        let pages = match watch(&mut daemon, &caller, &mut held) {
+        let watched = watch(&mut daemon, &caller, &mut held);
+        // Now, since they go with a container that has ended; they are read when nobody waits any more.
+        let logs = Logs::of_restore(&self.work);
+        let pages = match watched {
             Ok(()) => Pages::Complete,
             Err(problem) => {
                 let _ = daemon.child.kill().and_then(|()| daemon.child.wait());
@@ -211,6 +215,16 @@ impl Keeper<'_> {
         drop(held);
         let _ = fs::remove_file(self.work.join(SOCKET));
         self.settle(&pages);
+        if let Some((pod, container)) = self.restored() {
+            logs.keep(&self.places.logs, &pod, &container);
+        }
+    }
+
+    /// The pod's UID and the container, by where their images lie: the record may be gone by now.
+    fn restored(&self) -> Option<(String, String)> {
+        let container = self.images.parent()?;
+        let name = |path: &Path| Some(path.file_name()?.to_str()?.to_owned());
+        Some((name(container.parent()?)?, name(container)?))
     }
 
     /// Waits for the end of a create that is still on its way. CRIU is in the container's cgroup while it restores, and killed there it would leave its

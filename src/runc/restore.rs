@@ -14,7 +14,9 @@ use std::{
 use serde::Deserialize;
 
 use super::{
-    APPLY, CHECKPOINT, LAZY, LOG_FOLDER, Outcome, POST_COPY, READY, ROOTFS_DIFF, Record, Restore, missing, program,
+    APPLY, CHECKPOINT, LAZY, LOG_FOLDER, Outcome, POST_COPY, READY, ROOTFS_DIFF, Record, Restore,
+    kept::Logs,
+    missing, program,
     record::{self, Pages},
     report, unreadable,
 };
@@ -199,6 +201,8 @@ impl Restore<'_> {
         if let Some(words) = last_error(&work_of(&self.bundle).join(LOG)) {
             report::failure(Some(&self.call), &format!("{}: restore failed: CRIU says: {}", self.named(), bounded(&words)));
         }
+        // Containerd removes them once this is over. Those of a restore that succeeds are its keeper's to keep, or the agent's.
+        Logs::of_restore(&work_of(&self.bundle)).keep(&self.places.logs, &self.pod_uid, &self.container);
         Outcome::Failed(status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0).unwrap_or(1))
     }
 

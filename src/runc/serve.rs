@@ -44,6 +44,7 @@ use super::{
     Outcome, Places, SERVE,
     arguments::{Call, value},
     freezer::Freezer,
+    kept::DUMP,
     lazy::IS_READY,
     missing,
     pages::{self, LOOK},
@@ -55,8 +56,6 @@ use super::{
 
 /// Where runc keeps its state where the call does not say it.
 const RUNC_ROOT: &str = "/run/runc";
-/// CRIU's log of a dump.
-const LOG: &str = "dump.log";
 /// CRIU's options beside those that runc gives it.
 const CONFIG: &str = "criu.conf";
 /// How long a checkpoint that has failed waits for what is left of it.
@@ -250,7 +249,7 @@ impl Server<'_> {
     /// CRIU's last error, to be put behind a sentence.
     fn criu_said(&self) -> String {
         let folder = value(self.options, &["--work-path"]).or_else(|| value(self.options, &["--image-path"]));
-        let words = folder.and_then(|folder| last_error(&Path::new(folder).join(LOG)));
+        let words = folder.and_then(|folder| last_error(&Path::new(folder).join(DUMP)));
         words.map(|words| format!(": CRIU says: {}", bounded(&words))).unwrap_or_default()
     }
 }

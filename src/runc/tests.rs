@@ -49,6 +49,7 @@ impl Node {
             restore_root: at("restore"),
             records: at("run/records"),
             pages: at("pages"),
+            logs: at("logs"),
             path: format!("/nonexistent:{}:/bin", at("bin").display()).into(),
             program: at("self"),
             criu_cache: at("criu.kdat"),
@@ -158,6 +159,7 @@ fn a_claimed_container_is_restored_and_its_start_does_nothing_until_it_is_delete
     let checkpoint = "127.0.0.1:5785/drover/00:c".into();
     assert_eq!(known, Record { pod: POD.into(), container: "c".into(), checkpoint, pages: Pages::Complete, resumed: known.resumed });
     assert_eq!(fs::read_dir(&node.places.records).unwrap().count(), 1, "nothing is left beside it");
+    assert!(!node.places.logs.exists(), "the create does nothing that can wait");
     assert_eq!(node.places.records.metadata().unwrap().mode() & 0o777, 0o700);
     assert_eq!(node.call(&["start", "id-1.x"]), Outcome::Done);
     assert_eq!(node.call(&["start", "id-2"]), Outcome::Pass);
@@ -195,6 +197,8 @@ fn of_a_restore_that_fails_criu_has_the_last_word() {
     assert_eq!((said.len(), fs::read_dir(&node.places.records).unwrap().count()), (2, 0));
     let time = fs::read_to_string(node.log()).unwrap().lines().last().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     assert!(humantime::parse_rfc3339(time.unwrap()["time"].as_str().unwrap()).is_ok());
+    let kept = fs::read_to_string(node.places.logs.join(POD).join("c.restore.log")).unwrap();
+    assert!(kept.ends_with("no such file\n(00.3) done\n"), "what containerd removes is kept: {kept}");
 }
 
 #[test]

@@ -130,6 +130,7 @@ fn sides(handle: &Handle, at: usize) -> Sides {
             host_root: disk.join("host"),
             push_address: format!("10.0.0.{at}:5786"),
             boot: Some(boot),
+            logs: disk.join("logs"),
         }),
     }
 }

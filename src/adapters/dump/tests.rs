@@ -31,8 +31,14 @@ async fn a_dump_lies_in_memory_or_where_there_is_no_room_on_disk_and_nowhere_els
         fs::write(seen(here).join("of an earlier try"), "x").unwrap();
     }
     dump.fresh(UID, "side", u64::MAX / 4).unwrap();
+    for (folder, log) in [(in_memory.clone(), "of app"), (on_disk.with_file_name("side"), "of side")] {
+        fs::create_dir(seen(&folder).join(WORK)).unwrap();
+        fs::write(seen(&folder).join(WORK).join("dump.log"), log).unwrap();
+    }
     dump.discard(UID).await.unwrap();
     dump.discard(UID).await.unwrap();
+    let kept = |container: &str| fs::read_to_string(seen(Path::new(kept::ROOT)).join(UID).join(format!("{container}.dump.log"))).unwrap();
+    assert_eq!((kept("app").as_str(), kept("side").as_str()), ("of app", "of side"));
     assert!([&in_memory, &on_disk].iter().all(|folder| !seen(folder.parent().unwrap()).exists()));
 }
 

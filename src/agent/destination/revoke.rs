@@ -11,6 +11,7 @@ use crate::{
     domain::tasks::{is_over, is_untold, nothing_left, refused},
     markers::{Claim, evidence},
     ports::{PortError, PortResult},
+    runc::kept::Logs,
 };
 
 /// A kubelet says within some seconds that a start has failed; one that is busy, or being restarted, takes longer.
@@ -215,10 +216,13 @@ impl DestinationAgent {
         Ok(refused(container, &tasks, &text, found.as_ref()))
     }
 
+    /// Below the markers the agent has the folder itself; everything else is seen through the node's root.
+    fn on_host(&self, path: &std::path::Path) -> PathBuf {
+        if path.exists() { path.to_owned() } else { self.parts.host_root.join(path.strip_prefix("/").unwrap_or(path)) }
+    }
+
     fn read_on_host(&self, path: &std::path::Path) -> PortResult<Option<String>> {
-        // Below the markers the agent has the folder itself; everything else is seen through the node's root.
-        let seen: PathBuf = if path.exists() { path.to_owned() } else { self.parts.host_root.join(path.strip_prefix("/").unwrap_or(path)) };
-        match fs::read(&seen) {
+        match fs::read(self.on_host(path)) {
             Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(disk("read CRIU's log", &error)),
@@ -262,13 +266,15 @@ impl DestinationAgent {
         Ok(())
     }
 
-    /// Removes claims and evidence of a pod.
+    /// Removes claims and evidence of a pod; what CRIU has said of its restore is kept for a person.
     pub(super) fn forget(&self, look: &Look) -> PortResult<()> {
         let pod = look.pod_uid();
         for (container, _) in look.bases() {
             let path = self.parts.markers.evidence_path(pod, container).map_err(|e| disk("name the evidence", &e))?;
             if let Ok(Some(log)) = evidence::read(&path).map(|found| found.and_then(|evidence| evidence.log)) {
-                let _ = fs::remove_file(&log).or_else(|_| fs::remove_file(self.parts.host_root.join(log.strip_prefix("/").unwrap_or(&log))));
+                let seen = self.on_host(&log);
+                Logs::one(evidence::LOG, &seen).keep(&self.parts.logs, pod, container);
+                let _ = fs::remove_file(seen);
             }
         }
         self.parts.markers.disarm(pod).map_err(|e| disk("remove the claims", &e))

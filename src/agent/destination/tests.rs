@@ -87,6 +87,7 @@ impl Course {
             host_root: disk.path().join("host"),
             push_address: "10.0.0.2:5786".into(),
             boot: crate::markers::evidence::this_boot(),
+            logs: disk.path().join("logs"),
         });
         Self { node, disk, agent }
     }
@@ -273,6 +274,8 @@ async fn the_copy_is_confirmed_and_only_then_cleaned_up() {
     course.look().unwrap();
     assert_eq!(course.trace(), ["attest confirmed", "purge_images 1", "attest cleaned"]);
     assert_eq!(course.claim(), None, "an ordinary pod has no claims");
+    let kept = std::fs::read_to_string(course.disk.path().join("logs").join(POD).join("app.restore.log")).unwrap();
+    assert!(!kept.is_empty(), "what CRIU has said of the restore");
 }
 
 #[tokio::test]

@@ -60,7 +60,7 @@ impl Node {
         script(&at("bin/criu"), CRIU);
         script(&at("bin/runc"), RUNC);
         let (path, records) = (format!("{}:/bin:/usr/bin", at("bin").display()).into(), at("records"));
-        let node = Self { places: Places { records, path, criu_cache: at("bin/cache"), ..Places::of_node() }, folder };
+        let node = Self { places: Places { records, path, logs: at("logs"), criu_cache: at("bin/cache"), ..Places::of_node() }, folder };
         let record = Record { pod: "u".into(), container: "c".into(), checkpoint: "i".into(), pages: Pages::Outstanding, resumed: None };
         record::write(&node.record(), &record).unwrap();
         node
@@ -93,7 +93,7 @@ impl Node {
         let (create, caller) = UnixStream::pair().unwrap();
         let keeper = thread::spawn(move || {
             let globals = ["--root", "/r", "--log", "/b/log.json"].map(Into::into);
-            let keeper = Keeper { places: &places, work, images: "/images".into(), source: None, record, globals: &globals };
+            let keeper = Keeper { places: &places, work, images: "/images/u/c/checkpoint".into(), source: None, record, globals: &globals };
             keeper.keep(keeper.begin().unwrap(), caller);
         });
         eventually("the daemon begins", || self.at("bin/wanted").exists());
@@ -131,7 +131,10 @@ fn when_all_pages_have_come_the_record_says_so() {
     assert_eq!((node.pages(), node.asked()), (Some(Pages::Complete), String::new()));
     let wanted = fs::read_to_string(node.at("bin/wanted")).unwrap();
     let folder = node.at("work/lazy-pages");
-    assert_eq!(wanted, format!("lazy-pages\n-v1\n--log-file\nlazy-pages.log\n--images-dir\n/images\n--work-dir\n{}\n", folder.display()));
+    assert_eq!(
+        wanted,
+        format!("lazy-pages\n-v1\n--log-file\nlazy-pages.log\n--images-dir\n/images/u/c/checkpoint\n--work-dir\n{}\n", folder.display())
+    );
 }
 
 #[test]
@@ -147,6 +150,8 @@ fn a_daemon_that_ends_badly_is_the_end_of_the_container() {
     course.keeper.join().unwrap();
     let Some(Pages::Failed(reason)) = node.pages() else { panic!("{:?}", node.pages()) };
     assert!(reason.contains("exit status: 3") && reason.ends_with("CRIU says: (00.1) Error (criu/uffd.c:1): no such page"), "{reason}");
+    let kept = fs::read_to_string(node.at("logs/u/c.lazy-pages.log")).unwrap();
+    assert!(kept.contains("no such page"), "{kept}");
 }
 
 #[test]
