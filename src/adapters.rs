@@ -24,6 +24,7 @@ pub mod node_setup;
 mod processes;
 mod received;
 pub mod registry;
+pub mod support;
 mod volumes;
 mod ways;
 pub mod webhook_configuration;

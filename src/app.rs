@@ -4,6 +4,7 @@ pub mod agent;
 pub mod bus;
 pub mod manager;
 pub mod node;
+pub mod support;
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -11,6 +11,7 @@ pub mod node;
 pub mod registry_config;
 pub mod resolve;
 pub mod status;
+pub mod support;
 
 use std::{io::Write as _, process::ExitCode};
 
@@ -45,6 +46,8 @@ enum Command {
     Node(node::Command),
     /// Say which pods and Migrations still need Drover, before it is uninstalled
     Needed(needed::Args),
+    /// Put what tells how migrations went into one file: objects, events, logs, CRIU's logs; no secrets and nothing of a process's memory
+    Support(support::Args),
     /// Write the configuration of a node's registry, with where its agent listens (in the agents' init container)
     RegistryConfig(registry_config::Args),
     /// Print the custom resource definitions
@@ -68,6 +71,7 @@ impl Cli {
             Command::Resolve(args) => args.run(),
             Command::Node(command) => command.run(),
             Command::Needed(args) => args.run(),
+            Command::Support(args) => args.run(),
             Command::RegistryConfig(args) => args.run().map(|()| ExitCode::SUCCESS),
             Command::Crds => {
                 std::io::stdout().write_all(crds::render()?.as_bytes())?;

@@ -40,6 +40,7 @@ pub mod request;
 pub mod resolution;
 pub mod room;
 pub mod services;
+pub mod support;
 pub mod tasks;
 pub mod unknown_fields;
 pub mod verdict;

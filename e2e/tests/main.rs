@@ -62,5 +62,6 @@ mod runtime_lane;
 mod same_name;
 mod samples;
 mod services;
+mod support_bundle;
 mod uninstall;
 mod volumes;

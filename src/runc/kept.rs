@@ -108,11 +108,11 @@ pub struct Kept {
     pub path: PathBuf,
 }
 
-/// What is kept since then, of these UIDs; without any, of all.
+/// What was kept since then.
 ///
 /// # Errors
 /// Where the folder is there but cannot be read.
-pub fn list(root: &Path, since: SystemTime, uids: &[String]) -> io::Result<Vec<Kept>> {
+pub fn list(root: &Path, since: SystemTime) -> io::Result<Vec<Kept>> {
     let folders = match fs::read_dir(root) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
         other => other?,
@@ -120,9 +120,6 @@ pub fn list(root: &Path, since: SystemTime, uids: &[String]) -> io::Result<Vec<K
     let mut found = vec![];
     for folder in folders.flatten() {
         let uid = folder.file_name().to_string_lossy().into_owned();
-        if !uids.is_empty() && !uids.contains(&uid) {
-            continue;
-        }
         // It may have been removed since, to make room for others.
         let Ok(files) = fs::read_dir(folder.path()) else { continue };
         for file in files.flatten() {
@@ -143,15 +140,15 @@ mod tests {
 
     use super::*;
 
-    fn names(root: &Path, since: SystemTime, uids: &[String]) -> Vec<String> {
-        list(root, since, uids).unwrap().into_iter().map(|kept| kept.name).collect()
+    fn names(root: &Path, since: SystemTime) -> Vec<String> {
+        list(root, since).unwrap().into_iter().map(|kept| kept.name).collect()
     }
 
     #[test]
     fn logs_outlast_their_folder_by_their_ends_and_are_nobody_elses_to_read() {
         let (work, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let root = root.path().join("logs");
-        assert_eq!(names(&root, SystemTime::UNIX_EPOCH, &[]), [""; 0]);
+        assert_eq!(names(&root, SystemTime::UNIX_EPOCH), [""; 0]);
         fs::create_dir(work.path().join(FOLDER)).unwrap();
         let most = usize::try_from(MOST_OF_ONE).unwrap();
         fs::write(work.path().join(RESTORE), ["x".repeat(most), "the end\n".to_owned()].concat()).unwrap();
@@ -159,7 +156,7 @@ mod tests {
         let logs = Logs::of_restore(work.path());
         drop(work);
         logs.keep(&root, "uid", "c");
-        assert_eq!(names(&root, SystemTime::UNIX_EPOCH, &[]), ["uid/c.lazy-pages.log", "uid/c.restore.log"]);
+        assert_eq!(names(&root, SystemTime::UNIX_EPOCH), ["uid/c.lazy-pages.log", "uid/c.restore.log"]);
         let kept = fs::read_to_string(root.join("uid/c.restore.log")).unwrap();
         assert!(kept.len() == most && kept.ends_with("xthe end\n"), "{}", kept.len());
         for (path, mode) in [("", 0o700), ("uid", 0o700), ("uid/c.restore.log", 0o600)] {
@@ -181,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_go_and_the_rest_is_found_by_its_uid_and_its_time() {
+    fn the_oldest_go_and_the_rest_is_found_by_its_time() {
         let root = tempfile::tempdir().unwrap();
         let log = root.path().join("log");
         fs::write(&log, "x").unwrap();
@@ -191,10 +188,9 @@ mod tests {
             let time = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(at).unwrap() + 1);
             File::open(logs.join(format!("{at:03}"))).unwrap().set_modified(time).unwrap();
         }
-        let left = names(&logs, SystemTime::UNIX_EPOCH, &[]);
+        let left = names(&logs, SystemTime::UNIX_EPOCH);
         assert_eq!((left.len(), left[0].as_str(), left[63].as_str()), (MOST_FOLDERS, "003/c.dump.log", "066/c.dump.log"));
-        assert_eq!(names(&logs, SystemTime::UNIX_EPOCH, &["000".to_owned(), "007".to_owned()]), ["007/c.dump.log"]);
-        assert_eq!(names(&logs, SystemTime::now() + Duration::from_secs(9), &[]), [""; 0]);
+        assert_eq!(names(&logs, SystemTime::now() + Duration::from_secs(9)), [""; 0]);
     }
 
     #[test]
@@ -207,6 +203,6 @@ mod tests {
             File::open(&folder).unwrap().set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(at)).unwrap();
         }
         prune(root.path()).unwrap();
-        assert_eq!(names(root.path(), SystemTime::UNIX_EPOCH, &[]), ["3/c.dump.log"]);
+        assert_eq!(names(root.path(), SystemTime::UNIX_EPOCH), ["3/c.dump.log"]);
     }
 }
