@@ -198,23 +198,4 @@ async fn within<T>(doing: &str, work: impl Future<Output = T>) -> PortResult<T> 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_command_that_fails_says_why_in_its_own_words_too() {
-        let status = |status: &str, message: &str| Status { status: Some(status.into()), message: Some(message.into()), ..Status::default() };
-        assert_eq!(failure_of(Some(&status("Success", "")), b"a warning"), None);
-        let failed = status("Failure", "command terminated with exit code 2");
-        let said = b"\nerror: unrecognized subcommand 'support'\n\nUsage: drover\n";
-        let why = failure_of(Some(&failed), said).unwrap();
-        assert_eq!(why, "command terminated with exit code 2: error: unrecognized subcommand 'support'");
-        assert_eq!(failure_of(None, b"").unwrap(), "the connection has ended before it");
-    }
-
-    #[tokio::test]
-    async fn what_is_too_much_is_read_and_dropped() {
-        assert_eq!(all_of(Some(&[7_u8; 10][..]), 4).await.unwrap(), [7; 4]);
-        assert_eq!(all_of(None::<&[u8]>, 4).await.unwrap(), [0; 0]);
-    }
-}
+mod tests;

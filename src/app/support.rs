@@ -118,30 +118,30 @@ impl<W: Write> Collector<'_, W> {
         }
         let mut subjects = Subjects::of(&migrations);
         subjects.namespaces.extend(scope.namespace().map(str::to_owned));
-        self.bundle.list("migrations", migrations.into_iter().map(support::own).collect())?;
+        self.bundle.list("migrations", &migrations.into_iter().map(support::own).collect::<Vec<_>>())?;
 
         let mut attestations = self.all::<Attestation>(&subjects).await;
         attestations.retain(|attestation| *scope == Scope::All || subjects.have_attestation(attestation));
-        self.bundle.list("attestations", attestations.into_iter().map(support::own).collect())?;
+        self.bundle.list("attestations", &attestations.into_iter().map(support::own).collect::<Vec<_>>())?;
         let grants = self.all::<MigrationGrant>(&subjects).await;
-        self.bundle.list("migrationgrants", grants.into_iter().map(support::own).collect())?;
+        self.bundle.list("migrationgrants", &grants.into_iter().map(support::own).collect::<Vec<_>>())?;
         let policies = self.sources.list::<MigrationPolicy>(None).await;
         let policies = self.bundle.note(policies).unwrap_or_default();
-        self.bundle.list("migrationpolicies", policies.into_iter().map(support::own).collect())?;
+        self.bundle.list("migrationpolicies", &policies.into_iter().map(support::own).collect::<Vec<_>>())?;
         let profiles = self.sources.list::<NodeProfile>(None).await;
         let profiles = self.bundle.note(profiles).unwrap_or_default();
-        self.bundle.list("nodeprofiles", profiles.into_iter().map(support::own).collect())?;
+        self.bundle.list("nodeprofiles", &profiles.into_iter().map(support::own).collect::<Vec<_>>())?;
         let nodes = self.sources.list::<Node>(None).await;
         let nodes = self.bundle.note(nodes).unwrap_or_default();
-        self.bundle.list("nodes", nodes.iter().map(support::node).collect())?;
+        self.bundle.list("nodes", &nodes.iter().map(support::node).collect::<Vec<_>>())?;
 
         let mut pods = self.all::<Pod>(&subjects).await;
         pods.retain(|pod| subjects.have_pod(pod));
         subjects.uids.extend(pods.iter().filter_map(|pod| Some(pod["metadata"]["uid"].as_str()?.to_owned())));
-        self.bundle.list("pods", pods.iter().map(support::pod).collect())?;
+        self.bundle.list("pods", &pods.iter().map(support::pod).collect::<Vec<_>>())?;
         let mut events = self.all::<Event>(&subjects).await;
         events.retain(|event| subjects.have_event(event) || (*scope == Scope::All && support::is_about_ours(event)));
-        self.bundle.list("events", events.into_iter().map(support::own).collect())?;
+        self.bundle.list("events", &events.into_iter().map(support::own).collect::<Vec<_>>())?;
         Ok(subjects)
     }
 
@@ -171,7 +171,7 @@ impl<W: Write> Collector<'_, W> {
                 .problems
                 .push(format!("there are no pods of Drover in namespace {}: is --system-namespace right?", self.settings.system_namespace));
         }
-        self.bundle.list("drover-pods", pods.iter().map(support::pod).collect())?;
+        self.bundle.list("drover-pods", &pods.iter().map(support::pod).collect::<Vec<_>>())?;
         let mut wanted = vec![];
         for pod in &pods {
             let (name, node) = (text(pod, "/metadata/name"), text(pod, "/spec/nodeName"));

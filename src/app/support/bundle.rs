@@ -55,7 +55,7 @@ impl<W: Write> Bundle<W> {
     }
 
     /// Adds objects, as `kubectl get -f` reads them.
-    pub fn list(&mut self, kind: &str, items: Vec<Value>) -> anyhow::Result<()> {
+    pub fn list(&mut self, kind: &str, items: &[Value]) -> anyhow::Result<()> {
         self.json(&format!("objects/{kind}.json"), &json!({"apiVersion": "v1", "kind": "List", "items": items}))
     }
 

@@ -70,10 +70,9 @@ mod tests {
             write(root.path(), Duration::from_secs(since), &mut written).unwrap();
             unpacked(&written).unwrap()
         };
-        let first = ("5f1c22aa".to_owned(), "c.dump.log".to_owned(), b"of 5f1c22aa\n".to_vec());
-        assert_eq!(read(3600), [first.clone()]);
-        assert_eq!(read(u64::MAX).len(), 2);
-        assert_eq!(read(u64::MAX)[0], first);
+        let log = |uid: &str| (uid.to_owned(), "c.dump.log".to_owned(), format!("of {uid}\n").into_bytes());
+        assert_eq!(read(3600), [log("5f1c22aa")]);
+        assert_eq!(read(u64::MAX), [log("5f1c22aa"), log("6f1c22aa")]);
         let mut none = vec![];
         write(&root.path().join("none"), Duration::from_secs(1), &mut none).unwrap();
         assert_eq!(unpacked(&none).unwrap(), []);

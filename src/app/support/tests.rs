@@ -44,7 +44,7 @@ async fn bundle_of(scope: Scope, answer: fn(&str) -> (u16, String)) -> anyhow::R
         }
     });
     let settings =
-        Settings { scope, since: Duration::from_secs(60), system_namespace: "drover-system".into(), folder: "b".into(), now: Timestamp::UNIX_EPOCH };
+        Settings { scope, since: Duration::from_mins(1), system_namespace: "drover-system".into(), folder: "b".into(), now: Timestamp::UNIX_EPOCH };
     let mut out = vec![];
     let problems = collect(Client::new(service, "default"), &settings, &mut out).await?;
     let mut files = vec![];
