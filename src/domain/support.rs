@@ -235,6 +235,8 @@ mod tests {
             assert_eq!(subjects.have_pod(&json!({"metadata": metadata})), expected, "{metadata}");
         }
         assert!(subjects.have_event(&json!({"involvedObject": {"uid": "r1"}})) && !subjects.have_event(&json!({"involvedObject": {}})));
+        let about = |version: &str| is_about_ours(&json!({"involvedObject": {"apiVersion": version}}));
+        assert!(about("drover.dev/v1alpha1") && !about("v1") && !is_about_ours(&json!({})));
         assert!(subjects.have_attestation(&json!({"metadata": {"labels": {keys::MIGRATION_UID: "m1"}}})));
         assert!(!subjects.have_attestation(&json!({"metadata": {}})));
         let child = json!({"metadata": {"name": "m-1", "labels": {keys::PARENT_UID: "m1"}}});
