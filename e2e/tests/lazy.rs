@@ -105,6 +105,7 @@ mod slow {
                 gone()
             });
             let mut moving = begin(&namespace, 1024, to("c", "n2")).await;
+            moving.until("released", |migration| migration.phase() >= Phase::Restoring).await;
             let copy = moving.until_copy_counts().await;
             copy.more(100).await;
             drop(gone.join().unwrap());

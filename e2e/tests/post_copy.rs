@@ -165,3 +165,31 @@ fn whoever_cannot_leave_memory_behind_is_refused_and_told_why() {
         assert!(message.contains("spec.postCopy: the pod does not run under the RuntimeClass drover"), "{message}");
     });
 }
+
+mod slow {
+    use super::*;
+    use crate::support::{agents::ready, moving::PoweredOff};
+
+    /// What had not come yet is lost with the source's processes: nobody may call that a success, and no copy may run on without it.
+    #[test]
+    fn a_source_that_loses_its_power_meanwhile_ends_the_copy_and_begins_anew() {
+        with_namespace("post-copy-power", |namespace| async move {
+            let seen = while_pages_are_outstanding("n2", "true".into());
+            let gone = std::thread::spawn(move || {
+                seen.join().unwrap();
+                let off = PoweredOff::node("n1");
+                std::thread::sleep(Duration::from_secs(5));
+                off.on();
+            });
+            let mut moving = begin(&namespace, 1024).await;
+            moving.until("held or done", |m| status(m).outcome.is_some() || status(m).message.contains("--prefer source")).await;
+            eprintln!("{:?} {:?} {}", status(&moving.migration).outcome, moving.migration.verdict(), status(&moving.migration).message);
+            gone.join().unwrap();
+            ready();
+            eprintln!("{:?} {:?} {}", status(&moving.migration).outcome, moving.migration.verdict(), status(&moving.migration).message);
+            assert_contiguous(&lines(&namespace.logs(&replacement(&moving.migration), "c").await));
+            moving.migration = namespace.until_done(&moving.name()).await;
+            eprintln!("{:?} {:?} {}", status(&moving.migration).outcome, moving.migration.verdict(), status(&moving.migration).message);
+        });
+    }
+}

@@ -120,3 +120,19 @@ fn a_refused_restore_is_rolled_back() {
         assert_no_memory_left();
     });
 }
+
+/// All three have one base image, so in a node's store each pod's tag is another name of the same image.
+#[test]
+fn what_becomes_of_others_with_its_image_keeps_no_pod_from_going_on_in_one_lane_and_the_other() {
+    with_namespace("runtime-names", |namespace| async move {
+        namespace.run(&counter("stays", "n1", 0, 50)).await;
+        let first = moves(&namespace, "stays", Lane::Runtime, "n2").await;
+        let mut moving = Moving::begin(&namespace, 0, in_lane(Lane::Runtime, "c", "n2")).await;
+        moving.hold(Moment::Released).await;
+        lab::on_node("n2", "for core in /run/drover/restore/*/c/checkpoint/core-*.img; do echo spoilt >$core; done");
+        moving.go_on();
+        moving.rolls_back("CRIU says", Duration::from_secs(90)).await;
+        // containerd looks for the image of a container that it checkpoints by name.
+        moves(&namespace, &replacement(&first), Lane::Image, "n1").await;
+    });
+}

@@ -53,7 +53,7 @@ impl Images for Containerd {
     }
 
     /// CRI removes every name of an image at once, which is what a checkpoint needs. Where the tag names the base image by now (it was re-pointed and
-    /// pulled again), the workload's own names of that image stay.
+    /// pulled again), all other names of that image stay: the workload's own, and those of other pods that have moved here.
     async fn remove(&self, reference: &str) -> PortResult<()> {
         let ask = ImageStatusRequest { image: Some(spec(reference)), verbose: false };
         let status =
@@ -62,7 +62,8 @@ impl Images for Containerd {
             // CRI does not know it; the store below may still, after a crash between the two.
             return self.forget(reference).await;
         };
-        let (ours, others): (Vec<_>, Vec<_>) = image.repo_tags.iter().chain(&image.repo_digests).partition(|name| keys::is_checkpoint_image(name));
+        let names: Vec<_> = image.repo_tags.iter().chain(&image.repo_digests).collect();
+        let (ours, others) = going(reference, &names);
         if others.is_empty() {
             let remove = RemoveImageRequest { image: Some(spec(&image.id)) };
             self.cri_images().remove_image(Request::new(remove)).await.map_err(|status| failure(&format!("remove image {reference}"), &status))?;
@@ -93,6 +94,14 @@ impl Images for Containerd {
     async fn blob(&self, digest: &Digest) -> PortResult<BlobStream> {
         self.read_blob(digest).await
     }
+}
+
+/// The names of an image that go with `reference`, and those that do not: with the last tag of its repository goes the name by digest.
+fn going<'a>(reference: &str, names: &[&'a String]) -> (Vec<&'a String>, Vec<&'a String>) {
+    let repository = keys::checkpoint_repository(reference);
+    let beside = |name: &str| repository.is_some() && name != reference && keys::checkpoint_repository(name) == repository;
+    let is_last = !names.iter().any(|name| beside(name) && !name.contains('@'));
+    names.iter().partition(|name| name.as_str() == reference || (is_last && beside(name)))
 }
 
 fn spec(reference: &str) -> ImageSpec {
@@ -157,5 +166,16 @@ mod tests {
         assert_eq!(error.kind, Failure::Permanent);
         assert!(error.message.contains("imagePullSecret"));
         assert_eq!(pull_failure("x", &Status::unknown("dial tcp: i/o timeout")).kind, Failure::Transient);
+    }
+
+    #[test]
+    fn of_a_base_image_only_the_names_that_go_with_one_tag_are_removed() {
+        let at = |hex: &str, rest: &str| format!("127.0.0.1:5785/drover/{}{rest}", hex.repeat(32));
+        let digest = format!("@sha256:{}", "a".repeat(64));
+        let all = [at("1", ":c"), at("2", ":c"), at("2", ":init"), at("1", &digest), at("2", &digest), "docker.io/library/redis:7".to_owned()];
+        let names: Vec<_> = all.iter().collect();
+        assert_eq!(going(&all[0], &names), (vec![&all[0], &all[3]], vec![&all[1], &all[2], &all[4], &all[5]]), "other pods run under such names");
+        assert_eq!(going(&all[2], &names).0, [&all[2]], "so does its own pod");
+        assert_eq!(going("docker.io/library/redis:7", &names).0, [&all[5]]);
     }
 }
