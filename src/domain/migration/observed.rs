@@ -23,8 +23,8 @@ use crate::{
     },
 };
 
-/// The kubelet's list of containers is a second old at most, and the API server keeps whole seconds of a condition.
-const SETTLED: Duration = Duration::from_secs(2);
+/// Two lists of the kubelet, and the API server keeps whole seconds of a condition.
+const SETTLED: Duration = Duration::from_secs(3);
 
 /// Everything that [`super::advance`] looks at besides the Migration itself.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -189,8 +189,9 @@ pub(super) fn sandbox_ready(pod: &Pod) -> bool {
 
 /// How long until the kubelet acts at once on a change of a pod whose sandbox is up; none where it does already.
 ///
-/// It has looked at the pod when it said so, and looks again only at a list of containers that is newer than that (`GetNewerThan` in
-/// pkg/kubelet/pod_workers.go), which it makes once a second (`genericPlegRelistPeriod`). A clock that is ahead of this one says nothing.
+/// After each look at a pod it waits for a list of containers that is newer than that look (`GetNewerThan` in pkg/kubelet/pod_workers.go), and makes one a
+/// second (`genericPlegRelistPeriod`). The next list shows the sandbox, so that it looks once more; the one after lets it act. A clock that is ahead of this
+/// one says nothing.
 pub(super) fn unsettled(pod: &Pod, now: Timestamp) -> Option<Duration> {
     let since = condition(pod, "PodReadyToStartContainers")?.last_transition_time.as_ref()?.0;
     let passed = Duration::try_from(now.duration_since(since)).ok()?;

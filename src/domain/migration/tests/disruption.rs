@@ -81,13 +81,13 @@ fn nothing_is_frozen_while_the_kubelet_would_be_slow_to_see_the_release() {
     walk.walk_to(Phase::Preparing);
     walk.observed.permit = Permit::Available;
     walk.prepare();
-    walk.now = 20;
+    walk.now = 21;
     sandbox_came_up(&mut walk, 19);
     assert_eq!((walk.settle(), &walk.observed.permit), (Phase::Preparing, &Permit::Available), "a permit is not taken for nothing");
     assert_eq!(walk.step().after, Some(std::time::Duration::from_secs(1)));
     walk.migration.status.as_mut().unwrap().estimated_freeze_millis = Some(1200);
     assert_eq!(walk.step().after, Some(std::time::Duration::from_millis(600)), "something passes between freeze and release");
-    walk.now = 21;
+    walk.now = 22;
     assert_eq!(walk.settle(), Phase::Freezing);
 }
 
