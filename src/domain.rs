@@ -30,6 +30,7 @@ pub mod notification;
 pub mod owner;
 pub mod permits;
 pub mod policy;
+pub mod post_copy;
 pub mod preflight;
 pub mod processes;
 pub mod quantity;

@@ -2,12 +2,19 @@
 
 use std::{thread::JoinHandle, time::Duration};
 
-use drover::api::{MigrationSpec, Outcome, Phase, migration::Lane};
+use kube::ResourceExt as _;
+use serde_json::json;
+
+use drover::{
+    api::{Migration, MigrationSpec, Outcome, Phase, migration::Lane},
+    domain::keys,
+};
 
 use crate::support::{
     Namespace,
-    counter::{assert_contiguous, lines},
+    counter::{Follower, assert_contiguous, lines},
     lab,
+    leaving::Leaving,
     migrations::{assert_outcome, replacement, status, to},
     moving::{Cut, Moving},
     outstanding::{kill, once_it_waits},
@@ -24,13 +31,19 @@ fn post_copy(pod: &str) -> MigrationSpec {
     MigrationSpec { lane: Lane::Runtime, post_copy: true, ..to(pod, "n2") }
 }
 
-/// A pod that checks its memory, under the RuntimeClass that can leave it behind, is on its way to n2.
-async fn begin(namespace: &Namespace, mib: u32) -> Moving {
+/// A pod `c` on n1 that checks its memory, under the RuntimeClass that can leave it behind.
+async fn start(namespace: &Namespace, mib: u32) -> Follower {
     let mut pod = checking("c", "n1", mib, 200);
     pod.spec.as_mut().unwrap().runtime_class_name = Some("drover".into());
     namespace.run(&pod).await;
     let source = namespace.follow("c", "c").await;
     source.beyond(20).await;
+    source
+}
+
+/// Such a pod is on its way to n2.
+async fn begin(namespace: &Namespace, mib: u32) -> Moving {
+    let source = start(namespace, mib).await;
     let migration = namespace.make(post_copy("c")).await;
     Moving::of(namespace, source, migration)
 }
@@ -163,6 +176,32 @@ fn whoever_cannot_leave_memory_behind_is_refused_and_told_why() {
         assert_outcome(&done, Outcome::Failed);
         let message = &status(&done).message;
         assert!(message.contains("spec.postCopy: the pod does not run under the RuntimeClass drover"), "{message}");
+    });
+}
+
+/// Whoever writes the policy has agreed to it; who cannot be moved that way is moved all the same.
+#[test]
+fn a_policy_empties_a_node_by_post_copy_where_that_can_be() {
+    with_namespace("post-copy-policy", |namespace| async move {
+        let _leaving = Leaving::by(&json!({"evacuation": {"triggers": ["Cordon"]}, "postCopy": true}), &namespace).await;
+        let outstanding = while_pages_are_outstanding("n2", "true".into());
+        let source = start(&namespace, 256).await;
+        lab::lab(&["kubectl", "cordon", "n1"]);
+        let policy_says = |m: &Migration| m.annotations().get(keys::POST_COPY_BY).cloned().unwrap_or_default();
+        let migration = namespace.first("c leaves n1", |m| m.spec.pod_name.as_deref() == Some("c")).await;
+        assert_eq!((migration.spec.post_copy, migration.spec.lane), (true, Lane::Runtime), "{}", policy_says(&migration));
+        assert_eq!(policy_says(&migration), format!("MigrationPolicy {} asks for it", namespace.name));
+        let mut moving = Moving::of(&namespace, source, migration);
+        moving.migrates().await;
+        outstanding.join().unwrap();
+        moving.until_copy_counts().await.more(100).await;
+
+        namespace.run(&checking("plain", "n1", 16, 20)).await;
+        let ended = |m: &Migration| m.spec.pod_name.as_deref() == Some("plain") && m.is_done();
+        let plain = namespace.first("plain has left n1", ended).await;
+        assert_outcome(&plain, Outcome::Migrated);
+        assert!(!plain.spec.post_copy && policy_says(&plain).contains("does not run under the RuntimeClass drover"), "{}", policy_says(&plain));
+        namespace.follow(&replacement(&plain), "c").await.more(50).await;
     });
 }
 

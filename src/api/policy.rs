@@ -1,4 +1,4 @@
-//! `MigrationPolicy`: which pods may move, and which leave a node by themselves.
+//! `MigrationPolicy`: which pods may move, which leave a node by themselves, and for which a copy may run before its memory has come.
 
 use std::time::Duration;
 
@@ -31,6 +31,12 @@ pub struct MigrationPolicySpec {
     /// When these pods leave their node by themselves. Empty: never. Of several policies that select a pod the first, by name, that has the trigger counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evacuation: Option<Evacuation>,
+    /// Whether the moves that Drover makes of these pods, when they leave their node by themselves or are asked to by annotation, are post-copies (`spec.postCopy`
+    /// of a Migration) wherever pod and nodes allow that, and ordinary moves elsewhere. `true` agrees to its price: until the last page has come nothing but the
+    /// frozen source has all of the memory. Of several policies that select a pod the first, by name, that has this field counts. A pod's annotation
+    /// `drover.dev/post-copy: "false"` speaks against it. Never for pods that keep their names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub post_copy: Option<bool>,
 }
 
 /// Pods that leave their node alive.

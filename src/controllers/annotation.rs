@@ -28,12 +28,15 @@ use kube::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::leaving::{self, NO_POST_COPY};
 use crate::{
-    api::Migration,
+    api::{Migration, migration::Lane},
     domain::{
-        keys,
+        keys, post_copy,
+        preflight::Facts,
         request::{Request, request},
     },
+    ports::{Clock as _, SystemClock},
     watching,
 };
 
@@ -132,7 +135,10 @@ impl AnnotationController {
 
     async fn take_up(&self, request: &Request) -> Result<(), Error> {
         let made = match request.migration() {
-            Ok(migration) => self.create(request, &migration).await?.map(|()| migration),
+            Ok(mut migration) => {
+                self.by_policy(request, &mut migration).await.map_err(api_error("look up what policies say of post-copy"))?;
+                self.create(request, &migration).await?.map(|()| migration)
+            }
             Err(problem) => Err(problem),
         };
         if !self.consume(request).await? {
@@ -145,9 +151,30 @@ impl AnnotationController {
                 info!(pod = request.pod(), namespace = request.namespace(), migration = name, to = request.value(), "a Migration was made");
                 let note = format!("Migration {name} moves this pod to {}", request.value());
                 self.tell(request, EventType::Normal, "MigrationRequested", note, Some(migration.object_ref(&()))).await;
+                if let Some(note) = post_copy::fallen_back(&migration) {
+                    self.tell(request, EventType::Normal, NO_POST_COPY, note, Some(migration.object_ref(&()))).await;
+                }
             }
             Err(problem) => self.tell(request, EventType::Warning, "MigrationRefused", problem, None).await,
         }
+        Ok(())
+    }
+
+    /// Makes a post-copy of it where the pod's policy asks for that, which the pod itself has not spoken of.
+    async fn by_policy(&self, request: &Request, migration: &mut Migration) -> Result<(), kube::Error> {
+        if !request.leaves_post_copy_open() {
+            return Ok(());
+        }
+        let policies = leaving::policies(&self.client).await?;
+        if !post_copy::is_asked_for(&policies) {
+            return Ok(());
+        }
+        let pod = Api::<Pod>::namespaced(self.client.clone(), request.namespace()).get_opt(request.pod()).await?;
+        // Another pod has the name by now, or none: the preflight says so.
+        let Some(pod) = pod.filter(|pod| pod.uid().as_deref() == Some(request.uid())) else { return Ok(()) };
+        let namespace = leaving::labels_of(&self.client, request.namespace()).await?;
+        let facts = Facts { nodes: leaving::nodes(&self.client).await?, lane: Lane::Runtime, now: SystemClock.now(), ..Facts::default() };
+        post_copy::by_policy(migration, &pod, &policies, &namespace, &facts);
         Ok(())
     }
 

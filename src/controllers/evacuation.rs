@@ -122,6 +122,7 @@ impl EvacuationController {
     async fn make(&self, migration: &Migration) -> Result<(), kube::Error> {
         if leaving::make(&self.client, migration).await? {
             info!(migration = migration.name_any(), namespace = migration.namespace(), node = evacuates(migration), "a pod leaves its node");
+            leaving::tell_fallen_back(&self.recorder, evacuates(migration).unwrap_or_default(), migration).await;
         }
         Ok(())
     }

@@ -6,19 +6,22 @@ use std::{
 };
 
 use futures::{StreamExt as _, TryStreamExt as _};
-use k8s_openapi::api::core::v1::{Namespace, ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, ObjectReference, Pod};
 use kube::{
-    Api, Client, ResourceExt,
+    Api, Client, Resource as _, ResourceExt,
     api::{ListParams, PostParams},
-    runtime::events::{Event, Recorder},
+    runtime::events::{Event, EventType, Recorder},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
-    api::{Migration, MigrationPolicy},
-    domain::{evacuation::Seen, keys},
+    api::{Migration, MigrationPolicy, NodeProfile},
+    domain::{evacuation::Seen, keys, post_copy, preflight::NodeView},
 };
+
+/// Reason of the Event of a move that is no post-copy though a policy asks for one.
+pub(super) const NO_POST_COPY: &str = "PostCopyNotPossible";
 
 /// So many nodes' pods are asked for at once: one after the other, 50 nodes at an API server that is slow take longer than a look may.
 const AT_ONCE: usize = 8;
@@ -70,11 +73,40 @@ pub(super) async fn seen(client: &Client, own_namespace: &str, mut pods: Vec<Pod
     pods.retain(|pod| pod.namespace().as_deref() != Some(own_namespace) && uids.insert(pod.uid()));
     let mut namespaces = BTreeMap::new();
     for namespace in pods.iter().filter_map(ResourceExt::namespace).collect::<BTreeSet<_>>() {
-        let found = Api::<Namespace>::all(client.clone()).get_metadata_opt(&namespace).await?;
-        namespaces.insert(namespace, found.and_then(|found| found.metadata.labels).unwrap_or_default());
+        let labels = labels_of(client, &namespace).await?;
+        namespaces.insert(namespace, labels);
     }
     let migrations = Api::<Migration>::all(client.clone()).list(&ListParams::default()).await?.items;
-    Ok(Seen { pods, migrations, policies, namespaces, ..Seen::default() })
+    let nodes = if post_copy::is_asked_for(&policies) { nodes(client).await? } else { vec![] };
+    Ok(Seen { pods, migrations, policies, namespaces, nodes, ..Seen::default() })
+}
+
+/// The labels of a namespace.
+pub(super) async fn labels_of(client: &Client, namespace: &str) -> Result<BTreeMap<String, String>, kube::Error> {
+    let found = Api::<Namespace>::all(client.clone()).get_metadata_opt(namespace).await?;
+    Ok(found.and_then(|found| found.metadata.labels).unwrap_or_default())
+}
+
+/// Every node with what its agent says of it.
+pub(super) async fn nodes(client: &Client) -> Result<Vec<NodeView>, kube::Error> {
+    let every = ListParams::default();
+    let profiles = Api::<NodeProfile>::all(client.clone()).list(&every).await?;
+    let nodes = Api::<Node>::all(client.clone()).list(&every).await?;
+    let profile_of = |node: &Node| profiles.iter().find(|profile| profile.name_any() == node.name_any());
+    Ok(nodes.iter().map(|node| NodeView::new(node, profile_of(node))).collect())
+}
+
+/// Says on a node that a pod leaves it without the post-copy that its policy asks for, where that is so.
+pub(super) async fn tell_fallen_back(recorder: &Recorder, node: &str, migration: &Migration) {
+    let Some(told) = post_copy::fallen_back(migration) else { return };
+    let event = Event {
+        type_: EventType::Normal,
+        reason: NO_POST_COPY.to_owned(),
+        note: Some(told),
+        action: "Migrate".to_owned(),
+        secondary: Some(migration.object_ref(&())),
+    };
+    tell_node(recorder, node, event).await;
 }
 
 /// Makes a Migration; whether it was made now. It may be there already, or be refused, which is logged.

@@ -121,6 +121,9 @@ impl Rebalancer {
         self.metrics.rebalanced(self.mode == Mode::On);
         self.told.insert(pod, now);
         self.tell(proposal).await;
+        if self.mode == Mode::On {
+            leaving::tell_fallen_back(&self.recorder, &proposal.from, &proposal.migration).await;
+        }
         Ok(())
     }
 

@@ -34,11 +34,13 @@ use super::{
     ids::derived_name,
     keys,
     migration::{age, node_of},
-    owner, policy,
+    owner, policy, post_copy,
+    preflight::{Facts, NodeView},
     request::migration_to,
 };
 use crate::api::{
     Migration, MigrationPolicy, MigrationStatus, Outcome, Phase,
+    migration::Lane,
     node_profile::StayingPod,
     policy::{Evacuation, Trigger},
 };
@@ -73,6 +75,8 @@ pub struct Seen {
     pub policies: Vec<MigrationPolicy>,
     /// Namespace → labels, of the pods' namespaces.
     pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
+    /// Every node, where a policy asks for post-copy.
+    pub nodes: Vec<NodeView>,
 }
 
 /// What the controller does next.
@@ -89,6 +93,7 @@ pub enum Action {
 pub fn plan(seen: &Seen, now: Timestamp) -> Vec<Action> {
     let mut actions: Vec<Action> = seen.migrations.iter().filter(|m| is_over(m, seen, now)).cloned().map(|m| Action::Delete(Box::new(m))).collect();
     let mut under_way = UnderWay::of(seen);
+    let facts = seen.facts(now);
     for (pod, node, evacuation, trigger) in wanted(seen, now) {
         if !under_way.leaves_room(pod, node, evacuation) {
             continue;
@@ -96,6 +101,7 @@ pub fn plan(seen: &Seen, now: Timestamp) -> Vec<Action> {
         // A name that no Migration can have is a pod's that no Migration can name.
         if let Ok(mut migration) = evacuation_of(pod, node, trigger) {
             deadline::bound(&mut migration, seen.deadlines.get(node).copied(), now);
+            seen.post_copy(&mut migration, pod, &facts);
             under_way.begin(node, owner::controller(&pod.metadata).map(|owner| owner.uid.clone()));
             actions.push(Action::Make(Box::new(migration)));
         }
@@ -147,9 +153,23 @@ impl Seen {
     /// How a pod leaves its node on this occasion, if it does.
     #[must_use]
     pub fn evacuation(&self, pod: &Pod, trigger: Trigger) -> Option<&Evacuation> {
-        let unlabelled = BTreeMap::new();
-        let namespace = self.namespaces.get(&pod.namespace().unwrap_or_default()).unwrap_or(&unlabelled);
-        policy::evacuation(&self.policies, namespace, pod, trigger)
+        policy::evacuation(&self.policies, self.labels_around(pod), pod, trigger)
+    }
+
+    /// What post-copy is judged by.
+    #[must_use]
+    pub fn facts(&self, now: Timestamp) -> Facts {
+        Facts { nodes: self.nodes.clone(), lane: Lane::Runtime, now, ..Facts::default() }
+    }
+
+    /// Makes a post-copy of a pod's Migration where its policy asks for that and it can be.
+    pub fn post_copy(&self, migration: &mut Migration, pod: &Pod, facts: &Facts) {
+        post_copy::by_policy(migration, pod, &self.policies, self.labels_around(pod), facts);
+    }
+
+    fn labels_around(&self, pod: &Pod) -> &BTreeMap<String, String> {
+        const UNLABELLED: &BTreeMap<String, String> = &BTreeMap::new();
+        self.namespaces.get(&pod.namespace().unwrap_or_default()).unwrap_or(UNLABELLED)
     }
 
     fn is_requested(&self, uid: &str) -> bool {

@@ -11,8 +11,10 @@ pub const MIGRATE_TO: &str = "drover.dev/migrate-to";
 pub const MIGRATE_TO_BARE: &str = "migrate-to";
 /// Value of [`MIGRATE_TO`] that leaves the choice of the node to the scheduler.
 pub const AUTO: &str = "auto";
-/// Annotation of a pod, `true`: what [`MIGRATE_TO`] asks for may be a post-copy. It stays, also with the copy.
+/// Annotation of a pod, `true`: what [`MIGRATE_TO`] asks for is a post-copy; anything else: no policy makes one of it. It stays, also with the copy.
 pub const POST_COPY: &str = "drover.dev/post-copy";
+/// Annotation on a Migration that Drover made: the policy that asks for post-copy, and why it is none where it is none.
+pub const POST_COPY_BY: &str = "drover.dev/post-copy-by";
 /// Annotation on a pod: UID of the one active Migration that owns it (R11); written by compare-and-swap.
 pub const LOCK: &str = "drover.dev/migration";
 /// Annotation on a replacement: UID of the Migration that claims it. The webhook checks it and rewrites the images.

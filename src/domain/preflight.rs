@@ -4,7 +4,7 @@ mod claims;
 mod elsewhere;
 pub mod lane;
 mod node;
-mod post_copy;
+pub mod post_copy;
 mod spec;
 
 use std::collections::BTreeMap;

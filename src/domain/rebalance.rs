@@ -153,6 +153,7 @@ pub fn plan(overloaded: &[Overloaded], seen: &Seen, settings: &Settings, now: Ti
     let overloaded = |node: &&NodeLoad| overloaded.iter().any(|it| it.node == node.name && is_as_reported(it));
     let mut used: BTreeMap<&str, Amount> = seen.nodes.iter().map(|node| (node.name.as_str(), node.used())).collect();
     let mut proposals = vec![];
+    let facts = seen.cluster.facts(now);
     for node in seen.nodes.iter().filter(overloaded) {
         let mut left = settings.most_pods;
         for (pod, amount) in heaviest(node, seen, settings, now) {
@@ -162,7 +163,8 @@ pub fn plan(overloaded: &[Overloaded], seen: &Seen, settings: &Settings, now: Ti
             }
             let Some(to) = with_room(node, amount, seen, &used, settings, now) else { continue };
             let (from, room) = (node.name.clone(), to.name.clone());
-            let Ok(migration) = leaving(pod, &from, &room, Trigger::Load) else { continue };
+            let Ok(mut migration) = leaving(pod, &from, &room, Trigger::Load) else { continue };
+            seen.cluster.post_copy(&mut migration, pod, &facts);
             let why = format!(
                 "pod {}/{} uses {} m of CPU and {} MiB; node {from} is at {before} (thresholds {}), node {room} has room",
                 pod.namespace().unwrap_or_default(),

@@ -32,7 +32,8 @@ pub struct Request {
     value: String,
     taken_up: u64,
     keep_name: bool,
-    post_copy: bool,
+    /// What the pod says of it, if it does.
+    post_copy: Option<bool>,
     keys: Vec<(&'static str, String)>,
 }
 
@@ -48,7 +49,7 @@ pub fn request(pod: &ObjectMeta) -> Option<Request> {
     let keys = [keys::MIGRATE_TO, keys::MIGRATE_TO_BARE].into_iter().filter_map(|key| Some((key, annotations.get(key)?.clone()))).collect();
     Some(Request {
         keep_name: owner::keeps_its_name(pod),
-        post_copy: annotations.get(keys::POST_COPY).is_some_and(|value| value == "true"),
+        post_copy: annotations.get(keys::POST_COPY).map(|value| value == "true"),
         namespace: pod.namespace.clone()?,
         pod: pod.name.clone()?,
         uid: pod.uid.clone()?,
@@ -111,12 +112,18 @@ impl Request {
     /// What is wrong with the value.
     pub fn migration(&self) -> Result<Migration, String> {
         let mut migration = migration_to(&self.value, &self.migration_name(), &self.pod, self.keep_name)?;
-        if self.post_copy {
+        if self.post_copy == Some(true) {
             (migration.spec.post_copy, migration.spec.lane) = (true, Lane::Runtime);
         }
         migration.metadata.namespace = Some(self.namespace.clone());
         migration.metadata.annotations = Some(BTreeMap::from([(keys::POD_UID.to_owned(), self.uid.clone())]));
         Ok(migration)
+    }
+
+    /// Whether the pod leaves it to its policy whether it is moved by post-copy.
+    #[must_use]
+    pub fn leaves_post_copy_open(&self) -> bool {
+        self.post_copy.is_none()
     }
 
     /// Whether a Migration of this name was made for this very request.

@@ -11,8 +11,17 @@ use super::*;
 
 type Seen = Arc<Mutex<Vec<String>>>;
 
-/// An API server that answers by method and path and remembers what it was asked.
+/// An API server without policies that answers by method and path and remembers what it was asked.
 fn api_server(answer: impl Fn(&str, &str) -> (u16, Value) + Send + 'static) -> (Client, Seen) {
+    api_server_with(list(&[]), answer)
+}
+
+fn list(items: &[Value]) -> Value {
+    json!({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": items})
+}
+
+/// The same with these policies, which it does not note that it was asked for.
+fn api_server_with(policies: Value, answer: impl Fn(&str, &str) -> (u16, Value) + Send + 'static) -> (Client, Seen) {
     let (service, mut handle) = mock::pair::<HttpRequest<Body>, Response<Body>>();
     let seen = Seen::default();
     let log = Arc::clone(&seen);
@@ -20,8 +29,12 @@ fn api_server(answer: impl Fn(&str, &str) -> (u16, Value) + Send + 'static) -> (
         while let Some((request, send)) = handle.next_request().await {
             let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
             let bytes = request.into_body().collect_bytes().await.expect("a body");
-            log.lock().expect("no panic").push(format!("{method} {path} {}", String::from_utf8_lossy(&bytes)));
-            let (code, body) = answer(&method, &path);
+            let (code, body) = if path.ends_with("/migrationpolicies") {
+                (200, policies.clone())
+            } else {
+                log.lock().expect("no panic").push(format!("{method} {path} {}", String::from_utf8_lossy(&bytes)));
+                answer(&method, &path)
+            };
             send.send_response(Response::builder().status(code).body(Body::from(body.to_string().into_bytes())).expect("a response"));
         }
     });
@@ -111,4 +124,45 @@ async fn a_failure_is_tried_again_later() {
     let mut waiting = HashMap::new();
     controller.attempt(asking("n2"), 0, &mut waiting).await;
     assert_eq!(waiting.get("u-1").map(|w| w.tries), Some(1));
+}
+
+/// What is made for the pod, which runs under this RuntimeClass, and what is said of it.
+async fn made_by_policy(class: Option<&'static str>, policy: &Value) -> Vec<String> {
+    let request = asking("n2");
+    let made = migration_of(&request);
+    let policy = json!({"apiVersion": "drover.dev/v1alpha1", "kind": "MigrationPolicy", "metadata": {"name": "fast"}, "spec": policy});
+    let (client, seen) = api_server_with(list(&[policy]), move |method, path| match (method, path) {
+        ("POST", p) if p.ends_with("/migrations") => (201, made.clone()),
+        ("PATCH", _) => pod_meta(),
+        ("GET", p) if p.ends_with("/pods/web") => (
+            200,
+            json!({"metadata": {"name": "web", "namespace": "shop", "uid": "u-1"}, "spec": {"nodeName": "n1", "containers": [], "runtimeClassName": class}}),
+        ),
+        ("GET", p) if p.ends_with("/nodeprofiles") => {
+            let profile = json!({"apiVersion": "drover.dev/v1alpha1", "kind": "NodeProfile", "metadata": {"name": "n1"}, "spec": {}, "status": {"gate": {"installed": true}}});
+            (200, list(&[profile]))
+        }
+        ("GET", p) if p.ends_with("/nodes") => (200, list(&[json!({"metadata": {"name": "n1"}})])),
+        ("GET", _) => (200, json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {"name": "shop"}})),
+        _ => (201, json!({"metadata": {"name": "e"}})),
+    });
+    AnnotationController::new(client, "m-0".to_owned()).take_up(&request).await.expect("taken up");
+    let seen = seen.lock().expect("no panic");
+    seen.iter().filter(|line| line.starts_with("POST")).cloned().collect()
+}
+
+#[tokio::test]
+async fn a_policy_makes_a_post_copy_of_what_was_asked_for_where_it_can_be_one() {
+    let yes = json!({"postCopy": true});
+    let posted = made_by_policy(Some("drover"), &yes).await;
+    assert!(posted[0].contains(r#""postCopy":true"#) && posted[0].contains(r#""lane":"runtime""#), "{posted:?}");
+    assert_eq!(posted.len(), 2, "one Event: {posted:?}");
+    let posted = made_by_policy(None, &yes).await;
+    assert!(
+        posted[0].contains(r#""postCopy":false"#) && posted[0].contains("it is not possible: spec.postCopy: the pod does not run under"),
+        "{posted:?}"
+    );
+    assert!(posted.last().is_some_and(|event| event.contains("PostCopyNotPossible")), "{posted:?}");
+    let posted = made_by_policy(Some("drover"), &json!({"postCopy": false})).await;
+    assert!(posted[0].contains(r#""postCopy":false"#) && !posted[0].contains("post-copy-by"), "{posted:?}");
 }

@@ -104,6 +104,25 @@ fn whose_node_goes_first_leaves_first_and_then_the_smallest() {
     assert_eq!(late, ["a"], "two leave at the same time, one in 26 s and one in 50 s");
 }
 
+#[test]
+fn a_pod_whose_policy_asks_for_post_copy_leaves_by_it_where_it_can() {
+    let under = |name: &str, class: Option<&str>| pod(name, &json!({"spec": {"runtimeClassName": class}}));
+    let mut seen = seen(vec![under("a", Some("drover")), under("b", None)]);
+    let gate = crate::api::node_profile::GateStatus { installed: true, message: String::new() };
+    let profile = Some(crate::api::NodeProfileStatus { gate, ..Default::default() });
+    seen.nodes = vec![NodeView { name: "n1".into(), profile, ..NodeView::default() }];
+    let asked = |seen: &Seen| -> Vec<_> {
+        let spec_of = |action| match action {
+            Action::Make(migration) => (migration.spec.post_copy, migration.annotations().contains_key(keys::POST_COPY_BY)),
+            Action::Delete(_) => (false, false),
+        };
+        plan(seen, at(NOW)).into_iter().map(spec_of).collect()
+    };
+    assert_eq!(asked(&seen), [(false, false), (false, false)], "no policy asks for it");
+    seen.policies[0].spec.post_copy = Some(true);
+    assert_eq!(asked(&seen), [(true, true), (false, true)], "both leave");
+}
+
 /// The policy of `seen` with these fields.
 fn limited(seen: &mut Seen, limits: &Value) {
     let mut policy = serde_json::to_value(&seen.policies[0]).unwrap();

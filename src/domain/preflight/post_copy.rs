@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 
-use super::{Blocker, NodeView, network_probes};
+use super::{Blocker, Facts, NodeView, network_probes};
 use crate::{
     api::{
         Migration,
@@ -45,6 +45,20 @@ pub(super) fn blockers(migration: &Migration, pod: &Pod) -> Vec<Blocker> {
 fn probe_blocker(pod: &Pod, (container, kind, _): (&Container, &str, &Probe)) -> Blocker {
     let message = format!("with {FIELD} the kubelet could kill the container, here while it is frozen, there while it waits for a page");
     Blocker::new(format!("{}.{kind}", containers::field(pod, &container.name)), message, format!("use an exec probe, or leave {FIELD} out"))
+}
+
+/// Why a pod's move cannot be the post-copy that a policy asks for: what would refuse a Migration that asked for it itself.
+#[must_use]
+pub fn impossible(migration: &Migration, pod: &Pod, facts: &Facts) -> Vec<Blocker> {
+    let mut found = blockers(migration, pod);
+    let source = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+    let source = facts.nodes.iter().find(|node| Some(node.name.as_str()) == source);
+    match source {
+        Some(source) if source.is_gated() => {}
+        Some(source) => found.extend(gate_blocker(migration, source)),
+        None => found.push(Blocker::new(FIELD, "nothing is known of the pod's node", "look at its drover-agent pod")),
+    }
+    found
 }
 
 /// R8: without the gate the source goes before its copy starts.
