@@ -193,7 +193,7 @@ async fn facts(migration: &Migration, pod: &Pod, cluster: &dyn Cluster, now: Tim
     let active_migrations = if preflight::names_another(pod, migration) { cluster.active_migrations().await? } else { vec![] };
     let nodes = cluster.nodes().await?;
     let lane = preflight::lane::wanted(migration, cluster.default_lane(), pod, &nodes).lane;
-    Ok(Facts { nodes, active_migrations, grants, claims: Some(claims), lane, now })
+    Ok(Facts { nodes, active_migrations, grants, claims: Some(claims), lane, post_copy: migration.spec.post_copy, now })
 }
 
 async fn perform(migration: &Migration, observed: &Observed, effects: &[Effect], cluster: &dyn Cluster, now: Timestamp) -> PortResult<()> {

@@ -117,6 +117,7 @@ pub async fn observe(probe: &dyn NodeProbe, clock: &dyn Clock, pushes: &Pushes) 
         push_address: pushes.address.clone(),
         max_bytes_per_migration: Some(pushes.most_bytes),
         pull_address: PULL_ADDRESS.to_owned(),
+        post_copy: true,
         observed_at: Some(Time(clock.now())),
         ..lanes::profile(facts)
     }
@@ -216,7 +217,7 @@ mod tests {
     async fn a_silent_node_says_why_it_takes_no_pod() {
         let status = observe(&Silent::default(), &SystemClock, &pushes()).await;
         assert_eq!((status.push_address.as_str(), status.pull_address.as_str()), ("10.0.0.1:5786", PULL_ADDRESS));
-        assert_eq!(status.max_bytes_per_migration, Some(1 << 30));
+        assert_eq!((status.max_bytes_per_migration, status.post_copy), (Some(1 << 30), true));
         assert!(status.lanes.iter().all(|lane| !lane.available && !lane.message.is_empty()));
         assert!(!status.gate.installed && status.observed_at.is_some());
     }

@@ -53,6 +53,10 @@ pub struct NodeProfileStatus {
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub lanes: Vec<LaneStatus>,
+    /// Whether its agent knows post-copy (`spec.postCopy` of a Migration), at either end; one of before that says nothing. Whether the node has the runtime lane, which
+    /// that needs, is told above.
+    #[serde(default)]
+    pub post_copy: bool,
     /// The checkpoint tool.
     #[serde(default)]
     pub criu: CriuStatus,

@@ -53,12 +53,16 @@ pub fn fallen_back(migration: &Migration) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use kube::ResourceExt;
     use serde_json::{Value, json};
 
     use super::*;
     use crate::{
-        api::{NodeProfileStatus, node_profile::GateStatus},
+        api::{
+            NodeProfileStatus,
+            node_profile::{GateStatus, LaneStatus},
+        },
         domain::{evacuation::evacuation_of, preflight::NodeView},
     };
 
@@ -78,10 +82,18 @@ mod tests {
         let node = |name: &str| NodeView {
             name: name.into(),
             ready: true,
-            profile: Some(NodeProfileStatus { gate: GateStatus { installed: gated, message: String::new() }, ..NodeProfileStatus::default() }),
+            profile: Some(NodeProfileStatus {
+                gate: GateStatus { installed: gated, message: String::new() },
+                lanes: vec![LaneStatus { name: "runtime".into(), available: true, message: String::new() }],
+                free_bytes: 1 << 30,
+                observed_at: Some(Time(jiff::Timestamp::UNIX_EPOCH)),
+                post_copy: true,
+                ..NodeProfileStatus::default()
+            }),
             ..NodeView::default()
         };
-        Facts { nodes: vec![node("n1"), node("n2")], lane: Lane::Runtime, ..Facts::default() }
+        let now = jiff::Timestamp::from_second(1).unwrap();
+        Facts { nodes: vec![node("n1"), node("n2"), node("n3")], lane: Lane::Runtime, now, ..Facts::default() }
     }
 
     fn made(pod: &Pod, facts: &Facts, policies: &[MigrationPolicy]) -> Migration {
@@ -137,5 +149,22 @@ mod tests {
             assert!(told.starts_with("pod shop/p moves without post-copy: MigrationPolicy fast asks for it, and it is not possible: "), "{told}");
             assert!(told.contains(why), "{told}");
         }
+    }
+
+    #[test]
+    fn while_agents_are_upgraded_no_node_is_lost_to_the_scheduler() {
+        let policies = [policy("fast", &json!({"postCopy": true}))];
+        let with = |change: fn(&mut NodeProfileStatus)| {
+            let mut facts = facts(true);
+            change(facts.nodes[2].profile.as_mut().unwrap());
+            made(&pod(&json!({})), &facts, &policies)
+        };
+        let old = with(|profile| profile.post_copy = false);
+        assert!(!old.spec.post_copy && fallen_back(&old).unwrap().contains("the agent of node n3 does not say that it knows post-copy"));
+        let elsewhere = with(|profile| {
+            profile.post_copy = false;
+            profile.lanes[0].available = false;
+        });
+        assert!(elsewhere.spec.post_copy, "n3 could not take the pod anyway: {elsewhere:?}");
     }
 }

@@ -75,6 +75,8 @@ pub struct Facts {
     pub claims: Option<BTreeMap<String, ClaimView>>,
     /// The lane that the nodes must have; any is enough for [`Lane::Auto`].
     pub lane: Lane,
+    /// Whether the nodes' agents must know post-copy.
+    pub post_copy: bool,
     /// Now.
     pub now: jiff::Timestamp,
 }
@@ -114,7 +116,7 @@ pub fn examine(migration: &Migration, pod: &Pod, facts: &Facts) -> Vec<Blocker> 
     found.extend(node_blockers(&source_node, &migration.spec.destination, facts));
     if let Some(node) = facts.nodes.iter().find(|node| node.name == source_node).filter(|node| node.profile.is_some() && !node.is_gated()) {
         found.extend(gate_blockers(node, pod));
-        found.extend(post_copy::gate_blocker(migration, node));
+        found.extend(post_copy::gate_blocker(node).filter(|_| migration.spec.post_copy));
     }
     found
 }

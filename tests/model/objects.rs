@@ -117,12 +117,10 @@ pub fn blockers(migration: &Migration, seen: &Seen) -> Vec<Blocker> {
     };
     let node = |name: &str, gate| NodeView { name: name.into(), ready: true, profile: Some(profile(gate)), ..NodeView::default() };
     let facts = Facts {
-        grants: vec![],
         nodes: vec![node("n1", seen.gates[0]), node("n2", seen.gates[1])],
         active_migrations: vec![MIGRATION.into()],
-        claims: None,
-        lane: drover::api::migration::Lane::Auto,
         now: *NOW,
+        ..Facts::default()
     };
     preflight::examine(migration, &pod, &facts)
 }
@@ -202,7 +200,10 @@ pub fn source_tasks(task: SourceTask, fresh: bool, n: usize) -> Vec<tasks::Task>
 }
 
 pub fn images(n: usize) -> Vec<PushedImage> {
-    NAMES[..n].iter().map(|name| PushedImage { container: (*name).into(), digest: format!("sha256:{}", "a".repeat(64)), bytes: 7 }).collect()
+    NAMES[..n]
+        .iter()
+        .map(|name| PushedImage { container: (*name).into(), digest: format!("sha256:{}", "a".repeat(64)), bytes: 7 })
+        .collect()
 }
 
 pub fn vote(n: usize) -> Vote {

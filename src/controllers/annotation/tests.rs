@@ -139,7 +139,7 @@ async fn made_by_policy(class: Option<&'static str>, policy: &Value) -> Vec<Stri
             json!({"metadata": {"name": "web", "namespace": "shop", "uid": "u-1"}, "spec": {"nodeName": "n1", "containers": [], "runtimeClassName": class}}),
         ),
         ("GET", p) if p.ends_with("/nodeprofiles") => {
-            let profile = json!({"apiVersion": "drover.dev/v1alpha1", "kind": "NodeProfile", "metadata": {"name": "n1"}, "spec": {}, "status": {"gate": {"installed": true}}});
+            let profile = json!({"apiVersion": "drover.dev/v1alpha1", "kind": "NodeProfile", "metadata": {"name": "n1"}, "spec": {}, "status": {"gate": {"installed": true}, "postCopy": true}});
             (200, list(&[profile]))
         }
         ("GET", p) if p.ends_with("/nodes") => (200, list(&[json!({"metadata": {"name": "n1"}})])),

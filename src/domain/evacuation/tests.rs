@@ -109,7 +109,7 @@ fn a_pod_whose_policy_asks_for_post_copy_leaves_by_it_where_it_can() {
     let under = |name: &str, class: Option<&str>| pod(name, &json!({"spec": {"runtimeClassName": class}}));
     let mut seen = seen(vec![under("a", Some("drover")), under("b", None)]);
     let gate = crate::api::node_profile::GateStatus { installed: true, message: String::new() };
-    let profile = Some(crate::api::NodeProfileStatus { gate, ..Default::default() });
+    let profile = Some(crate::api::NodeProfileStatus { gate, post_copy: true, ..Default::default() });
     seen.nodes = vec![NodeView { name: "n1".into(), profile, ..NodeView::default() }];
     let asked = |seen: &Seen| -> Vec<_> {
         let spec_of = |action| match action {

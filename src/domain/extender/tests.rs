@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    api::{NodeProfileStatus, migration::Lane, node_profile::LaneStatus},
+    api::{NodeProfileStatus, node_profile::LaneStatus},
     domain::preflight::NodeView,
 };
 
@@ -52,7 +52,7 @@ fn view(name: &str) -> NodeView {
 }
 
 fn facts(nodes: Vec<NodeView>) -> Facts {
-    Facts { nodes, active_migrations: vec![], grants: vec![], claims: None, lane: Lane::Auto, now: jiff::Timestamp::from_second(10).unwrap() }
+    Facts { nodes, now: jiff::Timestamp::from_second(10).unwrap(), ..Facts::default() }
 }
 
 fn three() -> Facts {

@@ -73,6 +73,14 @@ impl Course<'_> {
                 );
                 return Some(self.roll_back(status.clone(), &format!("{why}; run drover node setup --apply there and restart its containerd")));
             }
+            if self.migration.spec.post_copy
+                && let Some((_, node)) = ungated.iter().find(|(without_gate, _)| *without_gate)
+            {
+                // The preflight has seen one there.
+                let why =
+                    format!("node {node} has no gate any more, so that the source would have to go first, and with it the memory (spec.postCopy)");
+                return Some(self.roll_back(status.clone(), &format!("{why}; run drover node setup --apply there and restart its containerd")));
+            }
             status.source_first = Some(self.migration.spec.keep_name || ungated.iter().any(|(without_gate, _)| *without_gate));
             return Some(Step::write(status));
         }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt as _;
 
-use super::{Blocker, Facts, lane};
+use super::{Blocker, Facts, lane, post_copy};
 use crate::{
     api::{
         NodeProfile, NodeProfileStatus,
@@ -77,7 +77,8 @@ impl NodeView {
         // Should the migration fall back, the pod is restored here.
         let lane = self.profile.as_ref().filter(|_| facts.lane == Lane::Runtime).and_then(|profile| lane::missing(profile, facts.lane));
         let lane = lane.map(|problem| self.blocker("spec.lane", &problem, "mend that, or use auto or image"));
-        self.agent_blocker("spec.nodeName", facts).into_iter().chain(lane).collect()
+        let post_copy = self.profile.as_ref().filter(|_| facts.post_copy).and_then(|profile| post_copy::agent_blocker(&self.name, profile));
+        self.agent_blocker("spec.nodeName", facts).into_iter().chain(lane).chain(post_copy).collect()
     }
 
     /// Why it cannot take a pod of a node with the profile `source`.
@@ -94,6 +95,9 @@ impl NodeView {
         found.extend(claims.map(|problem| self.blocker(TO_NODE, &problem, "name a node that can: kubectl get pv -o yaml")));
         let Some(profile) = &self.profile else { return found };
         found.extend(lane::missing(profile, facts.lane).map(|problem| self.blocker(TO_NODE, &problem, "mend that, or name another node")));
+        if facts.post_copy {
+            found.extend(post_copy::gate_blocker(self).into_iter().chain(post_copy::agent_blocker(name, profile)));
+        }
         if profile.free_bytes < LEAST_FREE_BYTES {
             let problem = format!("has {} free for checkpoints", mebibytes(profile.free_bytes));
             found.push(self.blocker(TO_NODE, &problem, "free space under /var/lib there, or name another node"));
@@ -241,7 +245,7 @@ mod tests {
     }
 
     fn facts(nodes: Vec<NodeView>) -> Facts {
-        Facts { nodes, active_migrations: vec![], grants: vec![], claims: None, lane: Lane::Auto, now: jiff::Timestamp::from_second(10).unwrap() }
+        Facts { nodes, now: jiff::Timestamp::from_second(10).unwrap(), ..Facts::default() }
     }
 
     fn to(name: &str) -> Destination {
@@ -284,6 +288,27 @@ mod tests {
             other.profile.as_mut().unwrap().kernel = same_or_newer.into();
             assert_eq!(node_blockers("n1", &to("n2"), &facts(vec![node("n1"), other])), vec![], "{same_or_newer}");
         }
+    }
+
+    #[test]
+    fn an_agent_that_knows_no_post_copy_takes_none_and_sends_none() {
+        let knows = |name: &str, post_copy| {
+            let mut node = node(name);
+            node.profile.as_mut().unwrap().post_copy = post_copy;
+            node
+        };
+        let asked = |source, destination| Facts { post_copy: true, ..facts(vec![knows("n1", source), knows("n2", destination)]) };
+        assert_eq!(node_blockers("n1", &to("n2"), &asked(true, true)), vec![]);
+        for (source, destination, old) in [(true, false, "node n2"), (false, true, "node n1")] {
+            let found = node_blockers("n1", &to("n2"), &asked(source, destination));
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert!(found[0].to_string().contains(&format!("spec.postCopy: the agent of {old} does not say")), "{found:?}");
+        }
+        assert_eq!(capable_nodes("n1", &Destination::default(), &asked(true, false)), [""; 0], "the scheduler does not choose it either");
+        let mut ungated = asked(true, true);
+        ungated.nodes[1].profile.as_mut().unwrap().gate.installed = false;
+        assert!(Blocker::join(&node_blockers("n1", &to("n2"), &ungated)).contains("spec.postCopy: node n2 has no gate"));
+        assert_eq!(node_blockers("n1", &to("n2"), &Facts { post_copy: false, ..asked(false, false) }), vec![]);
     }
 
     #[test]

@@ -2,10 +2,10 @@
 
 use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 
-use super::{Blocker, Facts, NodeView, network_probes};
+use super::{Blocker, Facts, NodeView, capable_nodes, network_probes};
 use crate::{
     api::{
-        Migration,
+        Migration, NodeProfileStatus,
         migration::{InDoubt, Lane},
     },
     domain::{containers, lanes},
@@ -47,24 +47,36 @@ fn probe_blocker(pod: &Pod, (container, kind, _): (&Container, &str, &Probe)) ->
     Blocker::new(format!("{}.{kind}", containers::field(pod, &container.name)), message, format!("use an exec probe, or leave {FIELD} out"))
 }
 
-/// Why a pod's move cannot be the post-copy that a policy asks for: what would refuse a Migration that asked for it itself.
+/// An agent of before post-copy would take no notice of it: lay the checkpoint out without its memory, or write it with it.
+pub(super) fn agent_blocker(node: &str, profile: &NodeProfileStatus) -> Option<Blocker> {
+    (!profile.post_copy).then(|| {
+        let message = format!("the agent of node {node} does not say that it knows post-copy (status.postCopy of its NodeProfile)");
+        Blocker::new(FIELD, message, "upgrade its agent, or leave it out")
+    })
+}
+
+/// Why a pod's move cannot be the post-copy that a policy asks for: what would refuse a Migration that asked for it itself, and nodes that it would keep the pod
+/// from. `facts` are those of the same move without it.
 #[must_use]
 pub fn impossible(migration: &Migration, pod: &Pod, facts: &Facts) -> Vec<Blocker> {
     let mut found = blockers(migration, pod);
     let source = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
     let source = facts.nodes.iter().find(|node| Some(node.name.as_str()) == source);
-    match source {
-        Some(source) if source.is_gated() => {}
-        Some(source) => found.extend(gate_blocker(migration, source)),
-        None => found.push(Blocker::new(FIELD, "nothing is known of the pod's node", "look at its drover-agent pod")),
-    }
+    let Some(source) = source else {
+        found.push(Blocker::new(FIELD, "nothing is known of the pod's node", "look at its drover-agent pod"));
+        return found;
+    };
+    let takers = capable_nodes(&source.name, &migration.spec.destination, facts);
+    let involved = || facts.nodes.iter().filter(|node| node.name == source.name || takers.contains(&node.name));
+    found.extend(involved().filter_map(gate_blocker).take(1));
+    found.extend(involved().filter_map(|node| agent_blocker(&node.name, node.profile.as_ref()?)).take(1));
     found
 }
 
-/// R8: without the gate the source goes before its copy starts.
-pub(super) fn gate_blocker(migration: &Migration, source: &NodeView) -> Option<Blocker> {
-    migration.spec.post_copy.then(|| {
-        let message = format!("node {} has no gate, so that the source is deleted before its copy starts, and with it the memory", source.name);
+/// R8: without the gate at either end the source goes before its copy starts.
+pub(super) fn gate_blocker(node: &NodeView) -> Option<Blocker> {
+    (!node.is_gated()).then(|| {
+        let message = format!("node {} has no gate, so that the source is deleted before its copy starts, and with it the memory", node.name);
         Blocker::new(FIELD, message, "run drover node setup --apply there and restart its containerd, or leave it out")
     })
 }

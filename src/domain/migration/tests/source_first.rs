@@ -154,6 +154,18 @@ fn without_a_gate_on_either_node_the_source_goes_first_too() {
 }
 
 #[test]
+fn memory_that_stays_with_the_source_is_not_deleted_with_it() {
+    for source in [true, false] {
+        let mut walk = Walk::without_gate(source);
+        (walk.migration.spec.post_copy, walk.migration.spec.lane) = (true, crate::api::migration::Lane::Runtime);
+        walk.walk_to(Phase::Finishing);
+        assert_eq!((walk.status().verdict, walk.status().source_first), (Some(Verdict::Rollback), None));
+        let node = if source { "n1" } else { "n2" };
+        assert!(walk.status().message.contains(&format!("node {node} has no gate any more")), "{}", walk.status().message);
+    }
+}
+
+#[test]
 fn what_nobody_can_prove_without_the_gate_is_held_with_the_command_and_then_falls_back() {
     let mut walk = Walk::without_gate(false);
     walk.walk_to(Phase::Restoring);
