@@ -60,6 +60,8 @@ fn a_pod_moves_and_its_memory_goes_past_the_registry() {
         assert_eq!(container(&copy, "c").restart_count, 0);
         let pushed = status(&migration).containers[0].bytes;
         assert!(pushed < 8 << 20, "the registry has {pushed} bytes of a container with 32 MiB");
+        let memory = status(&migration).containers[0].memory_bytes;
+        assert!(memory > Some(32 << 20), "{memory:?} bytes of memory were sent");
         namespace.assert_no_leftovers(&migration).await;
         assert_no_memory_left();
     });

@@ -291,6 +291,9 @@ pub struct PushedImage {
 }
 
 /// The source agent's durable word that the checkpoint is the last that was executed.
+    /// Bytes of memory that were sent past the registry, in the runtime lane: the archive names them with their digests. What a post-copy fetches is not counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Vote {

@@ -131,8 +131,10 @@ fn table(migration: &Migration) -> String {
         let _ = writeln!(text, "  {:<18} {frozen:>8} ms", "frozen");
     }
     let bytes: u64 = status.containers.iter().map(|c| c.bytes).sum();
+    let memory: u64 = status.containers.iter().filter_map(|c| c.memory_bytes).sum();
     if bytes > 0 {
-        let _ = writeln!(text, "  {:<18} {bytes:>8} bytes in {} checkpoint(s)", "transferred", status.containers.len());
+        let beside = if memory > 0 { format!(", and {memory} bytes of memory") } else { String::new() };
+        let _ = writeln!(text, "  {:<18} {bytes:>8} bytes in {} checkpoint(s){beside}", "transferred", status.containers.len());
     }
     if let Some(confirmed) = status.conditions.iter().find(|c| c.type_ == condition::REGISTRY_CONFIRMED) {
         let _ = writeln!(text, "  {:<18} {:>8}", "confirmed by", confirmed.reason);

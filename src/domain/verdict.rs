@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::api::{AttestationStatus, MigrationStatus, Outcome, Phase, Verdict, attestation::ContainerId};
+use crate::api::{
+    AttestationStatus, MigrationStatus, Outcome, Phase, Verdict,
+    attestation::{ContainerId, PushedImage},
+};
 
 /// May the source be thawed?
 ///
@@ -154,14 +157,17 @@ pub fn outcome(verdict: Verdict, resolved: bool) -> Outcome {
     }
 }
 
-fn same_images(left: &[crate::api::attestation::PushedImage], right: &[crate::api::attestation::PushedImage]) -> bool {
-    !left.is_empty() && left.len() == right.len() && left.iter().all(|image| right.contains(image))
+fn same_images(left: &[PushedImage], right: &[PushedImage]) -> bool {
+    // Not what was sent past the registry, which the digest covers: an agent of before takes no notice of that number.
+    let is_one =
+        |image: &PushedImage, other: &PushedImage| (&image.container, &image.digest, image.bytes) == (&other.container, &other.digest, other.bytes);
+    !left.is_empty() && left.len() == right.len() && left.iter().all(|image| right.iter().any(|other| is_one(image, other)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::attestation::{Archived, Armed, At, ClosedClaim, Frozen, NeverStarted, Pushed, PushedImage, Remark, Vote};
+    use crate::api::attestation::{Archived, Armed, At, ClosedClaim, Frozen, NeverStarted, Pushed, Remark, Vote};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
     fn at() -> MicroTime {
@@ -169,7 +175,7 @@ mod tests {
     }
 
     fn images(digest: &str) -> Vec<PushedImage> {
-        vec![PushedImage { container: "c".into(), digest: digest.into(), bytes: 1 }]
+        vec![PushedImage { container: "c".into(), digest: digest.into(), bytes: 1, memory_bytes: None }]
     }
 
     fn voted(digest: &str) -> AttestationStatus {
@@ -188,6 +194,12 @@ mod tests {
         assert!(may_vote(&containers, &nanos(1), &nanos(1), false).is_err());
         assert!(may_vote(&containers, &nanos(1), &nanos(2), true).is_err_and(|why| why.contains("container c ")));
         assert!(may_vote(&containers, &BTreeMap::new(), &BTreeMap::new(), true).is_err(), "nothing known is not unchanged");
+    }
+
+    #[test]
+    fn a_destination_that_does_not_count_memory_is_believed_what_it_holds() {
+        let voted: Vec<_> = images("a").into_iter().map(|image| PushedImage { memory_bytes: Some(1 << 30), ..image }).collect();
+        assert!(same_images(&voted, &images("a")) && !same_images(&voted, &images("b")));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{
 /// The artifact that the fake pushes.
 fn push_volumes(state: &mut State, what: &str, target: &PushTarget) -> PushedImage {
     state.trace.push(format!("push {what}"));
-    let image = PushedImage { container: keys::VOLUMES_TAG.into(), digest: format!("sha256:{}", "c".repeat(64)), bytes: 9 };
+    let image = PushedImage { container: keys::VOLUMES_TAG.into(), digest: format!("sha256:{}", "c".repeat(64)), bytes: 9, memory_bytes: None };
     state.registry.insert(format!("{}:{}", target.repository, keys::VOLUMES_TAG), image.clone());
     image
 }
@@ -25,7 +25,7 @@ impl Pusher for FakeNode {
     async fn push(&self, _archive: &Path, container: &str, _mending: &Mending, target: &PushTarget) -> PortResult<PushedImage> {
         self.call("push", |state| {
             state.trace.push(format!("push {container}"));
-            let image = PushedImage { container: container.into(), digest: format!("sha256:{}", "a".repeat(64)), bytes: 7 };
+            let image = PushedImage { container: container.into(), digest: format!("sha256:{}", "a".repeat(64)), bytes: 7, memory_bytes: None };
             state.registry.insert(format!("{}:{container}", target.repository), image.clone());
             Ok(image)
         })

@@ -196,7 +196,7 @@ impl Pusher for Handle {
         let from = self.at();
         let took = self.sim.aside(|world| world.plan.slow_push.unwrap_or(Duration::from_millis(200)));
         self.sleep(took).await;
-        let image = PushedImage { container: container.to_owned(), digest: digest_of(memory, container), bytes: 7 };
+        let image = PushedImage { container: container.to_owned(), digest: digest_of(memory, container), bytes: 7, memory_bytes: None };
         self.call(Door::Push(to, from), |world| {
             if !world.api.may_push(NODES[to], NODES[from], &target.repository) {
                 return Err(PortError::permanent("the push door refuses: no such migration"));
@@ -327,7 +327,8 @@ impl LocalRegistry for Handle {
         self.call(Door::Registry(at), |world| {
             let Some(stored) = world.nodes[at].registry.get(repository) else { return Ok(None) };
             let Some(digest) = stored.tags.get(tag) else { return Ok(None) };
-            let image = |(_, bytes): &(Content, u64)| PushedImage { container: tag.to_owned(), digest: digest.clone(), bytes: *bytes };
+            let image =
+                |(_, bytes): &(Content, u64)| PushedImage { container: tag.to_owned(), digest: digest.clone(), bytes: *bytes, memory_bytes: None };
             Ok(stored.manifests.get(digest).map(image))
         })
         .await

@@ -176,7 +176,7 @@ async fn name(registry: &Distribution, repository: &str, tag: &str, made: Checkp
     registry.ensure_blob(repository, &made.config).await?;
     let manifest = Manifest { media_type: image::MANIFEST_MEDIA_TYPE.to_owned(), bytes: made.manifest.bytes };
     registry.put_manifest(repository, tag, &manifest).await?;
-    Ok(PushedImage { container: tag.to_owned(), digest: made.manifest.digest.to_string(), bytes })
+    Ok(PushedImage { container: tag.to_owned(), digest: made.manifest.digest.to_string(), bytes, memory_bytes: None })
 }
 
 #[async_trait]

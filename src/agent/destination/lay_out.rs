@@ -17,8 +17,12 @@ impl Look {
 
     /// The checkpoints as they were verified.
     pub(super) fn checkpoints(&self) -> Vec<PushedImage> {
-        let image =
-            |c: &crate::api::migration::ContainerCheckpoint| PushedImage { container: c.name.clone(), digest: c.digest.clone(), bytes: c.bytes };
+        let image = |c: &crate::api::migration::ContainerCheckpoint| PushedImage {
+            container: c.name.clone(),
+            digest: c.digest.clone(),
+            bytes: c.bytes,
+            memory_bytes: c.memory_bytes,
+        };
         self.course.containers.iter().map(image).collect()
     }
 }

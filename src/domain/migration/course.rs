@@ -369,6 +369,7 @@ impl Course<'_> {
     }
 
     pub(super) fn awaiting_readiness(&self, mut status: MigrationStatus) -> Step {
+                memory_bytes: image.memory_bytes,
         if !verdict::may_release(&status, self.observed.source_status(), self.observed.destination_status()) {
             return Step::wait();
         }

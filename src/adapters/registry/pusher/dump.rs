@@ -57,11 +57,13 @@ impl AgentPusher {
             sent.push(arrived);
         }
         sent.sort_by(|one, other| one.file.cmp(&other.file));
+        let memory: u64 = sent.iter().map(|one| one.bytes).sum();
         let (from, archive) = (dump.to_owned(), dump.join("archive.tar"));
         let to = archive.clone();
         let written = tokio::task::spawn_blocking(move || write_archive(&from, &sent, &to)).await;
         written.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| unreadable(&error))?;
-        self.push(&archive, container, mending, target).await
+        let pushed = self.push(&archive, container, mending, target).await?;
+        Ok(PushedImage { memory_bytes: (memory > 0).then_some(memory), ..pushed })
     }
 
     /// Sends images one after the other as they are written, and notes beside them what has arrived.

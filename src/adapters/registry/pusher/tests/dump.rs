@@ -55,6 +55,7 @@ async fn memory_goes_past_the_registry_and_the_layer_names_it() {
     let seen = scene.fake.seen.lock().unwrap().clone();
     assert!(seen[..2].iter().all(|line| line.contains("/memory/")), "the archive that names it comes after it: {seen:?}");
     let come = |file: &str| scene.fake.memory.lock().unwrap()[&format!("{REPOSITORY}/redis/{file}")].clone();
+    assert_eq!(pushed.memory_bytes, Some(6 + 11), "it is counted beside the archive");
     assert_eq!((come("pages-1.img"), come("pages-2.img")), (b"memory".to_vec(), b"more memory".to_vec()));
 
     let files = scene.files(&pushed);
