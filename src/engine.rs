@@ -179,7 +179,11 @@ async fn attestation(
 }
 
 fn rooms(nodes: &[NodeView]) -> BTreeMap<String, Room> {
-    let room = |profile: &NodeProfileStatus| Room { free: profile.free_bytes, most: profile.max_bytes_per_migration };
+    let room = |profile: &NodeProfileStatus| Room {
+        free: profile.free_bytes,
+        memory: profile.free_memory_bytes.unwrap_or_default(),
+        most: profile.max_bytes_per_migration,
+    };
     nodes.iter().filter_map(|node| Some((node.name.clone(), room(node.profile.as_ref()?)))).collect()
 }
 

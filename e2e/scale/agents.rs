@@ -225,7 +225,7 @@ impl Side {
             SourceAction::Wait | SourceAction::Kill => return false,
             SourceAction::Inspect => {
                 let at = takes(20..200).await;
-                said.inspected = Some(Inspected { at, blockers: vec![], warnings: vec![], bytes: Some(BYTES) });
+                said.inspected = Some(Inspected { at, blockers: vec![], warnings: vec![], bytes: Some(BYTES), volume_bytes: Some(0) });
             }
             SourceAction::Freeze => {
                 let at = takes(20..100).await;
@@ -298,7 +298,7 @@ impl Side {
 fn images(course: &MigrationStatus) -> Vec<PushedImage> {
     let containers = course.source.iter().flat_map(|source| &source.containers);
     let digest = |id: &str| format!("sha256:{}", hex(&Sha256::digest(id)));
-    containers.map(|c| PushedImage { container: c.name.clone(), digest: digest(&c.container_id), bytes: BYTES }).collect()
+    containers.map(|c| PushedImage { container: c.name.clone(), digest: digest(&c.container_id), bytes: BYTES, memory_bytes: None }).collect()
 }
 
 /// The time at which something is done that takes so many milliseconds.

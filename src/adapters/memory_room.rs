@@ -11,9 +11,14 @@ const SPARE: u64 = 256 << 20;
 
 /// Whether the file system of a folder, which is in memory, has room for so many bytes, and the node's memory for twice as many.
 pub(super) fn has_room(folder: &Path, bytes: u64) -> bool {
+    room(folder) > bytes
+}
+
+/// For how many bytes there is room: 0 where that cannot be found out.
+pub(super) fn room(folder: &Path) -> u64 {
     let free = rustix::fs::statvfs(folder).map(|found| found.f_bavail.saturating_mul(found.f_frsize)).unwrap_or_default();
     let available = fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_available(&text)).unwrap_or_default();
-    free > bytes && available > bytes.saturating_mul(2).saturating_add(SPARE)
+    free.min(available.saturating_sub(SPARE) / 2)
 }
 
 /// `MemAvailable` of /proc/meminfo, in bytes.

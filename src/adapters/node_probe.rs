@@ -12,7 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::containerd::Containerd;
+use super::{containerd::Containerd, memory_room};
 use crate::{
     api::node_profile::CriuStatus,
     domain::{
@@ -132,6 +132,7 @@ impl NodeProbe for HostProbe {
             cpu_features: cpu_features(&read("/proc/cpuinfo")),
             cgroup_version: if self.on_host("/sys/fs/cgroup/cgroup.controllers").exists() { 2 } else { 1 },
             free_bytes: free_bytes(&self.settings.data),
+            free_memory_bytes: memory_room::room(&self.on_host("/run")),
         }
     }
 }

@@ -217,6 +217,9 @@ pub struct Inspected {
     /// Bytes that will be read and sent while the pod is frozen: its memory and its emptyDir volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
+    /// Of these, what is in emptyDir volumes and in /dev/shm: it goes through the registry in either lane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_bytes: Option<u64>,
 }
 
 /// One thing that was found.
@@ -288,12 +291,12 @@ pub struct PushedImage {
     pub digest: String,
     /// Bytes of the archive (the one layer).
     pub bytes: u64,
-}
-
-/// The source agent's durable word that the checkpoint is the last that was executed.
     /// Bytes of memory that were sent past the registry, in the runtime lane: the archive names them with their digests. What a post-copy fetches is not counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
+}
+
+/// The source agent's durable word that the checkpoint is the last that was executed.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Vote {

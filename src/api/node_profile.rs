@@ -78,6 +78,9 @@ pub struct NodeProfileStatus {
     /// Free bytes where the registry and the checkpoints lie.
     #[serde(default)]
     pub free_bytes: u64,
+    /// Bytes of a checkpoint for which the node's memory has room, which is where the runtime lane puts them; what does not fit there lies on the disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub free_memory_bytes: Option<u64>,
     /// Bytes that one migration may store in the node's registry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_bytes_per_migration: Option<u64>,

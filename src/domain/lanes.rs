@@ -44,6 +44,8 @@ pub struct NodeFacts {
     pub cgroup_version: u8,
     /// Where registry and checkpoints lie, in bytes.
     pub free_bytes: u64,
+    /// What the node's memory has room for, in bytes, besides the processes that are restored from it.
+    pub free_memory_bytes: u64,
 }
 
 /// What is on the node of the gate.
@@ -141,6 +143,7 @@ pub fn profile(facts: NodeFacts) -> NodeProfileStatus {
         cpu_features: facts.cpu_features,
         cgroup_version: facts.cgroup_version,
         free_bytes: facts.free_bytes,
+        free_memory_bytes: Some(facts.free_memory_bytes),
         ..NodeProfileStatus::default()
     }
 }

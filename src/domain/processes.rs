@@ -40,6 +40,8 @@ pub struct Findings {
     pub warnings: Vec<Blocker>,
     /// Bytes that are read and sent while the pod is frozen: its memory, and its volumes in the node's keeping. Pages that processes share are counted for each.
     pub bytes: u64,
+    /// Of these, what is in the volumes and in /dev/shm.
+    pub volume_bytes: u64,
 }
 
 /// Judges what was read.
@@ -71,8 +73,9 @@ pub fn judge(pod: &PodFacts) -> Findings {
         ));
     }
     let memory: u64 = pod.processes.iter().map(|process| process.memory).sum();
-    let bytes = memory.saturating_add(pod.shared_memory).saturating_add(pod.empty_dirs);
-    Findings { blockers: bounded(blockers), warnings: bounded(warnings), bytes }
+    let volume_bytes = pod.shared_memory.saturating_add(pod.empty_dirs);
+    let bytes = memory.saturating_add(volume_bytes);
+    Findings { blockers: bounded(blockers), warnings: bounded(warnings), bytes, volume_bytes }
 }
 
 /// Each message once: a file that was inherited is in many processes.

@@ -55,7 +55,7 @@ impl Drover {
         match step {
             // What it finds is no matter of the protocol: a pod with blockers ends before anything is touched.
             SourceStep::Inspect => self.source_attests(world, "inspected", |said| {
-                said.inspected = Some(Inspected { at: objects::now(), blockers: vec![], warnings: vec![], bytes: None });
+                said.inspected = Some(Inspected { at: objects::now(), blockers: vec![], warnings: vec![], bytes: None, volume_bytes: None });
             }),
             SourceStep::Freeze => self.freeze(world, stage, journal),
             SourceStep::Checkpoint => self.checkpoint(world, stage, journal),

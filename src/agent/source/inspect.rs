@@ -21,8 +21,8 @@ impl SourceAgent {
             Err(error) => return Err(error),
         };
         let told = |findings: Vec<Blocker>| findings.into_iter().map(Finding::from).collect();
-        let bytes = Some(found.bytes);
-        let inspected = Inspected { at: self.now(), blockers: told(found.blockers), warnings: told(found.warnings), bytes };
+        let (bytes, volume_bytes) = (Some(found.bytes), Some(found.volume_bytes));
+        let inspected = Inspected { at: self.now(), blockers: told(found.blockers), warnings: told(found.warnings), bytes, volume_bytes };
         self.attest(look, |status| status.inspected = Some(inspected)).await
     }
 }

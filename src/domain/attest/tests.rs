@@ -27,7 +27,10 @@ fn the_source_follows_the_phases() {
     let none = SourceJournal::default();
     let own = AttestationStatus::default();
     assert_eq!(next(&in_phase(Phase::Preflight), &own, &none, Deletion::NotShown, 0), SourceAction::Inspect);
-    let inspected = AttestationStatus { inspected: Some(Inspected { at: at(), blockers: vec![], warnings: vec![], bytes: None }), ..own.clone() };
+    let inspected = AttestationStatus {
+        inspected: Some(Inspected { at: at(), blockers: vec![], warnings: vec![], bytes: None, volume_bytes: None }),
+        ..own.clone()
+    };
     assert_eq!(next(&in_phase(Phase::Preflight), &inspected, &none, Deletion::NotShown, 0), SourceAction::Wait);
     assert_eq!(next(&in_phase(Phase::Preparing), &own, &none, Deletion::NotShown, 0), SourceAction::Wait);
     assert_eq!(next(&in_phase(Phase::Freezing), &own, &none, Deletion::NotShown, 0), SourceAction::Freeze);

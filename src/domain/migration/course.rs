@@ -24,7 +24,8 @@ use crate::{
         preflight::{self, Blocker},
         registry_event::is_voted,
         replacement::{build, init_images},
-        room, verdict,
+        room::{self, Carried},
+        verdict,
     },
 };
 
@@ -242,9 +243,18 @@ impl Course<'_> {
     }
 
     fn missing_room(&self, status: &MigrationStatus, destination: &str) -> Vec<Blocker> {
-        let bytes = self.observed.source_status().inspected.as_ref().and_then(|inspected| inspected.bytes).unwrap_or(0);
+        let inspected = self.observed.source_status().inspected.as_ref();
+        let bytes = inspected.and_then(|inspected| inspected.bytes).unwrap_or(0);
+        // An agent of before does not tell them apart: then all of it may be volumes.
+        let volumes = inspected.and_then(|inspected| inspected.volume_bytes).unwrap_or(bytes).min(bytes);
+        let source_first = status.is_source_first() || self.migration.spec.keep_name;
+        let carried = match status.lane.unwrap_or(self.observed.lane.lane) {
+            // A source that goes first leaves the kubelet's archive behind in either lane (R14).
+            Lane::Runtime if !source_first => Carried { stored: volumes, memory: if self.migration.spec.post_copy { 0 } else { bytes - volumes } },
+            _ => Carried { stored: bytes, memory: 0 },
+        };
         let source = status.source.as_ref().map_or("", |source| source.node_name.as_str());
-        room::missing(bytes, &self.observed.rooms, source, destination)
+        room::missing(carried, &self.observed.rooms, source, destination)
     }
 
     pub(super) fn preparing(&self, mut status: MigrationStatus) -> Step {
@@ -359,6 +369,7 @@ impl Course<'_> {
                 name: image.container.clone(),
                 digest: image.digest.clone(),
                 bytes: image.bytes,
+                memory_bytes: image.memory_bytes,
                 image: keys::checkpoint_image(&repository, &image.container),
             })
             .collect();
@@ -369,7 +380,6 @@ impl Course<'_> {
     }
 
     pub(super) fn awaiting_readiness(&self, mut status: MigrationStatus) -> Step {
-                memory_bytes: image.memory_bytes,
         if !verdict::may_release(&status, self.observed.source_status(), self.observed.destination_status()) {
             return Step::wait();
         }

@@ -14,7 +14,7 @@ fn findings(messages: &[&str]) -> Vec<Finding> {
 }
 
 pub(super) fn inspected(blockers: &[&str], warnings: &[&str]) -> Inspected {
-    Inspected { at: at(1), blockers: findings(blockers), warnings: findings(warnings), bytes: None }
+    Inspected { at: at(1), blockers: findings(blockers), warnings: findings(warnings), bytes: None, volume_bytes: None }
 }
 
 /// A migration whose source's agent is asked.
@@ -114,7 +114,7 @@ fn the_freeze_is_estimated_and_a_budget_that_will_not_do_is_warned_of() {
 
 #[test]
 fn a_disk_without_room_refuses_the_move_or_ends_it_before_the_freeze() {
-    let small = Room { free: 1 << 30, most: None };
+    let small = Room { free: 1 << 30, memory: 0, most: None };
     let carrying = |bytes| Inspected { bytes: Some(bytes), ..inspected(&[], &[]) };
     let mut walk = asked();
     walk.migration.spec.destination.node_name = Some("n2".into());
@@ -138,7 +138,7 @@ fn a_disk_without_room_refuses_the_move_or_ends_it_before_the_freeze() {
 fn a_pod_that_carries_more_than_its_destination_allows_is_not_frozen_for_it() {
     let mut walk = asked();
     walk.migration.spec.destination.node_name = Some("n2".into());
-    walk.observed.rooms = [("n2".to_owned(), Room { free: 1 << 40, most: Some(1 << 30) })].into();
+    walk.observed.rooms = [("n2".to_owned(), Room { free: 1 << 40, memory: 0, most: Some(1 << 30) })].into();
     walk.attest(Role::Source, |s| s.inspected = Some(Inspected { bytes: Some(2 << 30), ..inspected(&[], &[]) }));
     assert_eq!(walk.settle(), Phase::Done);
     assert!(walk.status().message.contains("node n2: lets one migration store 1024 MiB"), "{}", walk.status().message);
