@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | `create` of a container whose claim is `waiting` ([`crate::markers`]) | waits for the images, applies the difference of its root folder, runs `runc restore`, lazily where the images say so; the gate, runc's hook, takes the claim |
 //! | `start` of what it has restored | nothing: the processes run already |
-//! | `delete` | forgets that it was restored; then it is runc's |
+//! | `delete` | forgets that it was restored; then it is runc's. Where pages were outstanding, CRIU's daemon is ended after runc has |
 //! | `checkpoint` of a container whose pages are asked for ([`pages`]) | has it written without most of its memory, which a server hands out from then on |
 //!
 //! A `create` without a claim is runc's, and so is one whose claim is anything but `waiting`: the gate judges it. One whose claim is waiting is
@@ -17,6 +17,7 @@
 //! memory is not among the images but still at its source, and `ready`, which is written last.
 
 mod arguments;
+mod delete;
 mod diff;
 mod freezer;
 mod held;
@@ -35,7 +36,7 @@ mod wire;
 
 use std::{
     ffi::{OsStr, OsString},
-    fs, io,
+    io,
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
@@ -211,11 +212,7 @@ fn look_at(places: &Places, arguments: &[OsString]) -> Outcome {
     let Some(record) = call.id.and_then(|id| places.record(id)) else { return Outcome::Pass };
     match call.command.to_str() {
         Some("start") if record.exists() => Outcome::Done,
-        Some("delete") => {
-            // Most were never restored, and one whose record stays only has its ID in memory until the next boot.
-            let _ = fs::remove_file(record);
-            Outcome::Pass
-        }
+        Some("delete") => delete::delete(places, &call.id.unwrap_or_default().to_string_lossy(), arguments, &record),
         Some("checkpoint") => match pages::requested(&places.pages, call.id.unwrap_or_default()) {
             Some(folder) => serve::checkpoint(places, &call, arguments, &folder),
             None => Outcome::Pass,

@@ -18,7 +18,7 @@
 //! | the daemon ends otherwise | `outstanding`, then `failed` | kills every process of the container, waits until they have ended, and only then lets go |
 //! | the connection to the source ends before the daemon has ended well | as above | as above |
 //! | the keeper itself is killed | `outstanding` for good | nothing: the daemon goes on and holds what it has, and only its later death would do harm |
-//! | the same while pages come from their source | `outstanding` for good | nothing: the daemon waits for ever, and every process that needs a page |
+//! | the same while pages come from their source | `outstanding` for good | nothing: the daemon waits, and every process that needs a page, until the container is deleted; then `drover-runc` ends it ([`super::delete`]) |
 //! | CRIU gives up | none: the create fails | ends the daemon, and what CRIU may have left of the container |
 //! | the container is deleted meanwhile | none | the daemon finds no process any more and ends |
 //!

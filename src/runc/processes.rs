@@ -63,7 +63,12 @@ pub(super) type Program = (u64, u64);
 
 /// The program that a process executes.
 pub(super) fn program_of(proc: &Path, pid: Pid) -> Option<Program> {
-    fs::metadata(proc.join(pid.to_string()).join("exe")).ok().map(|file| (file.dev(), file.ino()))
+    fs::metadata(proc.join(pid.to_string()).join("exe")).ok().as_ref().map(of_file)
+}
+
+/// The program in a file.
+pub(super) fn of_file(file: &fs::Metadata) -> Program {
+    (file.dev(), file.ino())
 }
 
 /// As [`kill`], but for the processes that execute a program that is to be spared.

@@ -1,8 +1,9 @@
 //! Calls as containerd makes them, with a runc that writes down what it was asked.
 
+mod delete;
 mod lazy;
 
-use std::os::unix::fs::MetadataExt as _;
+use std::{fs, os::unix::fs::MetadataExt as _};
 
 use super::*;
 use crate::markers::Claim;

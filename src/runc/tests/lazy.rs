@@ -39,7 +39,7 @@ fn it_is_restored_lazily_once_its_keeper_is_ready() {
     let wanted = ["keep-lazy-pages", &format!("{records}/id"), &path(images.join(CHECKPOINT)), "--root", "/r", "--log"];
     assert_eq!(kept.lines().take(6).collect::<Vec<_>>(), wanted);
     assert_eq!(kept.lines().last(), Some(path(node.bundle.clone()).as_str()), "where CRIU looks for its socket");
-    assert_eq!(node.call(&["delete", "id"]), Outcome::Pass);
+    assert_eq!(node.call(&["delete", "id"]), Outcome::Done);
     assert_eq!(fs::read_dir(&node.places.records).unwrap().count(), 0);
 }
 
