@@ -206,8 +206,10 @@ fn a_policy_empties_a_node_by_post_copy_where_that_can_be() {
 }
 
 mod slow {
+    use k8s_openapi::api::core::v1::Pod;
+
     use super::*;
-    use crate::support::{agents::ready, moving::PoweredOff};
+    use crate::support::{agents::ready, moving::PoweredOff, pods::container};
 
     /// What had not come yet is lost with the source's processes: nobody may call that a success, and no copy may run on without it.
     #[test]
@@ -221,14 +223,22 @@ mod slow {
                 off.on();
             });
             let mut moving = begin(&namespace, 1024).await;
-            moving.until("held or done", |m| status(m).outcome.is_some() || status(m).message.contains("--prefer source")).await;
-            eprintln!("{:?} {:?} {}", status(&moving.migration).outcome, moving.migration.verdict(), status(&moving.migration).message);
+            moving.until_held("Died").await;
             gone.join().unwrap();
             ready();
-            eprintln!("{:?} {:?} {}", status(&moving.migration).outcome, moving.migration.verdict(), status(&moving.migration).message);
             assert_contiguous(&lines(&namespace.logs(&replacement(&moving.migration), "c").await));
+            let told = |m: &Migration| status(m).message.contains("of it c runs no more, as after a boot of node n1: its memory is lost");
+            moving.until("told what is lost", told).await;
+            assert_eq!((moving.migration.verdict(), namespace.running()), (None, vec![]), "a person decides which of them begins anew");
+            moving.resolve(&["--prefer", "source"]);
             moving.migration = namespace.until_done(&moving.name()).await;
-            eprintln!("{:?} {:?} {}", status(&moving.migration).outcome, moving.migration.verdict(), status(&moving.migration).message);
+            assert_outcome(&moving.migration, Outcome::RolledBack);
+            let restarted = |pod: Option<&Pod>| pod.is_some_and(|pod| container(pod, "c").ready);
+            namespace.until_pod("c", "is started again", restarted).await;
+            let anew = namespace.follow("c", "c").await;
+            anew.more(20).await;
+            assert_eq!(anew.lines()[0].number, 1);
+            namespace.assert_one_runs("n1");
         });
     }
 }

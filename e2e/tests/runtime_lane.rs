@@ -133,7 +133,8 @@ fn what_becomes_of_others_with_its_image_keeps_no_pod_from_going_on_in_one_lane_
         moving.hold(Moment::Released).await;
         lab::on_node("n2", "for core in /run/drover/restore/*/c/checkpoint/core-*.img; do echo spoilt >$core; done");
         moving.go_on();
-        moving.rolls_back("CRIU says", Duration::from_secs(90)).await;
+        let done = namespace.until_done(&moving.name()).await;
+        assert_outcome(&done, Outcome::RolledBack);
         // containerd looks for the image of a container that it checkpoints by name.
         moves(&namespace, &replacement(&first), Lane::Image, "n1").await;
     });

@@ -19,7 +19,7 @@ use crate::{
         migration::{Decider, ReplacementStatus, Resolved, Side, SourceStatus, condition},
     },
     domain::{
-        keys,
+        containers, keys,
         resolution::{self, Preference, course, preference},
     },
 };
@@ -117,9 +117,9 @@ impl Course<'_> {
     pub(super) fn hold(&self, status: MigrationStatus, reason: &'static str, message: &str) -> Step {
         let mut text = format!("held after the release, {}: {message}. ", self.survivor());
         if reason == "Died" || reason == "ColdStarted" {
-            let source = self.command("--prefer source");
-            let cold = self.command("--prefer destination");
-            let _ = write!(text, "To go on with the frozen source: {source}; with the replacement, from its image: {cold}");
+            let source = if self.lost().is_empty() { "the frozen source" } else { "the source, from its image" };
+            let (prefer, cold) = (self.command("--prefer source"), self.command("--prefer destination"));
+            let _ = write!(text, "To go on with {source}: {prefer}; with the replacement, from its image: {cold}");
         } else if status.destination.as_ref().is_some_and(|d| d.without_gate) {
             let source = self.command("--prefer source");
             let _ = write!(
@@ -213,8 +213,23 @@ impl Course<'_> {
         let node = self.observed.source_attestation.as_ref().map_or("", |a| a.spec.node_name.as_str());
         match &self.observed.source_status().archived {
             Some(archived) => format!("the source was deleted and its checkpoint is kept on node {node} ({})", archived.paths.join(", ")),
-            None => "the source stays frozen and is not deleted".to_owned(),
+            None if self.lost().is_empty() => "the source stays frozen and is not deleted".to_owned(),
+            None => {
+                format!(
+                    "the source is not deleted, but of it {} runs no more, as after a boot of node {node}: its memory is lost",
+                    self.lost().join(", ")
+                )
+            }
         }
+    }
+
+    /// The source's containers that its kubelet says have ended since they were frozen.
+    fn lost(&self) -> Vec<&str> {
+        let frozen = self.migration.status.iter().filter_map(|status| status.source.as_ref());
+        let pod = self.observed.source.as_ref().filter(|pod| frozen.clone().any(|source| Some(&source.uid) == pod.metadata.uid.as_ref()));
+        let told: Vec<_> = pod.into_iter().flat_map(containers::statuses).collect();
+        let has_ended = |name: &str| told.iter().any(|of| of.name == name && of.state.as_ref().is_some_and(|state| state.running.is_none()));
+        frozen.flat_map(|source| &source.containers).map(|container| container.name.as_str()).filter(|name| has_ended(name)).collect()
     }
 
     /// Holds with a message that says all.

@@ -46,6 +46,26 @@ fn a_replacement_that_ran_and_died_is_held_with_the_commands_to_type() {
     assert!(walk.observed.replacement.is_some() && walk.observed.source.is_some(), "a hold touches neither copy");
 }
 
+/// Who decides for the source must know that it begins anew.
+#[test]
+fn a_source_that_was_booted_meanwhile_is_not_called_frozen() {
+    let mut walk = in_doubt();
+    died(&mut walk);
+    let state = |state: &str| {
+        serde_json::from_value(serde_json::json!({"containerStatuses": [{"name": "c", "image": "i", "imageID": "", "ready": false,
+        "restartCount": 0, "state": {state: {"exitCode": 255}}}]}))
+        .unwrap()
+    };
+    walk.observed.source.as_mut().unwrap().status = state("running");
+    walk.settle();
+    assert!(walk.status().message.contains("the source stays frozen and is not deleted"), "{}", walk.status().message);
+    walk.observed.source.as_mut().unwrap().status = state("terminated");
+    walk.settle();
+    let message = walk.status().message.clone();
+    assert!(message.contains("of it c runs no more, as after a boot of node n1: its memory is lost"), "{message}");
+    assert!(message.contains("To go on with the source, from its image: drover resolve m -n d --prefer source"), "{message}");
+}
+
 #[test]
 fn a_person_sends_the_source_on_and_the_loss_is_told() {
     let mut walk = in_doubt();
