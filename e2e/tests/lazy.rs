@@ -59,7 +59,7 @@ fn a_daemon_that_is_killed_ends_the_copy_and_never_shows_it_a_wrong_page() {
         let message = &status(&moving.migration).message;
         assert!(message.contains("may have run, and nothing of it runs any more"), "{message}");
         // A page that it waits for may have been the first; what it has printed is right in any case.
-        assert_contiguous(&lines(&namespace.logs(&replacement(&moving.migration), "c").await));
+        assert_contiguous(&lines(&namespace.last_words(&replacement(&moving.migration), "c").await));
         assert_eq!((moving.migration.phase(), moving.migration.verdict()), (Phase::Restoring, None));
         moving.source_is_preferred().await;
     });

@@ -87,7 +87,7 @@ fn the_source_goes_on_after(name: &'static str, node: &'static str, then: String
         done.join().unwrap();
         assert_eq!((moving.migration.phase(), moving.migration.verdict()), (Phase::Restoring, None));
         // A page that it waits for may have been the first; what it has printed is right in any case.
-        assert_contiguous(&lines(&namespace.logs(&replacement(&moving.migration), "c").await));
+        assert_contiguous(&lines(&namespace.last_words(&replacement(&moving.migration), "c").await));
         moving.source_is_preferred().await;
     });
 }
@@ -226,7 +226,7 @@ mod slow {
             moving.until_held("Died").await;
             gone.join().unwrap();
             ready();
-            assert_contiguous(&lines(&namespace.logs(&replacement(&moving.migration), "c").await));
+            assert_contiguous(&lines(&namespace.last_words(&replacement(&moving.migration), "c").await));
             let told = |m: &Migration| status(m).message.contains("of it c runs no more, as after a boot of node n1: its memory is lost");
             moving.until("told what is lost", told).await;
             assert_eq!((moving.migration.verdict(), namespace.running()), (None, vec![]), "a person decides which of them begins anew");

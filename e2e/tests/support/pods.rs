@@ -82,6 +82,12 @@ impl Namespace {
         self.pods().logs(pod, &params).await.unwrap()
     }
 
+    /// What a container that has ended has printed; nothing where its kubelet has removed it by now, which says so in place of its log.
+    pub async fn last_words(&self, pod: &str, container: &str) -> String {
+        let text = self.logs(pod, container).await;
+        if text.starts_with("unable to retrieve container logs") { String::new() } else { text }
+    }
+
     /// A command in a pod's container; what it printed.
     #[track_caller]
     pub fn exec(&self, pod: &str, command: &[&str]) -> String {
