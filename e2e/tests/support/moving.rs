@@ -103,7 +103,8 @@ impl Moving {
             }
             Moment::Taken => {
                 let agent = Part::Agent("n2").pids();
-                self.migration = self.namespace.until_phase(&name, Phase::Restoring).await;
+                // Looked for from before the release on: a move may be over before this process has heard of its phase.
+                self.until("has a replacement", |m| status(m).replacement.is_some_and(|replacement| !replacement.uid.is_empty())).await;
                 let taken = self.claim(Claim::Taken);
                 let end = Instant::now() + Duration::from_mins(1);
                 while !taken.exists() {
@@ -111,6 +112,7 @@ impl Moving {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                 }
                 self.stop(agent);
+                self.migration = self.namespace.until_phase(&name, Phase::Restoring).await;
             }
         }
     }
