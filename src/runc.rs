@@ -39,7 +39,7 @@ use std::{
     io,
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, ExitStatus},
     time::Duration,
 };
 
@@ -145,6 +145,13 @@ enum Outcome {
     Done,
     /// It has failed, with this exit code, and whoever reads runc's log was told why.
     Failed(u8),
+}
+
+impl Outcome {
+    /// What runc has not done, by how it ended.
+    fn failed(status: ExitStatus) -> Self {
+        Self::Failed(status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0).unwrap_or(1))
+    }
 }
 
 /// A claimed container that is to be restored.

@@ -173,7 +173,7 @@ impl AnnotationController {
         // Another pod has the name by now, or none: the preflight says so.
         let Some(pod) = pod.filter(|pod| pod.uid().as_deref() == Some(request.uid())) else { return Ok(()) };
         let namespace = leaving::labels_of(&self.client, request.namespace()).await?;
-        let facts = Facts { nodes: leaving::nodes(&self.client).await?, lane: Lane::Runtime, now: SystemClock.now(), ..Facts::default() };
+        let facts = Facts { nodes: leaving::node_views(&self.client).await?, lane: Lane::Runtime, now: SystemClock.now(), ..Facts::default() };
         post_copy::by_policy(migration, &pod, &policies, &namespace, &facts);
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! What the controllers share that have pods leave nodes: they look again and again, read the same things, and make Migrations.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
@@ -77,7 +77,7 @@ pub(super) async fn seen(client: &Client, own_namespace: &str, mut pods: Vec<Pod
         namespaces.insert(namespace, labels);
     }
     let migrations = Api::<Migration>::all(client.clone()).list(&ListParams::default()).await?.items;
-    let nodes = if post_copy::is_asked_for(&policies) { nodes(client).await? } else { vec![] };
+    let nodes = if post_copy::is_asked_for(&policies) { node_views(client).await? } else { vec![] };
     Ok(Seen { pods, migrations, policies, namespaces, nodes, ..Seen::default() })
 }
 
@@ -87,13 +87,22 @@ pub(super) async fn labels_of(client: &Client, namespace: &str) -> Result<BTreeM
     Ok(found.and_then(|found| found.metadata.labels).unwrap_or_default())
 }
 
-/// Every node with what its agent says of it.
-pub(super) async fn nodes(client: &Client) -> Result<Vec<NodeView>, kube::Error> {
+/// Every node, and with it what its agent says of it.
+pub(super) async fn nodes(client: &Client) -> Result<Vec<(Node, NodeView)>, kube::Error> {
     let every = ListParams::default();
     let profiles = Api::<NodeProfile>::all(client.clone()).list(&every).await?;
     let nodes = Api::<Node>::all(client.clone()).list(&every).await?;
-    let profile_of = |node: &Node| profiles.iter().find(|profile| profile.name_any() == node.name_any());
-    Ok(nodes.iter().map(|node| NodeView::new(node, profile_of(node))).collect())
+    let profiles: HashMap<String, &NodeProfile> = profiles.iter().map(|profile| (profile.name_any(), profile)).collect();
+    let with_view = |node: Node| {
+        let view = NodeView::new(&node, profiles.get(&node.name_any()).copied());
+        (node, view)
+    };
+    Ok(nodes.items.into_iter().map(with_view).collect())
+}
+
+/// The same without the nodes themselves.
+pub(super) async fn node_views(client: &Client) -> Result<Vec<NodeView>, kube::Error> {
+    Ok(nodes(client).await?.into_iter().map(|(_, view)| view).collect())
 }
 
 /// Says on a node that a pod leaves it without the post-copy that its policy asks for, where that is so.

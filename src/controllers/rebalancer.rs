@@ -9,8 +9,7 @@ use std::{collections::HashMap, time::Duration};
 use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::api::resource::Quantity};
 use kube::{
-    Api, Client, ResourceExt,
-    api::ListParams,
+    Client, ResourceExt,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use tokio_util::sync::CancellationToken;
@@ -18,7 +17,6 @@ use tracing::info;
 
 use super::leaving::{self, Looks, keep_looking, pods_on, tell_node};
 use crate::{
-    api::NodeProfile,
     domain::{
         keys,
         load::Amount,
@@ -91,15 +89,11 @@ impl Rebalancer {
 
     /// The nodes whose agents report.
     async fn loads(&self) -> Result<Vec<NodeLoad>, kube::Error> {
-        let every = ListParams::default();
-        let profiles = Api::<NodeProfile>::all(self.client.clone()).list(&every).await?;
-        let nodes = Api::<Node>::all(self.client.clone()).list(&every).await?;
-        let load = |node: &Node| {
-            let view = NodeView::new(node, profiles.iter().find(|profile| profile.name_any() == node.name_any()));
+        let load = |(node, view): (Node, NodeView)| {
             let takes_pods = view.ready && !view.cordoned;
-            Some(NodeLoad { name: view.name, takes_pods, allocatable: allocatable(node), usage: view.profile?.usage? })
+            Some(NodeLoad { name: view.name, takes_pods, allocatable: allocatable(&node), usage: view.profile?.usage? })
         };
-        Ok(nodes.iter().filter_map(load).collect())
+        Ok(leaving::nodes(&self.client).await?.into_iter().filter_map(load).collect())
     }
 
     async fn observe(&self, nodes: Vec<NodeLoad>, overloaded: &[Overloaded]) -> Result<Seen, kube::Error> {

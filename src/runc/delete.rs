@@ -34,7 +34,7 @@ pub(super) fn delete(places: &Places, id: &str, arguments: &[OsString], record: 
             let _ = end_daemon(Path::new(PROC), id, &places.path);
             Outcome::Done
         }
-        Ok(status) => Outcome::Failed(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)),
+        Ok(status) => Outcome::failed(status),
         // The call goes the ordinary way, which says why.
         Err(_) => Outcome::Pass,
     }

@@ -203,7 +203,7 @@ impl Restore<'_> {
         }
         // Containerd removes them once this is over. Those of a restore that succeeds are its keeper's to keep, or the agent's.
         Logs::of_restore(&work_of(&self.bundle)).keep(&self.places.logs, &self.pod_uid, &self.container);
-        Outcome::Failed(status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0).unwrap_or(1))
+        Outcome::failed(status)
     }
 
     fn record_of(&self, images: &Path, pages: Pages) -> io::Result<Record> {

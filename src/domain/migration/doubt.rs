@@ -211,16 +211,14 @@ impl Course<'_> {
     /// What of the pod is left while it is held.
     fn survivor(&self) -> String {
         let node = self.observed.source_attestation.as_ref().map_or("", |a| a.spec.node_name.as_str());
-        match &self.observed.source_status().archived {
-            Some(archived) => format!("the source was deleted and its checkpoint is kept on node {node} ({})", archived.paths.join(", ")),
-            None if self.lost().is_empty() => "the source stays frozen and is not deleted".to_owned(),
-            None => {
-                format!(
-                    "the source is not deleted, but of it {} runs no more, as after a boot of node {node}: its memory is lost",
-                    self.lost().join(", ")
-                )
-            }
+        if let Some(archived) = &self.observed.source_status().archived {
+            return format!("the source was deleted and its checkpoint is kept on node {node} ({})", archived.paths.join(", "));
         }
+        let lost = self.lost();
+        if lost.is_empty() {
+            return "the source stays frozen and is not deleted".to_owned();
+        }
+        format!("the source is not deleted, but of it {} runs no more, as after a boot of node {node}: its memory is lost", lost.join(", "))
     }
 
     /// The source's containers that its kubelet says have ended since they were frozen.
