@@ -21,6 +21,7 @@ pub mod lease;
 mod memory_room;
 pub mod node_probe;
 pub mod node_setup;
+mod pre_copy;
 mod processes;
 mod received;
 pub mod registry;

@@ -28,6 +28,7 @@ pub mod migration_event;
 pub mod needed;
 pub mod notification;
 pub mod owner;
+pub mod pages;
 pub mod permits;
 pub mod policy;
 pub mod post_copy;

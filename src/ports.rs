@@ -2,7 +2,7 @@
 //!
 //! Every method may be called again after a crash in the middle: each is idempotent or says how it is not.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use k8s_openapi::api::{
@@ -24,6 +24,7 @@ use crate::{
         load::PodCounters,
         migration::{Effect, Told},
         owner,
+        pages::PageIndex,
         permits::Permit,
         preflight::{ClaimView, NodeView},
     },
@@ -196,21 +197,29 @@ pub struct PushTarget {
     pub repository: String,
 }
 
+/// A checkpoint that the runtime still writes.
+#[derive(Debug, Clone)]
+pub struct Growing {
+    /// Where.
+    pub folder: PathBuf,
+    /// Of which container.
+    pub container: String,
+    /// Bytes that its memory is thought to become.
+    pub bytes: u64,
+    /// What of it the destination has.
+    pub known: Arc<PageIndex>,
+}
+
 /// Packs checkpoint archives as images and pushes them to another node.
 #[async_trait]
 pub trait Pusher: Send + Sync {
     /// Packs the archive of one container as a one-layer image and pushes it as `repository:container`.
     async fn push(&self, archive: &std::path::Path, container: &str, mending: &Mending, target: &PushTarget) -> PortResult<PushedImage>;
+    /// Sends what there is of a running container's memory, `bytes` at most and not longer than half a minute, and tells which pages the destination then has.
+    async fn pre_copy(&self, container: &ContainerId, bytes: u64, target: &PushTarget) -> PortResult<PageIndex>;
     /// Sends the memory of a checkpoint while the runtime still writes it into its folder, until `written` is cancelled; [`Self::push`] then sends what has not
-    /// arrived whole. `bytes` is what it is thought to become.
-    async fn send_ahead(
-        &self,
-        folder: &std::path::Path,
-        container: &str,
-        bytes: u64,
-        target: &PushTarget,
-        written: CancellationToken,
-    ) -> PortResult<()>;
+    /// arrived whole.
+    async fn send_ahead(&self, dump: &Growing, target: &PushTarget, written: CancellationToken) -> PortResult<()>;
     /// Gives the memory of a container that was dumped without it to its copy, which asks for it page by page; returns when it has all of it.
     ///
     /// An error that is permanent says that it will never have: the way broke in the middle.

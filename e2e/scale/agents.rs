@@ -298,7 +298,9 @@ impl Side {
 fn images(course: &MigrationStatus) -> Vec<PushedImage> {
     let containers = course.source.iter().flat_map(|source| &source.containers);
     let digest = |id: &str| format!("sha256:{}", hex(&Sha256::digest(id)));
-    containers.map(|c| PushedImage { container: c.name.clone(), digest: digest(&c.container_id), bytes: BYTES, memory_bytes: None }).collect()
+    containers
+        .map(|c| PushedImage { container: c.name.clone(), digest: digest(&c.container_id), bytes: BYTES, memory_bytes: None, pre_copied_bytes: None })
+        .collect()
 }
 
 /// The time at which something is done that takes so many milliseconds.

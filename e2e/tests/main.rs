@@ -50,6 +50,7 @@ mod notifications;
 mod owners;
 mod policies;
 mod post_copy;
+mod pre_copy;
 mod preflight;
 mod private_image;
 mod pushes;

@@ -62,6 +62,8 @@ fn a_pod_moves_and_its_memory_goes_past_the_registry() {
         assert!(pushed < 8 << 20, "the registry has {pushed} bytes of a container with 32 MiB");
         let memory = status(&migration).containers[0].memory_bytes;
         assert!(memory > Some(32 << 20), "{memory:?} bytes of memory were sent");
+        let pre_copied = status(&migration).containers[0].pre_copied_bytes;
+        assert!(pre_copied > Some(28 << 20) && pre_copied < memory, "{pre_copied:?} of {memory:?} bytes were there before the freeze");
         namespace.assert_no_leftovers(&migration).await;
         assert_no_memory_left();
     });

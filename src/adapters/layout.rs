@@ -2,9 +2,11 @@
 //!
 //! The archive is the kubelet's: of it CRIU's images, the difference of the root file system and the log are of use here, and nothing else is written.
 
+mod take;
+
 use std::{
-    fs::{self, File},
-    io::{self, Read, Write as _},
+    fs::{self, DirEntry, File},
+    io::{self, Read},
     os::unix::{
         ffi::OsStrExt as _,
         fs::{OpenOptionsExt as _, symlink},
@@ -19,7 +21,7 @@ use tar::{Archive, EntryType};
 use super::{
     blocking,
     memory_room::{has_room, make_private, remove, seen},
-    received::{Received, feed},
+    received::{Received, feed, feed_at_once},
     volumes::Hashed,
     ways::Ways,
 };
@@ -27,11 +29,11 @@ use crate::{
     domain::{
         ids::{Digest, is_dns_subdomain, is_repository, is_uid},
         keys::REPOSITORY_PREFIX,
-        memory::{self, LIST, MemoryDigest, is_memory},
+        memory::{self, LIST, MemoryDigest, PRE_COPY, is_memory},
     },
     ports::{
         BlobStream, PortError, PortResult,
-        layout::{Copy, Incoming, Layout, Size, Way},
+        layout::{Copy, Incoming, Layout, Way},
     },
     runc::{CHECKPOINT, LAZY, LOG, LOG_FOLDER, POST_COPY, READY, RESTORE_ROOT, ROOTFS_DIFF},
 };
@@ -101,7 +103,8 @@ impl NodeLayout {
     }
 
     fn take(&self, memory: &Incoming, content: Received) -> io::Result<MemoryDigest> {
-        if !is_container(&memory.container) || !is_memory(&memory.file) {
+        let is_pre_copy = memory.file == PRE_COPY;
+        if !is_container(&memory.container) || !(is_memory(&memory.file) || is_pre_copy) {
             return Err(invalid(format!("{:?} of {:?} is no image with pages", memory.file, memory.container)));
         }
         let [in_memory, on_disk] = self.incoming(&memory.repository)?;
@@ -109,11 +112,21 @@ impl NodeLayout {
             remove(&place.join(&memory.container).join(&memory.file))?;
         }
         make_private(&in_memory)?;
+        // What it is a copy of comes besides it. From the disk it would be no faster than from the source.
+        if is_pre_copy && !has_room(&in_memory, memory.size.bytes().saturating_mul(2)) {
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "the node's memory has no room for it besides the checkpoint"));
+        }
+        let known = in_memory.join(&memory.container).join(PRE_COPY);
         let folder = if has_room(&in_memory, memory.size.bytes()) { in_memory } else { on_disk }.join(&memory.container);
         make_private(&folder)?;
         let file = folder.join(&memory.file);
         let part = file.with_extension("part");
-        let digest = match take_into(&part, memory.size, content) {
+        let taken = match memory.size {
+            size if memory.is_over_pre_copy => take::pieces(&part, &known, size, content),
+            size if is_pre_copy => take::before_the_freeze(&part, size, content),
+            size => take::whole(&part, size, content),
+        };
+        let digest = match taken {
             Ok(digest) => digest,
             Err(error) => {
                 // What there is no room for must not keep the room that there is.
@@ -196,7 +209,7 @@ impl NodeLayout {
         }
         fs::write(folder.join(READY), &copy.image)?;
         for place in self.incoming(&copy.repository)? {
-            remove(&place.join(&copy.container))?;
+            remove_but_pre_copy(&place.join(&copy.container))?;
         }
         Ok(())
     }
@@ -259,19 +272,15 @@ fn failed(doing: &str, error: &io::Error) -> PortError {
     PortError::transient(format!("failed to {doing}: {error}"))
 }
 
-/// Writes an image with pages to a new file, in the place of one that is there.
-fn take_into(part: &Path, size: Size, mut content: Received) -> io::Result<MemoryDigest> {
-    remove(part)?;
-    let (mut file, mut hash, mut written) = (create(part)?, blake3::Hasher::new(), 0);
-    while let Some(chunk) = content.chunk()? {
-        hash.update(&chunk);
-        file.write_all(&chunk)?;
-        written += chunk.len() as u64;
+/// Removes what has come of a container's memory and is laid out. To give what was sent before the freeze back to the kernel takes longer than all else of this,
+/// and the source is frozen meanwhile: that goes with its repository ([`Layout::forget`]).
+fn remove_but_pre_copy(folder: &Path) -> io::Result<()> {
+    if !folder.join(PRE_COPY).exists() {
+        return remove(folder);
     }
-    match size {
-        Size::Exact(bytes) if written != bytes => Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{written} bytes of {bytes} came"))),
-        _ => Ok(hash.finalize().into()),
-    }
+    let entries = fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
+    let others = entries.iter().map(DirEntry::path).filter(|path| path.file_stem() != Path::new(PRE_COPY).file_stem());
+    others.into_iter().try_for_each(|path| remove(&path))
 }
 
 /// The names that satisfy a condition in these folders.
@@ -293,7 +302,8 @@ fn names(folders: &[PathBuf], wanted: impl Fn(&str) -> bool) -> PortResult<Vec<S
 impl Layout for NodeLayout {
     async fn receive(&self, memory: &Incoming, content: BlobStream) -> PortResult<MemoryDigest> {
         let (this, of) = (self.clone(), memory.clone());
-        let taken = feed(content, move |content| this.take(&of, content)).await;
+        let take = move |content| this.take(&of, content);
+        let taken = if memory.is_over_pre_copy { feed_at_once(content, take).await } else { feed(content, take).await };
         taken.map_err(|error| match error.kind() {
             io::ErrorKind::InvalidData => PortError::permanent(error.to_string()),
             _ => failed(&format!("take {} of container {}", memory.file, memory.container), &error),

@@ -39,6 +39,17 @@ impl Received {
             }
         }
     }
+
+    /// The same, no more than so many bytes of it.
+    ///
+    /// # Errors
+    /// What the stream says.
+    pub fn up_to(&mut self, most: usize) -> io::Result<Option<Bytes>> {
+        let Some(mut chunk) = self.chunk()? else { return Ok(None) };
+        let taken = chunk.split_to(most.min(chunk.len()));
+        self.rest = chunk;
+        Ok(Some(taken))
+    }
 }
 
 impl Read for Received {
@@ -60,6 +71,22 @@ impl Read for Received {
 /// # Errors
 /// What the thread says; an error of the stream is read by it.
 pub async fn feed<T: Send + 'static>(stream: BlobStream, read: impl FnOnce(Received) -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    feed_by(GATHERED, stream, read).await
+}
+
+/// The same as soon as something has come: little that says much.
+///
+/// # Errors
+/// As [`feed`].
+pub async fn feed_at_once<T: Send + 'static>(stream: BlobStream, read: impl FnOnce(Received) -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    feed_by(1, stream, read).await
+}
+
+async fn feed_by<T: Send + 'static>(
+    least: usize,
+    stream: BlobStream,
+    read: impl FnOnce(Received) -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     let (sender, gathered) = mpsc::channel(AHEAD);
     let reader = Received { gathered, at_hand: vec![].into_iter(), rest: Bytes::new() };
     let done = tokio::task::spawn_blocking(move || read(reader));
@@ -69,7 +96,7 @@ pub async fn feed<T: Send + 'static>(stream: BlobStream, read: impl FnOnce(Recei
             Some(Ok(chunk)) => {
                 bytes += chunk.len();
                 chunks.push(chunk);
-                if bytes < GATHERED {
+                if bytes < least {
                     continue;
                 }
                 Ok(std::mem::take(&mut chunks))

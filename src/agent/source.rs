@@ -9,6 +9,7 @@ mod first;
 mod freeze;
 mod give;
 mod inspect;
+mod pre_copy;
 mod steps;
 
 use std::{
@@ -53,6 +54,8 @@ pub struct SourceParts {
     pub markers: Markers,
     /// The journals.
     pub journals: Journals,
+    /// Whether memory is sent before the freeze.
+    pub pre_copies: bool,
     /// Where the kubelet puts its archives.
     pub checkpoint_folder: std::path::PathBuf,
 }
@@ -64,6 +67,8 @@ pub struct SourceAgent {
     busy: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// The memory that copies fetch, by their migrations.
     giving: Mutex<HashMap<String, JoinSet<()>>>,
+    /// The memory that is sent before the freeze, by their migrations.
+    sending: Mutex<HashMap<String, pre_copy::Sending>>,
 }
 
 /// One migration as the source agent sees it now.
@@ -91,7 +96,7 @@ impl SourceAgent {
     /// The source side of a node's agent.
     #[must_use]
     pub fn new(parts: SourceParts) -> Self {
-        Self { parts, busy: Mutex::default(), giving: Mutex::default() }
+        Self { parts, busy: Mutex::default(), giving: Mutex::default(), sending: Mutex::default() }
     }
 
     /// Takes steps for one migration until there is none to take; returns when to look again though nothing changes.
@@ -110,6 +115,9 @@ impl SourceAgent {
                 continue;
             }
             self.give_or_stop(&look)?;
+            if let Some(soon) = self.pre_copy_before(&look, &action)? {
+                return Ok(Some(soon));
+            }
             if action == SourceAction::Wait {
                 if is_forgotten(&look.status) {
                     // One that a crash between the last word and this left: it must never speak for a later migration of the same pod.

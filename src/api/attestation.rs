@@ -294,6 +294,9 @@ pub struct PushedImage {
     /// Bytes of memory that were sent past the registry, in the runtime lane: the archive names them with their digests. What a post-copy fetches is not counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
+    /// Bytes of that memory that the destination had before the pod was frozen (pre-copy).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pre_copied_bytes: Option<u64>,
 }
 
 /// The source agent's durable word that the checkpoint is the last that was executed.

@@ -98,6 +98,8 @@ pub struct Settings {
     pub reports_usage: bool,
     /// Containers may run while their memory still comes from this node's memory.
     pub restores_lazily: bool,
+    /// Whether memory is sent before the freeze.
+    pub pre_copies: bool,
     /// Port at which the node's registry tells of pushes.
     pub notification_port: u16,
     /// File with the token that it shows.
@@ -270,6 +272,7 @@ fn source_parts(settings: &Settings, node: &Node, pusher: AgentPusher) -> Source
         clock: Arc::new(SystemClock),
         markers: Markers::new(settings.state.join("gate")),
         journals: Journals::new(settings.state.join("journals")),
+        pre_copies: settings.pre_copies,
         checkpoint_folder: settings.kubelet.checkpoints.clone(),
     }
 }

@@ -72,6 +72,9 @@ pub struct Args {
     /// Have a container's whole memory in its place before it runs, where it could run while its pages come from this node's memory
     #[arg(long)]
     eager_restore: bool,
+    /// Send no memory before a pod is frozen (pre-copy)
+    #[arg(long)]
+    without_pre_copy: bool,
     #[command(flatten)]
     kafka: super::kafka::KafkaArgs,
 }
@@ -93,6 +96,7 @@ impl Args {
             kafka: self.kafka.settings(),
             reports_usage: self.report_usage,
             restores_lazily: !self.eager_restore,
+            pre_copies: !self.without_pre_copy,
             registry_socket: self.registry_socket,
             registry_data: self.registry_data,
             max_bytes_per_migration: self.max_bytes_per_migration,

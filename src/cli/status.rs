@@ -132,8 +132,10 @@ fn table(migration: &Migration) -> String {
     }
     let bytes: u64 = status.containers.iter().map(|c| c.bytes).sum();
     let memory: u64 = status.containers.iter().filter_map(|c| c.memory_bytes).sum();
+    let pre_copied: u64 = status.containers.iter().filter_map(|c| c.pre_copied_bytes).sum();
     if bytes > 0 {
-        let beside = if memory > 0 { format!(", and {memory} bytes of memory") } else { String::new() };
+        let before = if pre_copied > 0 { format!(", {pre_copied} of them before the freeze") } else { String::new() };
+        let beside = if memory > 0 { format!(", and {memory} bytes of memory{before}") } else { String::new() };
         let _ = writeln!(text, "  {:<18} {bytes:>8} bytes in {} checkpoint(s){beside}", "transferred", status.containers.len());
     }
     if let Some(confirmed) = status.conditions.iter().find(|c| c.type_ == condition::REGISTRY_CONFIRMED) {
@@ -154,13 +156,22 @@ mod tests {
             "phase": "Done", "outcome": "Migrated", "frozenMillis": 1234, "message": "all is well",
             "conditions": [{"type": "RegistryConfirmed", "status": "True", "reason": "Kafka", "message": "", "lastTransitionTime": "2026-11-23T06:20:00Z"}],
             "source": {"name": "p", "uid": "u", "nodeName": "n1"}, "destination": {"nodeName": "n2"}, "replacement": {"name": "p-1"},
-            "phases": [{"phase": "Freezing", "startedAt": "2026-11-23T06:20:00.000000Z", "millis": 42}]
+            "phases": [{"phase": "Freezing", "startedAt": "2026-11-23T06:20:00.000000Z", "millis": 42}],
+            "containers": [{"name": "c", "digest": "sha256:0", "bytes": 5, "memoryBytes": 64, "preCopiedBytes": 60, "image": "i"}]
         }))
         .unwrap();
         let mut migration = Migration::new("m", crate::api::MigrationSpec::default());
         migration.status = Some(status);
         let text = table(&migration);
-        for part in ["p on n1 -> p-1 on n2", "Freezing", "42 ms", "1234 ms", "confirmed by          Kafka", "Migrated: all is well"] {
+        for part in [
+            "p on n1 -> p-1 on n2",
+            "Freezing",
+            "42 ms",
+            "1234 ms",
+            "confirmed by          Kafka",
+            "5 bytes in 1 checkpoint(s), and 64 bytes of memory, 60 of them before the freeze",
+            "Migrated: all is well",
+        ] {
             assert!(text.contains(part), "{part} in {text}");
         }
     }

@@ -175,7 +175,7 @@ mod tests {
     }
 
     fn images(digest: &str) -> Vec<PushedImage> {
-        vec![PushedImage { container: "c".into(), digest: digest.into(), bytes: 1, memory_bytes: None }]
+        vec![PushedImage { container: "c".into(), digest: digest.into(), bytes: 1, memory_bytes: None, pre_copied_bytes: None }]
     }
 
     fn voted(digest: &str) -> AttestationStatus {
@@ -198,7 +198,8 @@ mod tests {
 
     #[test]
     fn a_destination_that_does_not_count_memory_is_believed_what_it_holds() {
-        let voted: Vec<_> = images("a").into_iter().map(|image| PushedImage { memory_bytes: Some(1 << 30), ..image }).collect();
+        let voted: Vec<_> =
+            images("a").into_iter().map(|image| PushedImage { memory_bytes: Some(1 << 30), pre_copied_bytes: Some(1 << 20), ..image }).collect();
         assert!(same_images(&voted, &images("a")) && !same_images(&voted, &images("b")));
     }
 

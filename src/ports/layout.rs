@@ -35,6 +35,9 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Way for T {}
 /// Header of a request that brings an image whose size is not known yet: what it is thought to become, in bytes.
 pub const ESTIMATED_LENGTH: &str = "drover-estimated-length";
 
+/// Header of a request whose image is told as pieces, some of them of what has come before (pre-copy): which file that is.
+pub const OVER: &str = "drover-over";
+
 /// Name of the protocol that a way speaks once it is open: what CRIU's page server and its lazy-pages daemon say to each other.
 pub const WAY: &str = "drover-pages";
 
@@ -49,6 +52,8 @@ pub struct Incoming {
     pub file: String,
     /// Its size.
     pub size: Size,
+    /// Whether it is told as pieces, some of them of [`crate::domain::memory::PRE_COPY`], which has come before.
+    pub is_over_pre_copy: bool,
 }
 
 /// How large an image is that is on its way, in bytes.

@@ -28,7 +28,7 @@ pub(crate) fn is_gone(error: &io::Error) -> bool {
 ///
 /// # Errors
 /// Of kind `InvalidInput` where the ID is none: a shorter text could be in every path.
-fn of_container(proc: &Path, container: &str) -> io::Result<Vec<Pid>> {
+pub(crate) fn of_container(proc: &Path, container: &str) -> io::Result<Vec<Pid>> {
     if container.len() < SHORTEST_ID || !container.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{container:?} is no container ID")));
     }

@@ -8,14 +8,23 @@ use tokio_util::sync::CancellationToken;
 use super::{FakeNode, node::State};
 use crate::{
     api::attestation::{ContainerId, PushedImage},
-    domain::keys,
-    ports::{Mending, PortResult, PushTarget, Pusher},
+    domain::{
+        keys,
+        pages::{PageIndex, hash_of},
+    },
+    ports::{Growing, Mending, PortResult, PushTarget, Pusher},
 };
 
 /// The artifact that the fake pushes.
 fn push_volumes(state: &mut State, what: &str, target: &PushTarget) -> PushedImage {
     state.trace.push(format!("push {what}"));
-    let image = PushedImage { container: keys::VOLUMES_TAG.into(), digest: format!("sha256:{}", "c".repeat(64)), bytes: 9, memory_bytes: None };
+    let image = PushedImage {
+        container: keys::VOLUMES_TAG.into(),
+        digest: format!("sha256:{}", "c".repeat(64)),
+        bytes: 9,
+        memory_bytes: None,
+        pre_copied_bytes: None,
+    };
     state.registry.insert(format!("{}:{}", target.repository, keys::VOLUMES_TAG), image.clone());
     image
 }
@@ -25,17 +34,34 @@ impl Pusher for FakeNode {
     async fn push(&self, _archive: &Path, container: &str, _mending: &Mending, target: &PushTarget) -> PortResult<PushedImage> {
         self.call("push", |state| {
             state.trace.push(format!("push {container}"));
-            let image = PushedImage { container: container.into(), digest: format!("sha256:{}", "a".repeat(64)), bytes: 7, memory_bytes: None };
+            let image = PushedImage {
+                container: container.into(),
+                digest: format!("sha256:{}", "a".repeat(64)),
+                bytes: 7,
+                memory_bytes: None,
+                pre_copied_bytes: None,
+            };
             state.registry.insert(format!("{}:{container}", target.repository), image.clone());
             Ok(image)
         })
         .await
     }
 
-    async fn send_ahead(&self, _folder: &Path, container: &str, _bytes: u64, _target: &PushTarget, written: CancellationToken) -> PortResult<()> {
+    async fn pre_copy(&self, container: &ContainerId, _bytes: u64, _target: &PushTarget) -> PortResult<PageIndex> {
+        self.call("pre_copy", |state| {
+            state.trace.push(format!("pre-copy {}", container.name));
+            let mut known = PageIndex::default();
+            known.add(hash_of(b"a page"));
+            Ok(known)
+        })
+        .await
+    }
+
+    async fn send_ahead(&self, dump: &Growing, _target: &PushTarget, written: CancellationToken) -> PortResult<()> {
         written.cancelled().await;
         self.call("send_ahead", |state| {
-            state.trace.push(format!("send ahead {container}"));
+            let known = if dump.known.bytes() > 0 { ", but for what is known" } else { "" };
+            state.trace.push(format!("send ahead {}{known}", dump.container));
             Ok(())
         })
         .await

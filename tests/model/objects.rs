@@ -202,7 +202,13 @@ pub fn source_tasks(task: SourceTask, fresh: bool, n: usize) -> Vec<tasks::Task>
 pub fn images(n: usize) -> Vec<PushedImage> {
     NAMES[..n]
         .iter()
-        .map(|name| PushedImage { container: (*name).into(), digest: format!("sha256:{}", "a".repeat(64)), bytes: 7, memory_bytes: None })
+        .map(|name| PushedImage {
+            container: (*name).into(),
+            digest: format!("sha256:{}", "a".repeat(64)),
+            bytes: 7,
+            memory_bytes: None,
+            pre_copied_bytes: None,
+        })
         .collect()
 }
 

@@ -111,6 +111,7 @@ fn sides(handle: &Handle, at: usize) -> Sides {
             journals: journals.clone(),
             inside: port(),
             dump: port(),
+            pre_copies: true,
             checkpoint_folder: checkpoints,
         }),
         destination: DestinationAgent::new(DestinationParts {

@@ -8,10 +8,10 @@ use std::{
 use async_trait::async_trait;
 use drover::{
     api::attestation::{ContainerId, PushedImage},
-    domain::{ids::Digest, init_container::StandIn, processes::PodFacts, tasks},
+    domain::{ids::Digest, init_container::StandIn, pages::PageIndex, processes::PodFacts, tasks},
     ports::{
-        BlobStream, ImageManifest, Images, Kubelet, LocalRegistry, Mending, PortError, PortResult, PullCredential, PushTarget, Pusher, Runtime, Task,
-        TaskState, inside::Inside,
+        BlobStream, Growing, ImageManifest, Images, Kubelet, LocalRegistry, Mending, PortError, PortResult, PullCredential, PushTarget, Pusher,
+        Runtime, Task, TaskState, inside::Inside,
     },
 };
 use k8s_openapi::api::core::v1::Pod;
@@ -196,7 +196,13 @@ impl Pusher for Handle {
         let from = self.at();
         let took = self.sim.aside(|world| world.plan.slow_push.unwrap_or(Duration::from_millis(200)));
         self.sleep(took).await;
-        let image = PushedImage { container: container.to_owned(), digest: digest_of(memory, container), bytes: 7, memory_bytes: None };
+        let image = PushedImage {
+            container: container.to_owned(),
+            digest: digest_of(memory, container),
+            bytes: 7,
+            memory_bytes: None,
+            pre_copied_bytes: None,
+        };
         self.call(Door::Push(to, from), |world| {
             if !world.api.may_push(NODES[to], NODES[from], &target.repository) {
                 return Err(PortError::permanent("the push door refuses: no such migration"));
@@ -210,8 +216,12 @@ impl Pusher for Handle {
         .await
     }
 
-    async fn send_ahead(&self, folder: &Path, _container: &str, _bytes: u64, _target: &PushTarget, _written: CancellationToken) -> PortResult<()> {
-        Err(PortError::permanent(format!("no runtime writes {} here", folder.display())))
+    async fn pre_copy(&self, container: &ContainerId, _bytes: u64, _target: &PushTarget) -> PortResult<PageIndex> {
+        Err(PortError::permanent(format!("the pages of {} cannot be read here", container.name)))
+    }
+
+    async fn send_ahead(&self, dump: &Growing, _target: &PushTarget, _written: CancellationToken) -> PortResult<()> {
+        Err(PortError::permanent(format!("no runtime writes {} here", dump.folder.display())))
     }
 
     async fn give_memory(&self, container: &ContainerId, _target: &PushTarget) -> PortResult<()> {
@@ -327,8 +337,13 @@ impl LocalRegistry for Handle {
         self.call(Door::Registry(at), |world| {
             let Some(stored) = world.nodes[at].registry.get(repository) else { return Ok(None) };
             let Some(digest) = stored.tags.get(tag) else { return Ok(None) };
-            let image =
-                |(_, bytes): &(Content, u64)| PushedImage { container: tag.to_owned(), digest: digest.clone(), bytes: *bytes, memory_bytes: None };
+            let image = |(_, bytes): &(Content, u64)| PushedImage {
+                container: tag.to_owned(),
+                digest: digest.clone(),
+                bytes: *bytes,
+                memory_bytes: None,
+                pre_copied_bytes: None,
+            };
             Ok(stored.manifests.get(digest).map(image))
         })
         .await

@@ -14,11 +14,11 @@ use crate::{
     domain::{
         ids::Digest,
         image::{Blob, MANIFEST_MEDIA_TYPE, digest_of},
-        memory::MemoryDigest,
+        memory::{MemoryDigest, PRE_COPY},
     },
     ports::{
         Failure, PortError, PortResult,
-        layout::{ESTIMATED_LENGTH, Size, WAY},
+        layout::{ESTIMATED_LENGTH, Incoming, OVER, Size, WAY},
     },
 };
 
@@ -152,16 +152,20 @@ impl Distribution {
     }
 
     /// Sends an image with pages to the agent in front of the registry; the digest of what has arrived.
-    pub(super) async fn put_memory(&self, repository: &str, container: &str, file: &str, size: Size, body: Body) -> PortResult<MemoryDigest> {
+    pub(super) async fn put_memory(&self, image: &Incoming, body: Body) -> PortResult<MemoryDigest> {
+        let Incoming { repository, container, file, size, is_over_pre_copy } = image;
         let doing = format!("send {file} of container {container}");
         let url = self.base.join(&format!("/memory/{repository}/{container}/{file}"));
         let url = url.map_err(|error| PortError::permanent(format!("could not {doing}: {error}")))?;
-        let (name, bytes) = match size {
+        let (name, bytes) = match *size {
             Size::Exact(bytes) => (CONTENT_LENGTH, bytes),
             Size::Estimated(bytes) => (HeaderName::from_static(ESTIMATED_LENGTH), bytes),
         };
-        let request = self.http.put(url).header(CONTENT_TYPE, "application/octet-stream").header(name, bytes).body(body);
-        let answer = self.send(request, &doing).await?;
+        let mut request = self.http.put(url).header(CONTENT_TYPE, "application/octet-stream").header(name, bytes);
+        if *is_over_pre_copy {
+            request = request.header(OVER, PRE_COPY);
+        }
+        let answer = self.send(request.body(body), &doing).await?;
         if answer.status() != StatusCode::CREATED {
             return Err(refused(answer, &doing).await);
         }

@@ -81,7 +81,10 @@ impl LocalDistribution {
             }
         }
         let bytes = blobs.iter().skip(1).map(|(_, size)| size).sum();
-        Ok(Some((PushedImage { container: tag.to_owned(), digest: manifest.digest().to_string(), bytes, memory_bytes: None }, annotations)))
+        Ok(Some((
+            PushedImage { container: tag.to_owned(), digest: manifest.digest().to_string(), bytes, memory_bytes: None, pre_copied_bytes: None },
+            annotations,
+        )))
     }
 
     /// Blobs that the other manifests of the repository need.

@@ -2,6 +2,7 @@
 
 mod dump;
 mod memory;
+mod pre_copy;
 
 use std::{
     net::SocketAddr,
@@ -31,9 +32,10 @@ use crate::{
         ids::{is_dns_subdomain, is_repository, node_server_name},
         image::{self, CheckpointImage, Layer},
         keys,
+        pages::PageIndex,
     },
     metrics::Metrics,
-    ports::{Failure, Mending, PortError, PortResult, PushTarget, Pusher, front},
+    ports::{Failure, Growing, Mending, PortError, PortResult, PushTarget, Pusher, front},
     runc::pages,
 };
 
@@ -176,7 +178,7 @@ async fn name(registry: &Distribution, repository: &str, tag: &str, made: Checkp
     registry.ensure_blob(repository, &made.config).await?;
     let manifest = Manifest { media_type: image::MANIFEST_MEDIA_TYPE.to_owned(), bytes: made.manifest.bytes };
     registry.put_manifest(repository, tag, &manifest).await?;
-    Ok(PushedImage { container: tag.to_owned(), digest: made.manifest.digest.to_string(), bytes, memory_bytes: None })
+    Ok(PushedImage { container: tag.to_owned(), digest: made.manifest.digest.to_string(), bytes, memory_bytes: None, pre_copied_bytes: None })
 }
 
 #[async_trait]
@@ -193,9 +195,13 @@ impl Pusher for AgentPusher {
         self.push_archive(&registry, &archive, container, target).await
     }
 
-    async fn send_ahead(&self, folder: &Path, container: &str, bytes: u64, target: &PushTarget, written: CancellationToken) -> PortResult<()> {
+    async fn pre_copy(&self, container: &ContainerId, bytes: u64, target: &PushTarget) -> PortResult<PageIndex> {
+        self.send_pages(container, bytes, target).await
+    }
+
+    async fn send_ahead(&self, dump: &Growing, target: &PushTarget, written: CancellationToken) -> PortResult<()> {
         let registry = self.registry_of(target).await?;
-        self.follow(&registry, folder, container, bytes, target, written).await
+        self.follow(&registry, dump, target, written).await
     }
 
     async fn give_memory(&self, container: &ContainerId, target: &PushTarget) -> PortResult<()> {

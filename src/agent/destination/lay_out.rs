@@ -22,6 +22,7 @@ impl Look {
             digest: c.digest.clone(),
             bytes: c.bytes,
             memory_bytes: c.memory_bytes,
+            pre_copied_bytes: c.pre_copied_bytes,
         };
         self.course.containers.iter().map(image).collect()
     }

@@ -44,7 +44,13 @@ fn base() -> String {
 }
 
 fn image(digest: char) -> PushedImage {
-    PushedImage { container: "app".into(), digest: format!("sha256:{}", digest.to_string().repeat(64)), bytes: 7, memory_bytes: None }
+    PushedImage {
+        container: "app".into(),
+        digest: format!("sha256:{}", digest.to_string().repeat(64)),
+        bytes: 7,
+        memory_bytes: None,
+        pre_copied_bytes: None,
+    }
 }
 
 fn restored_task(id: &str) -> Task {
@@ -120,8 +126,15 @@ impl Course {
         let vote = Some(Vote { at: at(1), containers: vec![], images: vec![image('a')] });
         course.node.other_attests(Role::Source, AttestationStatus { vote, ..Default::default() });
         course.node.manager_writes(|status| {
-            let PushedImage { container: name, digest, bytes, memory_bytes } = image('a');
-            status.containers = vec![ContainerCheckpoint { image: keys::checkpoint_image(&repository(), &name), name, digest, bytes, memory_bytes }];
+            let PushedImage { container: name, digest, bytes, memory_bytes, pre_copied_bytes } = image('a');
+            status.containers = vec![ContainerCheckpoint {
+                image: keys::checkpoint_image(&repository(), &name),
+                name,
+                digest,
+                bytes,
+                memory_bytes,
+                pre_copied_bytes,
+            }];
             status.phase = phase;
         });
         course.markers().arm(POD, "app", "5f1c22aa-0000-4000-8000-000000000001").unwrap();

@@ -87,7 +87,7 @@ fn world(failures: u32) -> World {
 
 impl World {
     fn hold(&self, digit: &str) {
-        let image = PushedImage { container: "app".into(), digest: digest(digit), bytes: 7, memory_bytes: None };
+        let image = PushedImage { container: "app".into(), digest: digest(digit), bytes: 7, memory_bytes: None, pre_copied_bytes: None };
         self.node.state().registry.insert(format!("{REPOSITORY}:app"), image);
     }
 
@@ -149,7 +149,7 @@ async fn a_bus_that_is_away_is_tried_again_and_in_the_end_given_up() {
     assert!(world.counted("given_up", 1));
     *world.bus.failures.lock().expect("a lock") = 0;
     Verified::new(world.pushed.clone())
-        .tell(REPOSITORY, &[PushedImage { container: "app".into(), digest: digest("a"), bytes: 7, memory_bytes: None }]);
+        .tell(REPOSITORY, &[PushedImage { container: "app".into(), digest: digest("a"), bytes: 7, memory_bytes: None, pre_copied_bytes: None }]);
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(world.told().len(), 1, "the destination side has verified it since");
 }

@@ -18,9 +18,12 @@ use super::{
     refuse,
     uploads::{Uploads, whole_or_broken},
 };
-use crate::ports::{
-    Failure, PortError,
-    layout::{ESTIMATED_LENGTH, Incoming, Layout, Size, WAY},
+use crate::{
+    domain::memory::PRE_COPY,
+    ports::{
+        Failure, PortError,
+        layout::{ESTIMATED_LENGTH, Incoming, Layout, OVER, Size, WAY},
+    },
 };
 
 fn size(headers: &HeaderMap) -> Option<Size> {
@@ -31,7 +34,15 @@ fn size(headers: &HeaderMap) -> Option<Size> {
 /// Takes one, which a route has let through, and tells the digest of what has come.
 pub(super) async fn receive(layout: Arc<dyn Layout>, uploads: &Uploads, place: (String, String, String), request: Request) -> Response {
     let (repository, container, file) = place;
-    let quota = uploads.quota(&repository);
+    let is_over_pre_copy = match request.headers().get(OVER) {
+        None => false,
+        Some(named) if named == PRE_COPY => true,
+        Some(_) => {
+            return refuse(StatusCode::BAD_REQUEST, &format!("{OVER}: must be {PRE_COPY}, the only file that an image can be told as pieces of"));
+        }
+    };
+    // It comes besides what the checkpoint is allowed, so that a pod which may move without it may with it.
+    let quota = if file == PRE_COPY { uploads.quota(&format!("{repository}/{container}/{file}")) } else { uploads.quota(&repository) };
     let Some(size) = size(request.headers()) else {
         let needed = format!("Content-Length or {ESTIMATED_LENGTH}: must be there, since the place for it is chosen by its size");
         return refuse(StatusCode::LENGTH_REQUIRED, &needed);
@@ -43,12 +54,16 @@ pub(super) async fn receive(layout: Arc<dyn Layout>, uploads: &Uploads, place: (
         tracing::warn!(bytes, "memory is refused: {}", quota.message());
         return refuse(StatusCode::PAYLOAD_TOO_LARGE, &quota.message());
     }
+    // Pieces become more than the bytes that bring them.
+    if is_over_pre_copy && size.bytes() > uploads.most() {
+        return refuse(StatusCode::PAYLOAD_TOO_LARGE, &quota.message());
+    }
     // One at a time at each place: the request before, whose sender is gone, ends first.
     let Some(in_flight) = uploads.begin(request.uri().path()).await else {
         return refuse(StatusCode::SERVICE_UNAVAILABLE, "the request before to this place does not end");
     };
     let content = whole_or_broken(request.into_body(), in_flight.stop.clone(), quota);
-    let memory = Incoming { repository, container, file, size };
+    let memory = Incoming { repository, container, file, size, is_over_pre_copy };
     let (container, file) = (memory.container.clone(), memory.file.clone());
     // Not by the door's own task, which ends with its connection: the one that comes next must find that this one writes no more.
     let taken = tokio::spawn(async move {

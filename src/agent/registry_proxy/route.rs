@@ -4,7 +4,7 @@ use axum::http::{Method, StatusCode};
 
 use crate::domain::{
     ids::{is_dns_subdomain, is_repository},
-    memory::is_memory,
+    memory::{PRE_COPY, is_memory},
 };
 
 /// What of a repository is asked for.
@@ -50,14 +50,14 @@ pub(super) fn push<'a>(method: &Method, path: &'a str) -> Result<(&'a str, Part)
     if methods.contains(method) { Ok((repository, part)) } else { Err(StatusCode::METHOD_NOT_ALLOWED) }
 }
 
-/// `PUT /memory/drover/<32 hex>/<container>/pages-<n>.img`: an image with pages, which goes past the registry. None for any other request.
+/// `PUT /memory/drover/<32 hex>/<container>/pages-<n>.img`, or `…/pre-copy.img`: an image with pages, which goes past the registry. None for any other request.
 pub(super) fn memory(method: &Method, path: &str) -> Option<(String, String, String)> {
     let (prefix, hex, container, file) = match path.strip_prefix("/memory/")?.split('/').collect::<Vec<_>>().as_slice() {
         [prefix, hex, container, file] => (*prefix, *hex, *container, *file),
         _ => return None,
     };
     let repository = format!("{prefix}/{hex}");
-    let plain = is_dns_subdomain(container) && !container.contains('.') && is_memory(file);
+    let plain = is_dns_subdomain(container) && !container.contains('.') && (is_memory(file) || file == PRE_COPY);
     (method == Method::PUT && is_repository(&repository) && plain).then(|| (repository, container.to_owned(), file.to_owned()))
 }
 
@@ -130,6 +130,7 @@ mod tests {
         let at = |rest: &str| format!("/memory/{REPOSITORY}/{rest}");
         let found = memory(&Method::PUT, &at("app/pages-1.img"));
         assert_eq!(found, Some((REPOSITORY.to_owned(), "app".to_owned(), "pages-1.img".to_owned())));
+        assert!(memory(&Method::PUT, &at("app/pre-copy.img")).is_some());
         for (method, path) in [
             (Method::GET, at("app/pages-1.img")),
             (Method::PUT, at("app/core-1.img")),

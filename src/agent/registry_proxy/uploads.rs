@@ -74,6 +74,11 @@ impl Uploads {
         }
     }
 
+    /// Bytes that one migration may store.
+    pub(super) fn most(&self) -> u64 {
+        self.most
+    }
+
     /// What this repository may still take.
     pub(super) fn quota(&self, repository: &str) -> Quota {
         let mut counted = locked(&self.counted);

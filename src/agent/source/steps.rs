@@ -9,7 +9,7 @@ use crate::{
     agent::journal::Journal,
     api::attestation::{At, ContainerId, Kept, Pushed, PushedImage, Vote},
     domain::{attest::SourceAction, keys, tasks::all_paused, verdict},
-    ports::{Mending, PortError, PortResult, PushTarget},
+    ports::{Growing, Mending, PortError, PortResult, PushTarget},
 };
 
 impl SourceAgent {
@@ -99,6 +99,7 @@ impl SourceAgent {
     async fn dump_and_send(&self, look: &Look, container: &ContainerId, bytes: u64) -> PortResult<PathBuf> {
         let folder = self.parts.dump.prepare(&look.journal.migration_uid, &container.name, bytes).await?;
         let target = target_of(look)?;
+        let growing = Growing { folder: folder.clone(), container: container.name.clone(), bytes, known: self.known_of(look, &container.name) };
         let written = CancellationToken::new();
         let dump = async {
             self.parts.dump.dump(container, &folder).await?;
@@ -106,7 +107,7 @@ impl SourceAgent {
             PortResult::Ok(())
         };
         let send = async {
-            if let Err(error) = self.parts.pusher.send_ahead(&folder, &container.name, bytes, &target, written.clone()).await {
+            if let Err(error) = self.parts.pusher.send_ahead(&growing, &target, written.clone()).await {
                 tracing::info!(%error, container = container.name, "memory was not sent while it was written; it is sent after that");
             }
             Ok(())

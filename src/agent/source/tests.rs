@@ -4,6 +4,7 @@ mod first;
 mod inside;
 mod kept;
 mod post_copy;
+mod pre_copy;
 mod runtime;
 mod watchdog;
 
@@ -70,6 +71,7 @@ impl Course {
             clock: node(),
             markers: self.markers(),
             journals: self.journals(),
+            pre_copies: true,
             checkpoint_folder: self.disk.path().join("checkpoints"),
         })
     }

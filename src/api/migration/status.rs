@@ -344,6 +344,9 @@ pub struct ContainerCheckpoint {
     /// Bytes of memory that were sent past the registry, in the runtime lane, by the word of the source's agent. What a post-copy fetches is not counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
+    /// Bytes of that memory that the destination had before the pod was frozen (pre-copy).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pre_copied_bytes: Option<u64>,
     /// The image as the replacement names it.
     pub image: String,
 }

@@ -370,6 +370,7 @@ impl Course<'_> {
                 digest: image.digest.clone(),
                 bytes: image.bytes,
                 memory_bytes: image.memory_bytes,
+                pre_copied_bytes: image.pre_copied_bytes,
                 image: keys::checkpoint_image(&repository, &image.container),
             })
             .collect();

@@ -29,7 +29,7 @@ fn at(n: i64) -> MicroTime {
 }
 
 fn images() -> Vec<PushedImage> {
-    vec![PushedImage { container: "c".into(), digest: format!("sha256:{}", "a".repeat(64)), bytes: 7, memory_bytes: None }]
+    vec![PushedImage { container: "c".into(), digest: format!("sha256:{}", "a".repeat(64)), bytes: 7, memory_bytes: None, pre_copied_bytes: None }]
 }
 
 fn containers() -> Vec<ContainerId> {

@@ -3,7 +3,14 @@
 use super::*;
 
 fn checkpoint() -> Vec<ContainerCheckpoint> {
-    vec![ContainerCheckpoint { name: "c".into(), digest: "sha256:a".into(), bytes: 1, memory_bytes: None, image: "img".into() }]
+    vec![ContainerCheckpoint {
+        name: "c".into(),
+        digest: "sha256:a".into(),
+        bytes: 1,
+        memory_bytes: None,
+        pre_copied_bytes: None,
+        image: "img".into(),
+    }]
 }
 
 fn task(id: &str, state: TaskState, from: Option<&str>) -> Task {

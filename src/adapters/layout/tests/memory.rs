@@ -3,7 +3,14 @@
 use std::os::unix::fs::MetadataExt as _;
 
 use super::*;
-use crate::{domain::memory::MemoryFile, ports::Failure};
+use crate::{
+    adapters::pre_copy::pieces::encode,
+    domain::{
+        memory::MemoryFile,
+        pages::{PAGE, PageIndex, hash_of},
+    },
+    ports::{Failure, layout::Size},
+};
 
 const DISK: &str = "/var/lib/drover/restore";
 const PAGES: &str = "pages-1.img";
@@ -15,11 +22,11 @@ fn scene() -> (tempfile::TempDir, NodeLayout) {
 }
 
 fn incoming(bytes: u64) -> Incoming {
-    Incoming { repository: copy(1).repository, container: "app".into(), file: PAGES.into(), size: Size::Exact(bytes) }
+    Incoming { repository: copy(1).repository, container: "app".into(), file: PAGES.into(), size: Size::Exact(bytes), is_over_pre_copy: false }
 }
 
 fn digest(content: &str) -> MemoryDigest {
-    blake3::hash(content.as_bytes()).into()
+    MemoryDigest::of(content.as_bytes())
 }
 
 async fn receive(layout: &NodeLayout, content: &'static str) -> PortResult<MemoryDigest> {
@@ -32,7 +39,8 @@ async fn receive_as(layout: &NodeLayout, memory: &Incoming, content: &'static st
 
 /// An archive that names this memory.
 fn naming(memory: &[(&str, &str)]) -> Vec<u8> {
-    let of = |(file, content): &(&str, &str)| MemoryFile { file: (*file).into(), bytes: content.len() as u64, digest: digest(content) };
+    let of =
+        |(file, content): &(&str, &str)| MemoryFile { file: (*file).into(), bytes: content.len() as u64, digest: digest(content), pre_copied: 0 };
     let list = serde_json::to_string(&memory.iter().map(of).collect::<Vec<_>>()).unwrap();
     archive(&[
         ("checkpoint/", EntryType::Directory, b""),
@@ -213,9 +221,93 @@ async fn what_is_no_memory_is_not_taken() {
         (copy(1).repository.as_str(), "app", "core-1.img"),
         (copy(1).repository.as_str(), "app", "pages-../x.img"),
     ] {
-        let memory = Incoming { repository: repository.into(), container: container.into(), file: file.into(), size: Size::Exact(6) };
+        let memory =
+            Incoming { repository: repository.into(), container: container.into(), file: file.into(), size: Size::Exact(6), is_over_pre_copy: false };
         let error = receive_as(&layout, &memory, "memory").await.unwrap_err();
         assert_eq!(error.kind, Failure::Permanent, "{repository} {container} {file}: {error}");
     }
     assert_eq!(fs::read_dir(node.path()).unwrap().count(), 0);
+}
+
+/// A page of the memory.
+fn page(content: u8) -> Vec<u8> {
+    vec![content; PAGE]
+}
+
+/// What a source sends of an image whose pages 1 to 3 have come before.
+fn pieces(image: &[u8]) -> (Vec<u8>, PageIndex) {
+    let mut index = PageIndex::default();
+    assert!((1..=3).all(|content| index.add(hash_of(&page(content)))));
+    let image = Bytes::copy_from_slice(image);
+    (
+        index
+            .pieces(&image.chunks(PAGE).map(hash_of).collect::<Vec<_>>(), image.len(), &mut 0)
+            .iter()
+            .flat_map(|piece| encode(piece, &image).unwrap())
+            .flatten()
+            .collect(),
+        index,
+    )
+}
+
+async fn receive_bytes(layout: &NodeLayout, memory: &Incoming, content: Vec<u8>) -> PortResult<MemoryDigest> {
+    layout.receive(memory, futures::stream::iter([Ok(Bytes::from(content))]).boxed()).await
+}
+
+async fn pre_copied(layout: &NodeLayout) {
+    let before = Incoming { file: PRE_COPY.into(), size: Size::Estimated(PAGE as u64), ..incoming(0) };
+    receive_bytes(layout, &before, [page(1), page(2), page(3)].concat()).await.unwrap();
+}
+
+#[tokio::test]
+async fn memory_over_pages_that_came_before_is_whole_and_they_go_with_their_repository() {
+    let (node, layout) = scene();
+    pre_copied(&layout).await;
+    let over = Incoming { size: Size::Estimated(PAGE as u64), is_over_pre_copy: true, ..incoming(0) };
+    let images: [&[u8]; 7] = [&[1, 9, 3], &[1, 2, 3], &[1, 2], &[2, 3], &[9, 1, 2, 3, 8], &[], &[3, 9, 1, 2, 1]];
+    let mut image = vec![];
+    for pages in images {
+        // Made in what has come where nobody has had that, else of nothing.
+        for has_mould in [true, false] {
+            if has_mould {
+                pre_copied(&layout).await;
+            }
+            image = pages.iter().flat_map(|content| page(*content)).collect();
+            let sent = pieces(&image).0;
+            assert!(sent.len() < 2 * PAGE + 100);
+            assert_eq!(receive_bytes(&layout, &over, sent).await.unwrap(), MemoryDigest::of(&image), "{pages:?}");
+            let come = waiting(node.path()).into_iter().find(|path| path.ends_with(PAGES)).unwrap();
+            assert_eq!(fs::read(come).unwrap(), image, "{pages:?} {has_mould}");
+        }
+    }
+
+    let named = String::from_utf8(image.clone()).unwrap();
+    lay_out(&layout, naming(&[(PAGES, &named)]), 1).await.unwrap();
+    assert_eq!(fs::read(pages(node.path())).unwrap(), image);
+    let left = waiting(node.path());
+    assert!(!left.is_empty() && left.iter().all(|path| path.file_stem() == Path::new(PRE_COPY).file_stem()), "nothing of what is laid out: {left:?}");
+    layout.forget(&copy(1).repository).await.unwrap();
+    assert!(waiting(node.path()).is_empty());
+}
+
+#[tokio::test]
+async fn pieces_of_what_has_not_come_or_of_endless_memory_are_refused() {
+    let (node, layout) = scene();
+    let over = |bytes| Incoming { size: Size::Estimated(bytes), is_over_pre_copy: true, ..incoming(0) };
+    let error = receive_bytes(&layout, &over(6), pieces(&page(1)).0).await.unwrap_err();
+    assert!(error.kind == Failure::Permanent && error.message.contains("pre-copy.img has not come"), "{error}");
+    pre_copied(&layout).await;
+    let endless: Vec<u8> = std::iter::repeat_n(pieces(&page(1)).0, (take::GROWTH as usize / PAGE) + 13).flatten().collect();
+    let error = receive_bytes(&layout, &over(6), endless).await.unwrap_err();
+    assert!(error.kind == Failure::Permanent && error.message.contains("the pieces make more than"), "{error}");
+    assert!(!waiting(node.path()).iter().any(|path| path.ends_with(PAGES) || path.extension().is_some_and(|it| it == "part")));
+}
+
+#[tokio::test]
+async fn pages_are_not_taken_before_where_there_is_no_room_for_them_besides_the_memory() {
+    let (node, layout) = scene();
+    let before = Incoming { file: PRE_COPY.into(), size: Size::Estimated(u64::MAX), ..incoming(0) };
+    let error = receive_bytes(&layout, &before, page(1)).await.unwrap_err();
+    assert!(error.message.contains("no room for it besides the checkpoint"), "{error}");
+    assert!(waiting(node.path()).is_empty());
 }

@@ -76,7 +76,10 @@ async fn life_of_a_checkpoint(socket: &Path, data: &Path) {
     assert_eq!(local.image(ONE, "redis").await, Ok(None));
     let (digest, memory) = push(&local.registry, ONE, "redis", b"memory of redis").await;
     let image = local.image(ONE, "redis").await.unwrap().unwrap();
-    assert_eq!(image, PushedImage { container: "redis".to_owned(), digest: digest.to_string(), bytes: 15, memory_bytes: None });
+    assert_eq!(
+        image,
+        PushedImage { container: "redis".to_owned(), digest: digest.to_string(), bytes: 15, memory_bytes: None, pre_copied_bytes: None }
+    );
 
     assert_eq!(local.checkpoint(ONE, "redis").await, Ok(Some(image)));
     let (layer, stream) = local.layer(ONE, &digest).await.unwrap();

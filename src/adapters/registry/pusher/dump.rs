@@ -22,22 +22,30 @@ use tokio_util::sync::CancellationToken;
 
 use super::AgentPusher;
 use crate::{
-    adapters::registry::client::Distribution,
+    adapters::{pre_copy::pieces::encode, registry::client::Distribution},
     api::attestation::PushedImage,
-    domain::memory::{self, LIST, MemoryDigest, MemoryFile, is_memory},
-    ports::{Failure, Mending, PortError, PortResult, PushTarget, Pusher as _, layout::Size},
+    domain::{
+        memory::{self, LIST, MemoryDigest, MemoryFile, MemoryHasher, is_memory},
+        pages::{PAGE, PageIndex, hash_of},
+    },
+    ports::{
+        Failure, Growing, Mending, PortError, PortResult, PushTarget, Pusher as _,
+        layout::{Incoming, Size},
+    },
     runc::{CHECKPOINT, LOG, ROOTFS_DIFF},
 };
 
 /// Bytes of memory that are read at once.
 const CHUNK: usize = 1 << 18;
 /// So many of these are read ahead of the network.
-const AHEAD: usize = 8;
+pub(super) const AHEAD: usize = 8;
 /// How long between two looks for more of an image that is still being written.
 const LOOK: Duration = Duration::from_millis(2);
 
 /// Whether more will be written to an image.
 type Grows = Arc<dyn Fn() -> bool + Send + Sync>;
+/// Where a thread puts what is to be sent.
+pub(super) type Chunks = mpsc::Sender<io::Result<Bytes>>;
 
 impl AgentPusher {
     /// Sends the memory of a checkpoint that has not been sent ahead, then pushes the rest as an archive that names all of it.
@@ -49,7 +57,7 @@ impl AgentPusher {
                 continue;
             }
             let begun = Instant::now();
-            let attempt = || send_whole(&registry, &target.repository, container, dump, &file);
+            let attempt = || send_whole(&registry, of(&target.repository, container, &file), dump);
             let tried = attempt.retry(self.policy()).when(|error| error.kind == Failure::Transient);
             let arrived = tried.notify(|error, pause| tracing::warn!(%error, ?pause, file, "the memory is sent again")).await;
             let arrived = arrived.map_err(|error| error.context(&format!("the memory of container {container}")))?;
@@ -57,29 +65,23 @@ impl AgentPusher {
             sent.push(arrived);
         }
         sent.sort_by(|one, other| one.file.cmp(&other.file));
-        let memory: u64 = sent.iter().map(|one| one.bytes).sum();
+        let sum = |of: fn(&MemoryFile) -> u64| Some(sent.iter().map(of).sum()).filter(|bytes| *bytes > 0);
+        let (memory_bytes, pre_copied_bytes) = (sum(|one| one.bytes), sum(|one| one.pre_copied));
         let (from, archive) = (dump.to_owned(), dump.join("archive.tar"));
         let to = archive.clone();
         let written = tokio::task::spawn_blocking(move || write_archive(&from, &sent, &to)).await;
         written.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| unreadable(&error))?;
         let pushed = self.push(&archive, container, mending, target).await?;
-        Ok(PushedImage { memory_bytes: (memory > 0).then_some(memory), ..pushed })
+        Ok(PushedImage { memory_bytes, pre_copied_bytes, ..pushed })
     }
 
     /// Sends images one after the other as they are written, and notes beside them what has arrived.
-    pub(super) async fn follow(
-        &self,
-        registry: &Distribution,
-        dump: &Path,
-        container: &str,
-        bytes: u64,
-        target: &PushTarget,
-        written: CancellationToken,
-    ) -> PortResult<()> {
+    pub(super) async fn follow(&self, registry: &Distribution, dump: &Growing, target: &PushTarget, written: CancellationToken) -> PortResult<()> {
+        let Growing { folder, container, bytes, known } = dump;
         let mut sent: Vec<MemoryFile> = vec![];
         loop {
             let is_written = written.is_cancelled();
-            let files = memory_files(dump).map_err(|error| unreadable(&error))?;
+            let files = memory_files(folder).map_err(|error| unreadable(&error))?;
             let Some(file) = files.into_iter().find(|file| sent.iter().all(|one| one.file != *file)) else {
                 if is_written {
                     break;
@@ -90,14 +92,15 @@ impl AgentPusher {
             let begun = Instant::now();
             let estimate = bytes.saturating_sub(sent.iter().map(|one| one.bytes).sum());
             // CRIU ends an image before it begins the next; what it wrote after that all the same would be found by the size.
-            let (others, known, over) = (dump.to_owned(), sent.len() + 1, written.clone());
-            let grows: Grows = Arc::new(move || !over.is_cancelled() && memory_files(&others).is_ok_and(|files| files.len() <= known));
-            let arrived = send(registry, &target.repository, container, &path_of(dump, &file), Size::Estimated(estimate), grows).await?;
+            let (others, count, over) = (folder.clone(), sent.len() + 1, written.clone());
+            let grows: Grows = Arc::new(move || !over.is_cancelled() && memory_files(&others).is_ok_and(|files| files.len() <= count));
+            let image = Incoming { size: Size::Estimated(estimate), is_over_pre_copy: known.bytes() > 0, ..of(&target.repository, container, &file) };
+            let arrived = send(registry, image, &path_of(folder, &file), grows, Arc::clone(known)).await?;
             self.metrics.pushed(arrived.bytes, begun.elapsed());
             sent.push(arrived);
         }
-        sent.retain(|one| fs::metadata(path_of(dump, &one.file)).is_ok_and(|found| found.len() == one.bytes));
-        note(dump, &sent).map_err(|error| unreadable(&error))
+        sent.retain(|one| fs::metadata(path_of(folder, &one.file)).is_ok_and(|found| found.len() == one.bytes));
+        note(folder, &sent).map_err(|error| unreadable(&error))
     }
 }
 
@@ -128,65 +131,110 @@ fn note(dump: &Path, sent: &[MemoryFile]) -> io::Result<()> {
     fs::rename(part, dump.join(LIST))
 }
 
-async fn send_whole(registry: &Distribution, repository: &str, container: &str, dump: &Path, file: &str) -> PortResult<MemoryFile> {
-    let path = path_of(dump, file);
-    let bytes = fs::metadata(&path).map_err(|error| unreadable(&error))?.len();
-    send(registry, repository, container, &path, Size::Exact(bytes), Arc::new(|| false)).await
+/// An image of a container, as [`send_whole`] sends it.
+fn of(repository: &str, container: &str, file: &str) -> Incoming {
+    let [repository, container, file] = [repository, container, file].map(str::to_owned);
+    Incoming { repository, container, file, size: Size::Exact(0), is_over_pre_copy: false }
 }
 
-/// Sends one image, hashed while it is read, and compares what has arrived.
-async fn send(registry: &Distribution, repository: &str, container: &str, path: &Path, size: Size, grows: Grows) -> PortResult<MemoryFile> {
-    let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+async fn send_whole(registry: &Distribution, image: Incoming, dump: &Path) -> PortResult<MemoryFile> {
+    let path = path_of(dump, &image.file);
+    let bytes = fs::metadata(&path).map_err(|error| unreadable(&error))?.len();
+    send(registry, Incoming { size: Size::Exact(bytes), ..image }, &path, Arc::new(|| false), Arc::default()).await
+}
+
+/// Sends one image, as pieces where some of its pages are known.
+async fn send(registry: &Distribution, image: Incoming, path: &Path, grows: Grows, known: Arc<PageIndex>) -> PortResult<MemoryFile> {
     let opened = File::open(path).map_err(|error| unreadable(&error))?;
+    let ((bytes, pre_copied), digest) = sent(registry, &image, move |chunks| {
+        let known = Some(&*known).filter(|known| known.bytes() > 0);
+        read(opened, &*grows, known, chunks)
+    })
+    .await?;
+    Ok(MemoryFile { file: image.file, bytes, digest, pre_copied })
+}
+
+/// Sends what a thread reads, and compares what has arrived with what it has read. With the digest the thread returns what its caller wants of it.
+pub(super) async fn sent<T: Send + 'static>(
+    registry: &Distribution,
+    image: &Incoming,
+    read: impl FnOnce(&Chunks) -> io::Result<(T, MemoryDigest)> + Send + 'static,
+) -> PortResult<(T, MemoryDigest)> {
     let (chunks, mut received) = mpsc::channel(AHEAD);
     // Beside the encryption, which takes as long.
     let reading = tokio::task::spawn_blocking(move || {
-        let read = read(opened, &*grows, &chunks);
+        let read = read(&chunks);
         if let Err(error) = &read {
             // A body that only ends would count as a whole one.
             let _ = chunks.blocking_send(Err(error.kind().into()));
         }
         read
     });
-    let answer =
-        registry.put_memory(repository, container, &file, size, Body::wrap_stream(stream::poll_fn(move |context| received.poll_recv(context)))).await;
+    let answer = registry.put_memory(image, Body::wrap_stream(stream::poll_fn(move |context| received.poll_recv(context)))).await;
     let read = reading.await.unwrap_or_else(|error| Err(io::Error::other(error)));
     let arrived = answer?;
-    let (bytes, digest) = read.map_err(|error| unreadable(&error))?;
+    let (told, digest) = read.map_err(|error| unreadable(&error))?;
     if digest != arrived {
-        return Err(PortError::transient(format!("{file} arrived as {arrived}, not as {digest}")));
+        return Err(PortError::transient(format!("{} arrived as {arrived}, not as {digest}", image.file)));
     }
-    Ok(MemoryFile { file, bytes, digest })
+    Ok((told, digest))
 }
 
-/// Reads an image to its end, and on while it grows; its size and digest. Ends as well where nobody wants more of it. What has been read is final: CRIU
+/// Reads an image to its end, and on while it grows; its size, how much of it is known, and its digest. Ends as well where nobody wants more of it. What has been read is final: CRIU
 /// splices pages to an image's end and never goes back (criu/page-xfer.c, `write_pages_loc`).
-fn read(mut file: File, grows: &dyn Fn() -> bool, chunks: &mpsc::Sender<io::Result<Bytes>>) -> io::Result<(u64, MemoryDigest)> {
-    let (mut hash, mut bytes) = (blake3::Hasher::new(), 0);
+fn read(mut file: File, grows: &dyn Fn() -> bool, known: Option<&PageIndex>, chunks: &Chunks) -> io::Result<((u64, u64), MemoryDigest)> {
+    let (mut digest, mut bytes, mut pre_copied, mut next) = (MemoryHasher::default(), 0, 0, 0);
     let (given_back, spare) = channel();
+    // What was read of a page that is not whole yet.
+    let mut begun: Vec<u8> = vec![];
     loop {
         // Asked before it is read: what was written until then is read all the same.
         let is_whole = !grows();
         let mut buffer = spare.try_recv().unwrap_or_else(|_| vec![0; CHUNK]);
-        let length = file.read(&mut buffer)?;
-        if length > 0 {
-            let chunk = Chunk { buffer, length, given_back: given_back.clone() };
-            hash.update(chunk.as_ref());
-            bytes += length as u64;
-            if chunks.blocking_send(Ok(Bytes::from_owner(chunk))).is_err() {
+        buffer[..begun.len()].copy_from_slice(&begun);
+        let found = file.read(&mut buffer[begun.len()..])?;
+        let mut length = begun.len() + found;
+        begun.clear();
+        if found == 0 && !is_whole {
+            if chunks.is_closed() {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
+            begun.extend_from_slice(&buffer[..length]);
+            let _ = given_back.send(buffer);
+            thread::sleep(LOOK);
             continue;
         }
-        if is_whole {
-            return Ok((bytes, hash.finalize().into()));
+        if known.is_some() && found > 0 {
+            let part = length % PAGE;
+            begun.extend_from_slice(&buffer[length - part..length]);
+            length -= part;
         }
-        if chunks.is_closed() {
-            return Err(io::ErrorKind::BrokenPipe.into());
+        let chunk = Chunk { buffer, length, given_back: given_back.clone() };
+        bytes += length as u64;
+        pre_copied += give(Bytes::from_owner(chunk), known.map(|known| (known, &mut next)), &mut digest, chunks)?;
+        if found == 0 {
+            return Ok(((bytes, pre_copied), digest.finish()));
         }
-        let _ = given_back.send(buffer);
-        thread::sleep(LOOK);
     }
+}
+
+/// Sends a part of an image, as it is or as pieces; how much of it is known.
+fn give(part: Bytes, known: Option<(&PageIndex, &mut u32)>, digest: &mut MemoryHasher, chunks: &Chunks) -> io::Result<u64> {
+    let send = |bytes: Bytes| chunks.blocking_send(Ok(bytes)).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe));
+    let Some((known, next)) = known else {
+        digest.update(&part);
+        return if part.is_empty() { Ok(0) } else { send(part).map(|()| 0) };
+    };
+    let hashes: Vec<_> = part.chunks(PAGE).map(hash_of).collect();
+    let whole = part.len() / PAGE;
+    digest.pages(&hashes[..whole]);
+    digest.update(&part[whole * PAGE..]);
+    let mut bytes = 0;
+    for piece in known.pieces(&hashes, part.len(), next) {
+        bytes += piece.known_bytes();
+        encode(&piece, &part)?.into_iter().try_for_each(send)?;
+    }
+    Ok(bytes)
 }
 
 /// Bytes in a buffer that is used again: the kernel gives a new one page by page, which takes as long as to fill it.

@@ -5,7 +5,13 @@ use super::*;
 const ADDRESSES: [&str; 2] = ["10.244.1.7", "fd00::7"];
 
 pub(super) fn volumes() -> PushedImage {
-    PushedImage { container: keys::VOLUMES_TAG.into(), digest: format!("sha256:{}", "c".repeat(64)), bytes: 9, memory_bytes: None }
+    PushedImage {
+        container: keys::VOLUMES_TAG.into(),
+        digest: format!("sha256:{}", "c".repeat(64)),
+        bytes: 9,
+        memory_bytes: None,
+        pre_copied_bytes: None,
+    }
 }
 
 /// After a vote for a container and the pod's volumes; the pod had addresses.

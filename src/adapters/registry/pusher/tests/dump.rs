@@ -3,7 +3,13 @@
 use std::{collections::BTreeMap, fs, io::Read as _, os::unix::fs::symlink};
 
 use super::*;
-use crate::domain::memory::{self, LIST, MemoryDigest};
+use crate::{
+    domain::{
+        memory::{self, LIST, MemoryDigest},
+        pages::{PAGE, PageIndex, hash_of},
+    },
+    ports::Growing,
+};
 
 impl Scene {
     /// As the dump adapter leaves one.
@@ -64,7 +70,7 @@ async fn memory_goes_past_the_registry_and_the_layer_names_it() {
     assert!(!files.keys().any(|name| name.contains("pages-") || name.contains("work") || name.contains("log")), "{files:?}");
     let named: Vec<_> = memory::parse(files[LIST].as_bytes()).unwrap().into_iter().map(|one| (one.file, one.bytes, one.digest)).collect();
     let expected = [("pages-1.img", "memory"), ("pages-2.img", "more memory")];
-    assert_eq!(named, expected.map(|(file, content)| (file.to_owned(), content.len() as u64, MemoryDigest::from(blake3::hash(content.as_bytes())))));
+    assert_eq!(named, expected.map(|(file, content)| (file.to_owned(), content.len() as u64, MemoryDigest::of(content.as_bytes()))));
 }
 
 #[tokio::test]
@@ -91,7 +97,7 @@ async fn memory_is_sent_again_after_a_passing_failure_or_where_it_was_changed_on
     let dump = scene.dump(&[("pages-1.img", "memory")]);
     let pushed = scene.push_dump(&dump).await.unwrap();
     assert_eq!(scene.memory_requests().len(), 4);
-    assert_eq!(memory::parse(scene.files(&pushed)[LIST].as_bytes()).unwrap()[0].digest, MemoryDigest::from(blake3::hash(b"memory")));
+    assert_eq!(memory::parse(scene.files(&pushed)[LIST].as_bytes()).unwrap()[0].digest, MemoryDigest::of(b"memory"));
     assert_eq!(scene.fake.memory.lock().unwrap()[&format!("{REPOSITORY}/redis/pages-1.img")], b"memory");
 }
 
@@ -123,7 +129,8 @@ impl Scene {
     }
 
     async fn send_ahead(&self, dump: &Path, written: CancellationToken) -> PortResult<()> {
-        self.pusher.send_ahead(dump, "redis", 4, &self.target, written).await
+        let dump = Growing { folder: dump.to_owned(), container: "redis".into(), bytes: 4, known: Arc::default() };
+        self.pusher.send_ahead(&dump, &self.target, written).await
     }
 
     fn come(&self, file: &str) -> String {
@@ -150,7 +157,7 @@ async fn memory_is_sent_while_it_is_written_and_only_once() {
     assert_eq!(scene.memory_requests().len(), 3, "nothing is sent again");
     let named = memory::parse(scene.files(&pushed)[LIST].as_bytes()).unwrap();
     assert_eq!(named.iter().map(|one| one.bytes).collect::<Vec<_>>(), [6, 11, 4]);
-    assert_eq!(named[1].digest, MemoryDigest::from(blake3::hash(b"more memory")));
+    assert_eq!(named[1].digest, MemoryDigest::of(b"more memory"));
 }
 
 #[tokio::test]
@@ -170,7 +177,7 @@ async fn what_was_not_sent_ahead_whole_is_sent_after() {
     sent.unwrap();
     let pushed = scene.push_dump(&dump).await.unwrap();
     assert_eq!(scene.come("pages-1.img"), "memory, and late");
-    assert_eq!(memory::parse(scene.files(&pushed)[LIST].as_bytes()).unwrap()[0].digest, MemoryDigest::from(blake3::hash(b"memory, and late")));
+    assert_eq!(memory::parse(scene.files(&pushed)[LIST].as_bytes()).unwrap()[0].digest, MemoryDigest::of(b"memory, and late"));
     assert_eq!(scene.memory_requests().len(), 3);
 }
 
@@ -184,4 +191,31 @@ async fn where_sending_ahead_fails_all_is_sent_after() {
     assert!(error.message.contains("pages-1.img arrived as"), "{error}");
     scene.push_dump(&dump).await.unwrap();
     assert_eq!(scene.come("pages-1.img"), "memory");
+}
+
+#[tokio::test]
+async fn pages_that_the_destination_has_are_only_named() {
+    let scene = scene("n2", of_n1);
+    let page = |content: u8| vec![content; PAGE];
+    let mut known = PageIndex::default();
+    assert!(known.add(hash_of(&page(b'1'))) && known.add(hash_of(&page(b'2'))));
+    let (dump, written) = (scene.dump(&[]), CancellationToken::new());
+    let image = String::from_utf8([page(b'2'), page(b'9'), page(b'1'), b"rest".to_vec()].concat()).unwrap();
+    let criu = async {
+        // Ends in the middle of pages.
+        for part in [&image[..1000], &image[1000..PAGE + 5], &image[PAGE + 5..]] {
+            Scene::append(&dump, "pages-1.img", part);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        written.cancel();
+    };
+    let growing = Growing { folder: dump.clone(), container: "redis".into(), bytes: 4, known: Arc::new(known) };
+    let (sent, ()) = tokio::join!(scene.pusher.send_ahead(&growing, &scene.target, written.clone()), criu);
+    // The fake takes the pieces for the image itself, which is what an agent that does not know them would do.
+    assert!(sent.unwrap_err().message.contains("pages-1.img arrived as"));
+    let come = scene.fake.memory.lock().unwrap()[&format!("{REPOSITORY}/redis/pages-1.img")].clone();
+    let expected = [&[1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 16, 0, 0][..], &page(b'9'), &[1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0], b"rest"].concat();
+    assert_eq!(come, expected);
+    scene.push_dump(&dump).await.unwrap();
+    assert_eq!(scene.come("pages-1.img"), image);
 }

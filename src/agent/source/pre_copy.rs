@@ -1,0 +1,92 @@
+//! Pre-copy: memory that is sent while the pod still runs, so that of the frozen one only what has changed since then must travel (runtime lane).
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::task::JoinSet;
+
+use super::{Look, SourceAgent, steps::target_of};
+use crate::{
+    api::attestation::ContainerId,
+    domain::{attest::SourceAction, pages::PageIndex},
+    ports::{PortResult, PushTarget, Pusher},
+};
+
+/// Bytes of memory below which a frozen pod's pages are there as soon as what has changed of them would be.
+const LEAST: u64 = 16 << 20;
+/// How soon a pod whose memory is being sent is looked at again. It runs meanwhile.
+const SOON: Duration = Duration::from_millis(100);
+/// How long the freeze waits for it. A destination that takes nothing for so long is left to the push to complain of.
+const LONGEST: Duration = Duration::from_secs(45);
+
+/// How long what is known of a pod that is being moved is kept: longer than a freeze may take.
+const FORGOTTEN: Duration = Duration::from_hours(1);
+
+/// Which pages the destination has, by container.
+type Known = BTreeMap<String, Arc<PageIndex>>;
+
+/// Memory that is on its way before the freeze.
+pub(super) struct Sending {
+    pub(super) begun: Instant,
+    sent: Arc<OnceLock<Known>>,
+    /// Ends with this.
+    _task: JoinSet<()>,
+}
+
+impl SourceAgent {
+    /// Sends the memory ahead of the freeze; when to look again for its end, none where the freeze need not wait. Nothing of it is needed: where it fails, or this
+    /// agent dies, all of the memory travels with the dump.
+    pub(super) fn pre_copy_before(&self, look: &Look, action: &SourceAction) -> PortResult<Option<Duration>> {
+        let uid = &look.journal.migration_uid;
+        let mut sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of migrations that were removed meanwhile, too.
+        sending.retain(|_, one| one.begun.elapsed() < FORGOTTEN);
+        if !matches!(action, SourceAction::Freeze | SourceAction::Checkpoint) {
+            sending.remove(uid);
+            return Ok(None);
+        }
+        let bytes = look.status.inspected.as_ref().and_then(|inspected| inspected.bytes).unwrap_or(0);
+        let is_begun = look.journal.frozen_at.is_some() || *action == SourceAction::Checkpoint;
+        if is_begun || !self.parts.pre_copies || !look.dumps_itself() || look.leaves_memory() || bytes < LEAST {
+            return Ok(None);
+        }
+        let containers = look.migration.status.iter().flat_map(|status| &status.source).flat_map(|source| &source.containers);
+        let containers: Vec<ContainerId> = containers.map(crate::api::migration::RunningContainer::id).collect();
+        let one = match sending.get(uid) {
+            Some(one) => one,
+            None => {
+                let one = send(&self.parts.pusher, containers, bytes, target_of(look)?);
+                sending.entry(uid.clone()).or_insert(one)
+            }
+        };
+        Ok((one.sent.get().is_none() && one.begun.elapsed() < LONGEST).then_some(SOON))
+    }
+
+    /// Which pages of a container the destination has.
+    pub(super) fn known_of(&self, look: &Look, container: &str) -> Arc<PageIndex> {
+        let sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = sending.get(&look.journal.migration_uid).and_then(|one| one.sent.get());
+        sent.and_then(|known| known.get(container)).cloned().unwrap_or_default()
+    }
+}
+
+fn send(pusher: &Arc<dyn Pusher>, containers: Vec<ContainerId>, bytes: u64, target: PushTarget) -> Sending {
+    let (sent, mut task) = (Arc::new(OnceLock::new()), JoinSet::new());
+    let (pusher, result) = (Arc::clone(pusher), Arc::clone(&sent));
+    task.spawn(async move {
+        let mut known = Known::new();
+        for container in containers {
+            match pusher.pre_copy(&container, bytes, &target).await {
+                Ok(pages) => drop(known.insert(container.name, Arc::new(pages))),
+                Err(error) => {
+                    tracing::info!(%error, container = container.name, "the memory was not sent before the freeze; all of it is sent after that")
+                }
+            }
+        }
+        let _ = result.set(known);
+    });
+    Sending { begun: Instant::now(), sent, _task: task }
+}
