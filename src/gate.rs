@@ -176,7 +176,7 @@ fn unreadable(root: &Path, uid: &str, error: &io::Error) -> Decision {
 #[cfg(test)]
 mod tests {
     use super::{
-        caller::{CONTAINERD_NAME, CONTAINERD_TYPE, CONTAINERD_UID, CRIO_LABELS, KUBERNETES_UID},
+        caller::{CONTAINERD_NAME, CONTAINERD_TYPE, CONTAINERD_UID, CRIO_LABELS, CRIO_TYPE, KUBERNETES_UID},
         *,
     };
 
@@ -302,6 +302,23 @@ mod tests {
         assert!(matches!(create(root.path(), "c"), Decision::Refuse(_)));
         let sandbox = serde_json::json!({"id": "id", "annotations": {CONTAINERD_UID: POD, CONTAINERD_TYPE: "sandbox"}}).to_string();
         assert_eq!(decide(root.path(), sandbox.as_bytes()), Decision::Allow);
+    }
+
+    #[test]
+    fn crios_containers_have_their_claims_and_its_sandbox_none() {
+        let root = tempfile::tempdir().unwrap();
+        let markers = Markers::new(root.path());
+        markers.arm(POD, "c", "one").unwrap();
+        let start = |kind: &str, name: &str| {
+            let labels = serde_json::json!({KUBERNETES_UID: POD, "io.kubernetes.container.name": name}).to_string();
+            let annotations = serde_json::json!({CRIO_TYPE: kind, CRIO_LABELS: labels});
+            decide(root.path(), serde_json::json!({"id": "id", "annotations": annotations}).to_string().as_bytes())
+        };
+        assert_eq!(start("sandbox", "POD"), Decision::Allow);
+        assert!(matches!(start("container", "debugger"), Decision::Refuse(_)), "a container without a claim");
+        assert_eq!(start("container", "c"), Decision::Allow);
+        assert_eq!(markers.claim(POD, "c").unwrap(), Some(Claim::Taken));
+        assert!(matches!(start("container", "c"), Decision::Refuse(_)), "a second restore");
     }
 
     #[test]

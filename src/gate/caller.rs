@@ -16,6 +16,8 @@ pub(super) const CONTAINERD_NAME: &str = "io.kubernetes.cri.container-name";
 pub(super) const CONTAINERD_TYPE: &str = "io.kubernetes.cri.container-type";
 /// The kubelet's label with the container's name.
 const KUBERNETES_NAME: &str = "io.kubernetes.container.name";
+/// What CRI-O has for the sandbox's `sandbox` (`internal/annotations`): it runs one where the pod's processes share a namespace.
+pub(super) const CRIO_TYPE: &str = "io.kubernetes.cri-o.ContainerType";
 /// CRI-O writes the container's labels here, as a JSON object.
 pub(super) const CRIO_LABELS: &str = "io.kubernetes.cri-o.Labels";
 /// The kubelet's label with the pod's UID; CRI-O keeps it among its annotations too.
@@ -83,7 +85,7 @@ impl Caller {
     /// Whether it is the pod's sandbox, which executes nothing of the pod's.
     #[must_use]
     pub fn is_sandbox(&self) -> bool {
-        self.annotations.get(CONTAINERD_TYPE).is_some_and(|kind| kind == "sandbox")
+        [CONTAINERD_TYPE, CRIO_TYPE].iter().any(|key| self.annotations.get(*key).is_some_and(|kind| kind == "sandbox"))
     }
 
     /// Name of the container in the pod's spec.

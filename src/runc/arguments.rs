@@ -102,6 +102,18 @@ mod tests {
         );
     }
 
+    /// By their source (`conmon/src/runtime_args.c`, CRI-O's `internal/oci/runtime_oci.go`); none has met drover-runc.
+    #[test]
+    fn conmons_and_crios_calls_are_understood() {
+        let arguments = words("--systemd-cgroup --root=/run/runc create --bundle /b/userdata --pid-file /b/userdata/pidfile --no-pivot c1");
+        let call = Call::of(&arguments).unwrap();
+        assert_eq!((call.command, call.id, call.bundle), (OsStr::new("create"), Some(OsStr::new("c1")), Some(OsStr::new("/b/userdata"))));
+        assert_eq!((call.log, call.pid_file, call.globals.len()), (None, Some(OsStr::new("/b/userdata/pidfile")), 2));
+        let arguments = words("--root /run/runc --systemd-cgroup checkpoint --file-locks --image-path /i --work-path /w --leave-running c1");
+        let call = Call::of(&arguments).unwrap();
+        assert_eq!((call.command, call.id), (OsStr::new("checkpoint"), Some(OsStr::new("c1"))));
+    }
+
     #[test]
     fn what_is_odd_is_not_understood() {
         for line in ["", "--version", "--unknown create c", "--log", "-root /r create c", "-- create c"] {
