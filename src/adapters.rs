@@ -9,6 +9,7 @@ pub mod certificate_dir;
 pub mod certificates;
 pub mod cluster;
 pub mod containerd;
+mod crio;
 pub mod direct;
 pub mod docker_config;
 pub mod dump;

@@ -73,7 +73,7 @@ pub const READY: &str = "ready";
 /// Where it remembers what it has restored, a [`Record`] by each of the runtime's IDs. In memory, as runc's own state is.
 pub const RECORDS: &str = "/run/drover/runc";
 /// Where programs are where the environment does not say it.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The kubelet gives up a request after 120 s (runtimeRequestTimeout); the restore has the rest.
 const PATIENCE: Duration = Duration::from_secs(100);
 /// The first argument by which the program calls itself; no command of runc's.

@@ -9,34 +9,32 @@
 //! | `/etc/containerd/config.toml` | only where it does not import `conf.d` |
 //! | `/etc/criu/runc.conf` | what CRIU must do with sockets, locks and deleted files; on dump and restore alike |
 //!
-//! `base_runtime_spec` replaces what containerd would generate (`internal/cri/server/container_create.go`), and containerd then no longer takes the
-//! default security settings and limits out of it: `ctr oci spec` as it is would limit every container of the node to 1024 open files. So they
-//! are taken out here, as containerd does itself.
+//! On a node of CRI-O (experimental: written by its documentation and source, never run on one) these come in the place of containerd's files:
+//!
+//! | file | why |
+//! | --- | --- |
+//! | `/etc/crio/crio.conf.d/90-drover.conf` | the handler `drover` |
+//! | `drover-gate.json` in a folder of hooks, `/usr/share/containers/oci/hooks.d` where the node says nothing else | the gate as createRuntime hook |
 //!
 //! The handler `drover` runs drover-runc, which for a pod without claims is runc. Pods reach it by a RuntimeClass, so no other pod of the node does.
 
+mod containerd;
+mod crio;
 mod files;
 
-use std::{
-    fmt::Write as _,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use crate::domain::lanes::RUNTIME_CLASS;
+use super::crio::{self as crio_node, CONF_D, OVERRIDE_HOOKS};
+use crate::runc::DEFAULT_PATH;
 
+pub use containerd::{BASE_SPEC, ContainerdOptions};
 pub use files::Change;
 use files::{Lines, read_optional};
 
 /// Where the gate lies on a node.
 pub const GATE: &str = "/usr/local/lib/drover/drover-gate";
-/// Where the base spec lies on a node.
-pub const BASE_SPEC: &str = "/etc/containerd/drover-base.json";
 /// Where the runtime lies on a node.
 pub const RUNTIME: &str = "/usr/local/lib/drover/drover-runc";
-const CONF_D: &str = "/etc/containerd/conf.d";
-const DROP_IN: &str = "/etc/containerd/conf.d/drover.toml";
-const CONFIG: &str = "/etc/containerd/config.toml";
-const IMPORT: &str = "imports = [\"/etc/containerd/conf.d/*.toml\"]";
 const RUNC_CONF: &str = "/etc/criu/runc.conf";
 
 /// CRIU's settings for runc, and what each is for.
@@ -58,12 +56,17 @@ pub struct SetupOptions {
     pub gate: PathBuf,
     /// The runtime's program, to be copied onto the node; none where the node is to have no runtime lane.
     pub runtime: Option<PathBuf>,
-    /// Output of `ctr oci spec` of the node's own containerd.
-    pub oci_spec: Vec<u8>,
-    /// containerd's runtimes that get the gate (`runc`).
-    pub runtimes: Vec<String>,
-    /// Whether to switch the image lane on (`enable_experimental_restore_via_create`, containerd 2.2.7 and 2.3.4 on).
-    pub image_lane: bool,
+    /// What runs the node's containers.
+    pub container_runtime: ContainerRuntime,
+}
+
+/// What runs a node's containers, and what is to be set up for it.
+#[derive(Debug, Clone)]
+pub enum ContainerRuntime {
+    /// containerd.
+    Containerd(ContainerdOptions),
+    /// CRI-O: experimental.
+    Crio,
 }
 
 /// Why a node cannot be set up.
@@ -95,6 +98,23 @@ pub enum SetupError {
     /// A runtime's name that would break the configuration.
     #[error("{0:?} is no name of a runtime")]
     Runtime(String),
+    /// A handler of this name that is not Drover's.
+    #[error("{0} has a runtime handler drover that is not Drover's: take it out there, then run this again")]
+    Handler(PathBuf),
+    /// CRI-O reads hooks nowhere that a boot leaves.
+    #[error("CRI-O reads hooks in no folder that outlasts a boot: add {OVERRIDE_HOOKS} to hooks_dir in a file below {CONF_D}, then run this again")]
+    Hooks,
+    /// drover-runc stands in front of runc.
+    #[error("drover-runc runs runc, and the node has none in {DEFAULT_PATH}: {0}. CRI-O's default, crun, does not do. Or use --without-runtime")]
+    Runc(String),
+    /// CRI-O would not start with a handler without a monitor.
+    #[error(
+        "conmon is not found on the node, neither where CRI-O's configuration has monitor_path nor in {DEFAULT_PATH}: install it, since a handler without it keeps CRI-O from starting; or use --without-runtime"
+    )]
+    Conmon,
+    /// Nobody can tell what runs the node's containers.
+    #[error("the node has {0}: say by --container-runtime containerd or --container-runtime cri-o what runs its containers")]
+    Undecided(&'static str),
 }
 
 /// Everything that differs from what a node with Drover has; empty where nothing is to be done.
@@ -108,11 +128,10 @@ pub fn install(root: &Path, options: &SetupOptions) -> Result<Vec<Change>, Setup
     if let Some(runtime) = &options.runtime {
         changes.push(Change::to(root, RUNTIME, program(runtime)?, 0o755)?);
     }
-    changes.extend([
-        Change::to(root, BASE_SPEC, base_spec(&options.oci_spec)?, 0o644)?,
-        Change::to(root, DROP_IN, drop_in(options, has_systemd_cgroups(root)?)?.into_bytes(), 0o644)?,
-        Change::to(root, CONFIG, imported(root)?.into_bytes(), 0o644)?,
-    ]);
+    changes.extend(match &options.container_runtime {
+        ContainerRuntime::Containerd(containerd) => containerd::install(root, containerd, options.runtime.is_some())?,
+        ContainerRuntime::Crio => crio::install(root, options.runtime.is_some())?,
+    });
     let criu = Lines::of(&text(root, RUNC_CONF)?).with(&CRIU_LINES);
     changes.push(Change::to(root, RUNC_CONF, criu.into_bytes(), 0o644)?);
     Ok(changes.into_iter().filter(Change::is_one).collect())
@@ -124,96 +143,47 @@ pub fn install(root: &Path, options: &SetupOptions) -> Result<Vec<Change>, Setup
 /// every container of the node. Once nothing configures them, and containerd was restarted, a second round removes them. Pods that run by the handler
 /// `drover` must be gone by then: without its runtime no container of theirs can be ended.
 ///
+/// CRI-O watches its folders of hooks and forgets the gate at once, but for a container that it has just written down with it. Its handlers it reads at
+/// its start, as containerd does, and runs their program to end a container: the second round is for that.
+///
 /// # Errors
 /// Where a file cannot be read.
 pub fn uninstall(root: &Path) -> Result<Vec<Change>, SetupError> {
-    let mut changes = vec![Change::away(root, DROP_IN)?, Change::away(root, BASE_SPEC)?];
+    let mut changes = vec![Change::away(root, containerd::DROP_IN)?, Change::away(root, BASE_SPEC)?];
+    changes.extend(crio::uninstall(root)?);
     if !changes.iter().any(Change::is_one) {
         changes.extend([Change::away(root, GATE)?, Change::away(root, RUNTIME)?]);
     }
-    for path in [CONFIG, RUNC_CONF] {
+    for path in [containerd::CONFIG, RUNC_CONF] {
         let rest = Lines::of(&text(root, path)?).without_ours();
         changes.push(if rest.trim().is_empty() { Change::away(root, path)? } else { Change::to(root, path, rest.into_bytes(), 0o644)? });
     }
     Ok(changes.into_iter().filter(Change::is_one).collect())
 }
 
-/// The generated spec without what containerd takes out of it (`WithoutDefaultSecuritySettings`), and with the gate.
-fn base_spec(generated: &[u8]) -> Result<Vec<u8>, SetupError> {
-    let wrong = |problem: &str| SetupError::Spec(problem.to_owned());
-    let mut spec: serde_json::Value = serde_json::from_slice(generated).map_err(|error| SetupError::Spec(error.to_string()))?;
-    let process = spec.get_mut("process").and_then(serde_json::Value::as_object_mut).ok_or_else(|| wrong("it has no process"))?;
-    process.remove("rlimits");
-    process.remove("apparmorProfile");
-    let linux = spec.get_mut("linux").and_then(serde_json::Value::as_object_mut).ok_or_else(|| wrong("it has no linux part"))?;
-    linux.remove("seccomp");
-    // Made anew for each container.
-    linux.remove("cgroupsPath");
-    spec["hooks"] = serde_json::json!({"createRuntime": [{"path": GATE}]});
-    let mut bytes = serde_json::to_vec_pretty(&spec).map_err(|error| SetupError::Spec(error.to_string()))?;
-    bytes.push(b'\n');
-    Ok(bytes)
+/// Whether CRI-O's own configuration is among the changes: it must be restarted for them.
+#[must_use]
+pub fn concern_crio(changes: &[Change]) -> bool {
+    changes.iter().any(|change| change.path().ends_with(crio::DROP_IN_NAME) || change.path().ends_with(crio::HOOK))
 }
 
-fn drop_in(options: &SetupOptions, systemd_cgroups: bool) -> Result<String, SetupError> {
-    const PLUGIN: &str = "plugins.'io.containerd.cri.v1.runtime'";
-    let mut text = "# Made by drover node setup; drover node remove takes it away.\nversion = 3\n".to_owned();
-    if options.image_lane {
-        let _ = write!(text, "\n[{PLUGIN}]\nenable_criu = true\nenable_experimental_restore_via_create = true\n");
-    }
-    for runtime in &options.runtimes {
-        if runtime.is_empty() || runtime == RUNTIME_CLASS || !runtime.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
-            return Err(SetupError::Runtime(runtime.clone()));
-        }
-        let _ = write!(text, "\n[{PLUGIN}.containerd.runtimes.{runtime}]\nbase_runtime_spec = '{BASE_SPEC}'\n");
-    }
-    if options.runtime.is_some() {
-        let handler = format!("{PLUGIN}.containerd.runtimes.{RUNTIME_CLASS}");
-        let _ = write!(text, "\n[{handler}]\nruntime_type = 'io.containerd.runc.v2'\nbase_runtime_spec = '{BASE_SPEC}'\n");
-        let _ = write!(text, "\n[{handler}.options]\nBinaryName = '{RUNTIME}'\n");
-        if systemd_cgroups {
-            text.push_str("SystemdCgroup = true\n");
-        }
-    }
-    Ok(text)
+/// Whether the programs are among the changes: where they are taken away nothing names them any more.
+#[must_use]
+pub fn concern_programs(changes: &[Change]) -> bool {
+    changes.iter().any(|change| [GATE, RUNTIME].iter().any(|program| change.path().ends_with(program.trim_start_matches('/'))))
 }
 
-/// Whether the node's runtimes make their cgroups through systemd: the kubelet has one way for all pods, so the handler must go it too.
-fn has_systemd_cgroups(root: &Path) -> Result<bool, SetupError> {
-    let ours = root.join(DROP_IN.trim_start_matches('/'));
-    let others = std::fs::read_dir(root.join(CONF_D.trim_start_matches('/')));
-    let others = others.into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
-    let others = others.filter(|path| *path != ours && path.extension().is_some_and(|extension| extension == "toml"));
-    for path in [root.join(CONFIG.trim_start_matches('/'))].into_iter().chain(others) {
-        let text = read_optional(&path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-        let set = |line: &str| line.split_once('=').is_some_and(|(key, value)| key.trim() == "SystemdCgroup" && value.trim().starts_with("true"));
-        if text.lines().any(set) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// The main configuration, importing `conf.d`. Where there is none, one that does nothing else.
-fn imported(root: &Path) -> Result<String, SetupError> {
-    let path = root.join(CONFIG.trim_start_matches('/'));
-    let config = text(root, CONFIG)?;
-    let active = || config.lines().map(str::trim).filter(|line| !line.starts_with('#'));
-    let set =
-        |line: &str| line.split_once('=').is_some_and(|(key, value)| key.trim() == "base_runtime_spec" && !matches!(value.trim(), "''" | "\"\""));
-    if active().any(set) {
-        return Err(SetupError::Taken { path, key: "base_runtime_spec" });
-    }
-    if config.trim().is_empty() {
-        return Ok(Lines::of("").with(&["version = 3", IMPORT]));
-    }
-    let imports = active().find(|line| line.split('=').next().is_some_and(|key| key.trim() == "imports"));
-    match imports {
-        // A list over several lines is the reader's to judge: the whole file is searched for the folder.
-        Some(_) if config.contains("/etc/containerd/conf.d/") => Ok(config),
-        Some(_) => Err(SetupError::Imports(path)),
-        // A key of the root table must stand before the first section.
-        None => Ok(Lines::of(&config).with_first(IMPORT)),
+/// Which of the two runs the containers of the node below `root`, as far as configuration and programs tell.
+///
+/// # Errors
+/// Where there is neither or both: Docker brings a containerd along, which no kubelet uses.
+pub fn runs_crio(root: &Path) -> Result<bool, SetupError> {
+    let has = |folder: &str, program: &str| root.join(folder.trim_start_matches('/')).is_dir() || crio_node::in_path(root, program).is_some();
+    match (has(containerd::FOLDER, "containerd"), has(crio_node::FOLDER, "crio")) {
+        (true, false) => Ok(false),
+        (false, true) => Ok(true),
+        (true, true) => Err(SetupError::Undecided("containerd and CRI-O")),
+        (false, false) => Err(SetupError::Undecided("neither containerd nor CRI-O where they usually are")),
     }
 }
 

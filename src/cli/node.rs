@@ -2,12 +2,14 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use crate::app::node::{SetupOptions, oci_spec, remove, setup};
+use anyhow::ensure;
+
+use crate::app::node::{ContainerRuntime, ContainerdOptions, SetupOptions, oci_spec, remove, runs_crio, setup};
 
 /// What to do with a node; run it on the node as root.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Install the gate, the runtime, containerd's drop-in and CRIU's settings
+    /// Install the gate, the runtime, the container runtime's drop-in and CRIU's settings
     Setup(Setup),
     /// Take them away again
     Remove(Remove),
@@ -22,6 +24,9 @@ pub struct Setup {
     /// The node's root file system
     #[arg(long, default_value = "/")]
     root: PathBuf,
+    /// What runs the node's containers; found out where it is not said. CRI-O is experimental: set-up only, never run on one
+    #[arg(long)]
+    container_runtime: Option<Runtime>,
     /// The gate's program
     #[arg(long, default_value = "/usr/local/bin/drover-gate")]
     gate: PathBuf,
@@ -31,15 +36,22 @@ pub struct Setup {
     /// Leave out the handler `drover`; the node then has no runtime lane
     #[arg(long)]
     without_runtime: bool,
-    /// Prints the node's default OCI spec
-    #[arg(long, default_value = "ctr oci spec")]
-    oci_spec_command: String,
-    /// Runtimes of containerd that get the gate
-    #[arg(long, default_values_t = ["runc".to_owned()], value_delimiter = ',')]
-    runtimes: Vec<String>,
-    /// Switch on containerd's restore of checkpoint images (2.2.7, 2.3.4 and later 2.3)
+    /// containerd: prints the node's default OCI spec [default: ctr oci spec]
+    #[arg(long)]
+    oci_spec_command: Option<String>,
+    /// containerd: its runtimes that get the gate [default: runc]
+    #[arg(long, value_delimiter = ',')]
+    runtimes: Option<Vec<String>>,
+    /// containerd: switch on its restore of checkpoint images (2.2.7, 2.3.4 and later 2.3)
     #[arg(long)]
     image_lane: bool,
+}
+
+/// What runs containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Runtime {
+    Containerd,
+    CriO,
 }
 
 /// How to undo it.
@@ -62,13 +74,10 @@ impl Command {
         let mut out = std::io::stdout();
         match self {
             Self::Setup(args) => {
-                let command: Vec<String> = args.oci_spec_command.split_whitespace().map(str::to_owned).collect();
                 let options = SetupOptions {
+                    container_runtime: args.container_runtime()?,
                     gate: args.gate,
                     runtime: (!args.without_runtime).then_some(args.runtime),
-                    oci_spec: oci_spec(&command)?,
-                    runtimes: args.runtimes,
-                    image_lane: args.image_lane,
                 };
                 setup(&args.root, &options, args.apply, &mut out)?;
             }
@@ -77,5 +86,71 @@ impl Command {
             }
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Setup {
+    fn container_runtime(&self) -> anyhow::Result<ContainerRuntime> {
+        let is_crio = match self.container_runtime {
+            Some(runtime) => runtime == Runtime::CriO,
+            None => runs_crio(&self.root)?,
+        };
+        if is_crio {
+            let given =
+                [("--oci-spec-command", self.oci_spec_command.is_some()), ("--runtimes", self.runtimes.is_some()), ("--image-lane", self.image_lane)];
+            let given: Vec<&str> = given.iter().filter(|(_, is_given)| *is_given).map(|(name, _)| *name).collect();
+            ensure!(
+                given.is_empty(),
+                "the node runs CRI-O, for which {} cannot be said: its hooks are all its runtimes', it takes no base spec, and it has no image lane of Drover's",
+                given.join(", ")
+            );
+            return Ok(ContainerRuntime::Crio);
+        }
+        let command = self.oci_spec_command.as_deref().unwrap_or("ctr oci spec").split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        Ok(ContainerRuntime::Containerd(ContainerdOptions {
+            oci_spec: oci_spec(&command)?,
+            runtimes: self.runtimes.clone().unwrap_or_else(|| vec!["runc".to_owned()]),
+            image_lane: self.image_lane,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(subcommand)]
+        command: Command,
+    }
+
+    fn parsed(root: &std::path::Path, words: &[&str]) -> anyhow::Result<ContainerRuntime> {
+        let line = ["node", "setup", "--root", root.to_str().unwrap(), "--oci-spec-command", "echo spec"];
+        let from = if words.contains(&"cri-o") || root.join("etc/crio").exists() { &line[..4] } else { &line[..] };
+        let Command::Setup(setup) = Line::parse_from(from.iter().chain(words)).command else { panic!("no setup") };
+        setup.container_runtime()
+    }
+
+    #[test]
+    fn the_flag_says_what_the_node_runs_or_the_node_itself() {
+        let root = tempfile::tempdir().unwrap();
+        let unknown = parsed(root.path(), &[]).unwrap_err().to_string();
+        assert!(unknown.contains("--container-runtime containerd or --container-runtime cri-o"), "{unknown}");
+        let Ok(ContainerRuntime::Containerd(options)) = parsed(root.path(), &["--container-runtime", "containerd"]) else { panic!("containerd") };
+        assert_eq!((options.oci_spec.as_slice(), options.runtimes, options.image_lane), (&b"spec\n"[..], vec!["runc".to_owned()], false));
+        assert!(matches!(parsed(root.path(), &["--container-runtime", "cri-o"]), Ok(ContainerRuntime::Crio)));
+        std::fs::create_dir_all(root.path().join("etc/crio")).unwrap();
+        assert!(matches!(parsed(root.path(), &[]), Ok(ContainerRuntime::Crio)));
+    }
+
+    #[test]
+    fn what_is_containerds_is_refused_for_crio() {
+        let root = tempfile::tempdir().unwrap();
+        let refused = |words: &[&str]| parsed(root.path(), &[&["--container-runtime", "cri-o"], words].concat()).unwrap_err().to_string();
+        assert!(refused(&["--image-lane"]).starts_with("the node runs CRI-O, for which --image-lane cannot be said"));
+        assert!(refused(&["--runtimes", "runc,kata", "--oci-spec-command", "ctr oci spec"]).contains("--oci-spec-command, --runtimes cannot"));
     }
 }

@@ -1,17 +1,20 @@
 //! Which lanes a node has, and whether it has the gate: facts in, words with remedies out.
 
+pub mod crio;
+
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
 use crate::api::node_profile::{CriuStatus, GateStatus, LaneStatus, NodeProfileStatus};
+use crio::CrioFacts;
 
 /// Name of the lane that restores through CRI CreateContainer.
 pub const IMAGE: &str = "image";
 /// Name of the lane that restores through an OCI runtime of Drover's.
 pub const RUNTIME: &str = "runtime";
 
-/// Name of the RuntimeClass of the runtime lane, and of containerd's handler, as drover node setup makes it.
+/// Name of the RuntimeClass of the runtime lane, and of the container runtime's handler, as drover node setup makes it.
 pub const RUNTIME_CLASS: &str = "drover";
 
 /// Oldest CRIU that containerd takes, and that restores what runc has checkpointed.
@@ -34,6 +37,8 @@ pub struct NodeFacts {
     pub gate: GateFacts,
     /// The runtime lane's runtime.
     pub handler: HandlerFacts,
+    /// The same and the gate by CRI-O's files; nothing where the node does not run it.
+    pub crio: CrioFacts,
     /// Kernel release.
     pub kernel: String,
     /// In Go's words.
@@ -154,6 +159,9 @@ fn lane(name: &str, found: Result<(), String>) -> LaneStatus {
 
 /// Whether containerd restores in CRI CreateContainer: from 2.1 on, by an opt-in from 2.2.7 and 2.3.4 on, no more from 2.4 on (FACTS.md 2.1).
 fn image_lane(facts: &NodeFacts) -> Result<(), String> {
+    if facts.runtime == crio::NAME {
+        return Err(crio::image_lane(facts));
+    }
     let (found, version) = (&facts.runtime_version, containerd_version(facts)?);
     if version < Version(2, 1, 0) {
         return Err(format!("containerd {found} cannot restore; upgrade it to 2.3 (2.3 is maintained until 2028)"));
@@ -177,6 +185,9 @@ fn image_lane(facts: &NodeFacts) -> Result<(), String> {
 
 /// Whether the handler `drover` restores: containerd only has to start it, so any version will do that knows base specs and shims of today.
 fn runtime_lane(facts: &NodeFacts) -> Result<(), String> {
+    if facts.runtime == crio::NAME {
+        return Err(crio::runtime_lane(facts));
+    }
     if containerd_version(facts)? < Version(1, 7, 0) {
         return Err(format!("containerd {} is too old; upgrade it to 1.7 or newer", facts.runtime_version));
     }
@@ -223,6 +234,9 @@ pub fn is_gated(facts: &NodeFacts) -> bool {
 }
 
 fn gate(facts: &NodeFacts) -> Result<(), String> {
+    if facts.runtime == crio::NAME {
+        return Err(crio::gate(facts));
+    }
     let Some(configuration) = &facts.configuration else {
         return Err(format!("the runtime does not tell its configuration, so nobody knows whether it runs the gate; if it does not, {SETUP}"));
     };
@@ -322,7 +336,8 @@ mod tests {
         assert!(shown.lanes[0].message.contains("use the runtime lane"), "{}", shown.lanes[0].message);
         let cases = [
             (whole("1.6.30"), "too old"),
-            (NodeFacts { runtime: "cri-o".to_owned(), ..whole("1.35.0") }, "containerd only"),
+            (NodeFacts { runtime: "cri-o".to_owned(), ..whole("1.35.0") }, "cannot freeze pods through CRI-O yet"),
+            (NodeFacts { runtime: "docker".to_owned(), ..whole("29.0") }, "containerd only"),
             (NodeFacts { configuration: None, ..whole("2.4.2") }, "does not tell its configuration"),
             (facts("2.4.2", None), "no runtime handler drover; run drover node setup --apply"),
             (with("2.4.2", serde_json::json!({"baseRuntimeSpec": "/etc/b.json"})), "is not drover-runc"),

@@ -1,8 +1,13 @@
 //! Node set-ups, shown, made and undone in a folder that stands for a node.
 
+mod crio;
+
 use std::{collections::BTreeMap, fs};
 
-use super::*;
+use super::{
+    containerd::{DROP_IN, base_spec},
+    *,
+};
 
 const SPEC: &str = r#"{"ociVersion":"1.3.0","process":{"cwd":"/","rlimits":[{"type":"RLIMIT_NOFILE","hard":1024,"soft":1024}],"noNewPrivileges":true},
     "linux":{"cgroupsPath":"/default","seccomp":{},"maskedPaths":["/proc/kcore"]},"mounts":[]}"#;
@@ -17,8 +22,12 @@ fn node(config: Option<&str>) -> (tempfile::TempDir, SetupOptions) {
     fs::write(&gate, b"\x7fELF\xff").unwrap();
     let runtime = root.path().join("runtime-source");
     fs::write(&runtime, b"\x7fELF\xfe").unwrap();
-    let runtimes = vec!["runc".to_owned()];
-    (root, SetupOptions { gate, runtime: Some(runtime), oci_spec: SPEC.as_bytes().to_vec(), runtimes, image_lane: true })
+    (root, SetupOptions { gate, runtime: Some(runtime), container_runtime: with_runtimes(&["runc"]) })
+}
+
+fn with_runtimes(names: &[&str]) -> ContainerRuntime {
+    let runtimes = names.iter().map(|name| (*name).to_owned()).collect();
+    ContainerRuntime::Containerd(ContainerdOptions { oci_spec: SPEC.as_bytes().to_vec(), runtimes, image_lane: true })
 }
 
 fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -93,7 +102,7 @@ fn a_node_may_do_without_the_runtime() {
     apply(&install(root.path(), &SetupOptions { runtime: None, ..options.clone() }).unwrap());
     assert!(!root.path().join(&RUNTIME[1..]).exists());
     assert!(!fs::read_to_string(root.path().join(&DROP_IN[1..])).unwrap().contains("runtimes.drover"));
-    let twice = SetupOptions { runtimes: vec!["drover".to_owned()], ..options };
+    let twice = SetupOptions { container_runtime: with_runtimes(&["drover"]), ..options };
     assert!(matches!(install(root.path(), &twice), Err(SetupError::Runtime(_))), "its handler is Drover's own");
 }
 

@@ -1,0 +1,191 @@
+//! CRI-O by its files on a node: what its configuration says of handlers, monitors and hooks, and what of Drover's lies there.
+//!
+//! CRI-O reads `crio.conf`, then every file below `crio.conf.d` by name, whatever its ending; the last that sets a key counts (`pkg/config/config.go`,
+//! `UpdateFromPath`). What its command line says instead is not seen here.
+
+mod settings;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use settings::{Setting, settings};
+
+use crate::{
+    domain::lanes::{RUNTIME_CLASS, crio::CrioFacts},
+    runc::DEFAULT_PATH,
+};
+
+/// The folder of CRI-O's configuration.
+pub const FOLDER: &str = "/etc/crio";
+/// Where its socket is.
+pub const SOCKET: &str = "/run/crio/crio.sock";
+const CONFIG: &str = "/etc/crio/crio.conf";
+/// Where drop-ins are.
+pub const CONF_D: &str = "/etc/crio/crio.conf.d";
+/// Where it looks for hooks where nobody says otherwise (`pkg/config/config.go`: `hooks.DefaultDir` alone).
+pub const DEFAULT_HOOKS: &str = "/usr/share/containers/oci/hooks.d";
+/// Where an administrator's hooks are, once `hooks_dir` names it.
+pub const OVERRIDE_HOOKS: &str = "/etc/containers/oci/hooks.d";
+/// Where CRI-O's own packages have what others have in a folder of programs.
+pub const OWN_PROGRAMS: &str = "/usr/libexec/crio";
+const RUNTIMES: &str = "crio.runtime.runtimes.";
+
+/// CRI-O's configuration on a node.
+#[derive(Debug, Default)]
+pub struct Configuration(Vec<(String, Vec<Setting>)>);
+
+impl Configuration {
+    /// What is below `root`, but for one file; empty where there is none.
+    ///
+    /// # Errors
+    /// The path that cannot be read, and why.
+    pub fn read(root: &Path, without: &str) -> Result<Self, (PathBuf, io::Error)> {
+        let mut found = Vec::new();
+        for path in files(root)? {
+            let name = format!("/{}", path.strip_prefix(root).unwrap_or(&path).display());
+            if name != without {
+                let text = fs::read(&path).map_err(|error| (path, error))?;
+                found.push((name, settings(&String::from_utf8_lossy(&text))));
+            }
+        }
+        Ok(Self(found))
+    }
+
+    fn all(&self) -> impl DoubleEndedIterator<Item = &Setting> {
+        self.0.iter().flat_map(|(_, settings)| settings)
+    }
+
+    fn words(&self, key: &str) -> Option<&[String]> {
+        self.all().rev().find(|(name, _)| name == key).map(|(_, words)| words.as_slice())
+    }
+
+    fn word(&self, key: &str) -> Option<&str> {
+        self.words(key)?.first().map(String::as_str)
+    }
+
+    /// A setting of a handler's.
+    fn of_handler(&self, handler: &str, key: &str) -> Option<&str> {
+        self.word(&format!("{RUNTIMES}{handler}.{key}"))
+    }
+
+    /// The file that names a handler.
+    #[must_use]
+    pub fn names_handler(&self, handler: &str) -> Option<&str> {
+        let (whole, inside) = (format!("{RUNTIMES}{handler}"), format!("{RUNTIMES}{handler}."));
+        let names = |(name, _): &Setting| *name == whole || name.starts_with(&inside);
+        self.0.iter().rev().find(|(_, settings)| settings.iter().any(names)).map(|(file, _)| file.as_str())
+    }
+
+    /// Folders of hooks, the later one before the earlier where both have a file of the same name.
+    #[must_use]
+    pub fn hooks(&self) -> Vec<String> {
+        self.words("crio.runtime.hooks_dir").map_or_else(|| vec![DEFAULT_HOOKS.to_owned()], <[String]>::to_vec)
+    }
+
+    /// All folders that any file has for hooks, and the usual ones.
+    #[must_use]
+    pub fn possible_hooks(&self) -> Vec<String> {
+        let named = self.all().filter(|(name, _)| name == "crio.runtime.hooks_dir").flat_map(|(_, words)| words.iter().cloned());
+        let mut all: Vec<String> = named.chain([DEFAULT_HOOKS.to_owned(), OVERRIDE_HOOKS.to_owned()]).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    /// Where conmon may be, the likeliest first. A handler does not inherit its monitor, and CRI-O does not start with one that it cannot find
+    /// (`TranslateMonitorFields`). A handler of another type than `oci` has another monitor (conmonrs), beside which conmon lies in CRI-O's packages.
+    #[must_use]
+    pub fn monitors(&self) -> Vec<String> {
+        let default = self.word("crio.runtime.default_runtime").unwrap_or("crun");
+        let others = self.all().filter_map(|(name, _)| name.strip_prefix(RUNTIMES)?.strip_suffix(".monitor_path"));
+        let handlers = [default].into_iter().chain(others.filter(|name| *name != default && *name != RUNTIME_CLASS));
+        let is_oci = |handler: &&str| matches!(self.of_handler(handler, "runtime_type"), None | Some("" | "oci"));
+        let named = handlers.filter(is_oci).filter_map(|handler| self.of_handler(handler, "monitor_path"));
+        let own = format!("{OWN_PROGRAMS}/conmon");
+        let usual = DEFAULT_PATH.split(':').map(|folder| format!("{folder}/conmon"));
+        let all = self.word("crio.runtime.conmon").into_iter().chain(named).map(str::to_owned).chain(usual).chain([own]);
+        all.filter(|path| path.starts_with('/')).collect()
+    }
+
+    /// Where another handler of CRI-O's has runc, or its packages have.
+    #[must_use]
+    pub fn other_runc(&self) -> Vec<String> {
+        self.of_handler("runc", "runtime_path").map(str::to_owned).into_iter().chain([format!("{OWN_PROGRAMS}/runc")]).collect()
+    }
+}
+
+/// The files in the order in which CRI-O reads them.
+fn files(root: &Path) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
+    let config = on_node(root, CONFIG);
+    let mut found = if config.exists() { vec![config] } else { Vec::new() };
+    let mut drop_ins = Vec::new();
+    let mut folders = vec![on_node(root, CONF_D)];
+    while let Some(folder) = folders.pop() {
+        let entries = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other.map_err(|error| (folder.clone(), error))?,
+        };
+        for entry in entries {
+            let path = entry.map_err(|error| (folder.clone(), error))?.path();
+            if path.is_dir() { folders.push(path) } else { drop_ins.push(path) }
+        }
+    }
+    drop_ins.sort();
+    found.append(&mut drop_ins);
+    Ok(found)
+}
+
+fn on_node(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
+/// Whether a path is a program of the node's. Links are followed as the node would, also the absolute ones of a root that is not this process's own.
+#[must_use]
+pub fn is_program(root: &Path, path: &str) -> bool {
+    let open = |folder: &Path| rustix::fs::open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let found = open(root).and_then(|root| rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT));
+    let found = found.and_then(rustix::fs::fstat);
+    found.is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::RegularFile && found.st_mode & 0o111 != 0)
+}
+
+/// Where the node has a program in a folder in which drover-runc looks.
+#[must_use]
+pub fn in_path(root: &Path, name: &str) -> Option<String> {
+    DEFAULT_PATH.split(':').map(|folder| format!("{folder}/{name}")).find(|path| is_program(root, path))
+}
+
+/// What of Drover's is on the node. What cannot be read is not there.
+#[must_use]
+pub fn facts(root: &Path) -> CrioFacts {
+    let configuration = Configuration::read(root, "").unwrap_or_default();
+    let handler =
+        configuration.names_handler(RUNTIME_CLASS).map(|_| configuration.of_handler(RUNTIME_CLASS, "runtime_path").unwrap_or_default().to_owned());
+    let hook = configuration.hooks().iter().find_map(|folder| gate_hook(root, folder));
+    CrioFacts {
+        is_program: handler.as_deref().is_some_and(|path| is_program(root, path)),
+        handler,
+        has_gate: hook.as_ref().is_some_and(|(_, gate)| is_program(root, gate)),
+        hook: hook.map(|(file, _)| file),
+        has_runc: in_path(root, "runc").is_some(),
+    }
+}
+
+/// The file of a hooks folder that names the gate for createRuntime, and the path that it names.
+fn gate_hook(root: &Path, folder: &str) -> Option<(String, String)> {
+    let entries = fs::read_dir(on_node(root, folder)).ok()?;
+    entries.flatten().find_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        let path = entry.path();
+        let bytes = if path.extension().is_some_and(|ending| ending == "json") { fs::read(path).ok()? } else { return None };
+        let hook: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+        let gate = hook.pointer("/hook/path")?.as_str().filter(|path| path.rsplit('/').next() == Some("drover-gate"))?;
+        let stages = hook.get("stages")?.as_array()?;
+        stages.iter().any(|stage| stage == "createRuntime").then(|| (format!("{folder}/{name}"), gate.to_owned()))
+    })
+}
+
+#[cfg(test)]
+mod tests;
