@@ -12,12 +12,19 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::{containerd::Containerd, memory_room};
+use super::{
+    containerd::{Containerd, RuntimeVersion},
+    crio, memory_room,
+};
 use crate::{
     api::node_profile::CriuStatus,
     domain::{
         image::go_architecture,
-        lanes::{GateFacts, HandlerFacts, NodeFacts, RuntimeConfiguration, is_gated},
+        lanes::{
+            GateFacts, HandlerFacts, NodeFacts, RuntimeConfiguration,
+            crio::{CrioFacts, NAME as CRIO},
+            is_gated,
+        },
     },
     ports::NodeProbe,
 };
@@ -98,6 +105,22 @@ impl HostProbe {
         GateFacts { hooks, programs }
     }
 
+    /// Who speaks CRI here. Where nobody answers on containerd's socket it may be CRI-O on its own; the profile then says what is to be said of that.
+    async fn version(&self) -> Option<RuntimeVersion> {
+        let error = match self.runtime.version().await {
+            Ok(version) => return Some(version),
+            Err(error) => error,
+        };
+        let socket = self.on_host(crio::SOCKET);
+        if socket.exists()
+            && let Ok(version) = Containerd::at(&socket).version().await
+        {
+            return Some(version);
+        }
+        tracing::warn!(%error, "the runtime told no version");
+        None
+    }
+
     fn handler(&self, configuration: &RuntimeConfiguration) -> HandlerFacts {
         let is_program = configuration.handlers_program().is_some_and(|path| is_program(&self.on_host(path)));
         HandlerFacts { is_program, gate: self.gate(configuration.handlers_base_spec()) }
@@ -113,10 +136,10 @@ impl NodeProbe for HostProbe {
     }
 
     async fn facts(&self) -> NodeFacts {
-        let version = self.runtime.version().await.map_err(|error| tracing::warn!(%error, "the runtime told no version")).ok();
+        let (runtime, runtime_version) = self.version().await.map(|found| (found.name, found.version)).unwrap_or_default();
+        let crio = if runtime == CRIO { crio::facts(&self.settings.host_root) } else { CrioFacts::default() };
         let told = self.runtime.configuration().await.ok().flatten();
         let configuration = told.and_then(|json| serde_json::from_str::<RuntimeConfiguration>(&json).ok());
-        let (runtime, runtime_version) = version.map(|found| (found.name, found.version)).unwrap_or_default();
         let gate = self.gate(configuration.as_ref().and_then(RuntimeConfiguration::base_spec));
         let handler = configuration.as_ref().map(|found| self.handler(found)).unwrap_or_default();
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
@@ -127,6 +150,7 @@ impl NodeProbe for HostProbe {
             criu: self.criu_status().await,
             gate,
             handler,
+            crio,
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             architecture: go_architecture().to_owned(),
             cpu_features: cpu_features(&read("/proc/cpuinfo")),
@@ -171,6 +195,9 @@ fn free_bytes(folder: &Path) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use k8s_cri::v1::VersionResponse;
+    use prost::Message as _;
+
     use super::*;
 
     fn probe(host_command: &[&str], host_root: &Path) -> HostProbe {
@@ -199,6 +226,23 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let facts = probe(&["/nonexistent"], root.path()).facts().await;
         assert!(facts.runtime.is_empty() && !facts.kernel.is_empty() && facts.free_bytes > 0);
+    }
+
+    /// A stand-in for CRI-O that tells its version and nothing else.
+    #[tokio::test]
+    async fn a_node_of_crio_is_known_by_its_own_socket() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("run/crio")).unwrap();
+        let version = VersionResponse { runtime_name: "cri-o".to_owned(), runtime_version: "1.35.0".to_owned(), ..VersionResponse::default() };
+        let message = version.encode_to_vec();
+        let body = [&[0], &u32::try_from(message.len()).unwrap().to_be_bytes()[..], &message].concat();
+        let answer = || async move { ([("content-type", "application/grpc"), ("grpc-status", "0")], body) };
+        let router = axum::Router::new().route("/runtime.v1.RuntimeService/Version", axum::routing::post(answer));
+        let listener = tokio::net::UnixListener::bind(root.path().join("run/crio/crio.sock")).unwrap();
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let facts = probe(&["/nonexistent"], root.path()).facts().await;
+        assert_eq!((facts.runtime.as_str(), facts.runtime_version.as_str(), facts.configuration), ("cri-o", "1.35.0", None));
+        assert_eq!(facts.crio, CrioFacts::default(), "nothing is set up");
     }
 
     #[test]
