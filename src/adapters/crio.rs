@@ -3,15 +3,13 @@
 //! CRI-O reads `crio.conf`, then every file below `crio.conf.d` by name, whatever its ending; the last that sets a key counts (`pkg/config/config.go`,
 //! `UpdateFromPath`). What its command line says instead is not seen here.
 
-mod settings;
-
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
-use settings::{Setting, settings};
+use toml_edit::{DocumentMut, Item, TableLike, TomlError, Value};
 
 use crate::{
     domain::lanes::{RUNTIME_CLASS, crio::CrioFacts},
@@ -31,65 +29,63 @@ pub const DEFAULT_HOOKS: &str = "/usr/share/containers/oci/hooks.d";
 pub const OVERRIDE_HOOKS: &str = "/etc/containers/oci/hooks.d";
 /// Where CRI-O's own packages have what others have in a folder of programs.
 pub const OWN_PROGRAMS: &str = "/usr/libexec/crio";
-const RUNTIMES: &str = "crio.runtime.runtimes.";
 
-/// CRI-O's configuration on a node.
+/// How much of what is wrong with a file is said.
+const LONGEST_COMPLAINT: usize = 200;
+
+/// CRI-O's configuration on a node: the names of its files and what they say, in the order in which CRI-O reads them.
 #[derive(Debug, Default)]
-pub struct Configuration(Vec<(String, Vec<Setting>)>);
+pub struct Configuration(Vec<(String, DocumentMut)>);
 
 impl Configuration {
     /// What is below `root`, but for one file; empty where there is none.
     ///
     /// # Errors
-    /// The path that cannot be read, and why.
+    /// The path that cannot be read, and why: also where it is no TOML, since what it sets is then unknown, and CRI-O would not start with it.
     pub fn read(root: &Path, without: &str) -> Result<Self, (PathBuf, io::Error)> {
         let mut found = Vec::new();
         for path in files(root)? {
-            let name = format!("/{}", path.strip_prefix(root).unwrap_or(&path).display());
+            let name = on_host(root, &path);
             if name != without {
-                let text = fs::read(&path).map_err(|error| (path, error))?;
-                found.push((name, settings(&String::from_utf8_lossy(&text))));
+                let file = fs::read_to_string(&path).and_then(|text| parse(&text)).map_err(|error| (path, error))?;
+                found.push((name, file));
             }
         }
         Ok(Self(found))
     }
 
-    fn all(&self) -> impl DoubleEndedIterator<Item = &Setting> {
-        self.0.iter().flat_map(|(_, settings)| settings)
+    /// What the files that set a key of `crio.runtime` have for it.
+    fn all(&self, key: &[&str]) -> impl DoubleEndedIterator<Item = (&str, &Item)> {
+        self.0.iter().filter_map(|(name, file)| Some((name.as_str(), item(file, key)?)))
     }
 
-    fn words(&self, key: &str) -> Option<&[String]> {
-        self.all().rev().find(|(name, _)| name == key).map(|(_, words)| words.as_slice())
-    }
-
-    fn word(&self, key: &str) -> Option<&str> {
-        self.words(key)?.first().map(String::as_str)
+    fn word(&self, key: &[&str]) -> Option<&str> {
+        strings(self.all(key).next_back()?.1).next()
     }
 
     /// A setting of a handler's.
     fn of_handler(&self, handler: &str, key: &str) -> Option<&str> {
-        self.word(&format!("{RUNTIMES}{handler}.{key}"))
+        self.word(&["runtimes", handler, key])
     }
 
     /// The file that names a handler.
     #[must_use]
     pub fn names_handler(&self, handler: &str) -> Option<&str> {
-        let (whole, inside) = (format!("{RUNTIMES}{handler}"), format!("{RUNTIMES}{handler}."));
-        let names = |(name, _): &Setting| *name == whole || name.starts_with(&inside);
-        self.0.iter().rev().find(|(_, settings)| settings.iter().any(names)).map(|(file, _)| file.as_str())
+        self.all(&["runtimes", handler]).next_back().map(|(file, _)| file)
     }
 
     /// Folders of hooks, the later one before the earlier where both have a file of the same name.
     #[must_use]
     pub fn hooks(&self) -> Vec<String> {
-        self.words("crio.runtime.hooks_dir").map_or_else(|| vec![DEFAULT_HOOKS.to_owned()], <[String]>::to_vec)
+        let named = self.all(&["hooks_dir"]).next_back();
+        named.map_or_else(|| vec![DEFAULT_HOOKS.to_owned()], |(_, folders)| strings(folders).map(str::to_owned).collect())
     }
 
     /// All folders that any file has for hooks, and the usual ones.
     #[must_use]
     pub fn possible_hooks(&self) -> Vec<String> {
-        let named = self.all().filter(|(name, _)| name == "crio.runtime.hooks_dir").flat_map(|(_, words)| words.iter().cloned());
-        let mut all: Vec<String> = named.chain([DEFAULT_HOOKS.to_owned(), OVERRIDE_HOOKS.to_owned()]).collect();
+        let named = self.all(&["hooks_dir"]).flat_map(|(_, folders)| strings(folders));
+        let mut all: Vec<String> = named.chain([DEFAULT_HOOKS, OVERRIDE_HOOKS]).map(str::to_owned).collect();
         all.sort();
         all.dedup();
         all
@@ -99,14 +95,14 @@ impl Configuration {
     /// (`TranslateMonitorFields`). A handler of another type than `oci` has another monitor (conmonrs), beside which conmon lies in CRI-O's packages.
     #[must_use]
     pub fn monitors(&self) -> Vec<String> {
-        let default = self.word("crio.runtime.default_runtime").unwrap_or("crun");
-        let others = self.all().filter_map(|(name, _)| name.strip_prefix(RUNTIMES)?.strip_suffix(".monitor_path"));
+        let default = self.word(&["default_runtime"]).unwrap_or("crun");
+        let others = self.all(&["runtimes"]).filter_map(|(_, handlers)| handlers.as_table_like()).flat_map(TableLike::iter).map(|(name, _)| name);
         let handlers = [default].into_iter().chain(others.filter(|name| *name != default && *name != RUNTIME_CLASS));
         let is_oci = |handler: &&str| matches!(self.of_handler(handler, "runtime_type"), None | Some("" | "oci"));
         let named = handlers.filter(is_oci).filter_map(|handler| self.of_handler(handler, "monitor_path"));
         let own = format!("{OWN_PROGRAMS}/conmon");
         let usual = DEFAULT_PATH.split(':').map(|folder| format!("{folder}/conmon"));
-        let all = self.word("crio.runtime.conmon").into_iter().chain(named).map(str::to_owned).chain(usual).chain([own]);
+        let all = self.word(&["conmon"]).into_iter().chain(named).map(str::to_owned).chain(usual).chain([own]);
         all.filter(|path| path.starts_with('/')).collect()
     }
 
@@ -115,6 +111,25 @@ impl Configuration {
     pub fn other_runc(&self) -> Vec<String> {
         self.of_handler("runc", "runtime_path").map(str::to_owned).into_iter().chain([format!("{OWN_PROGRAMS}/runc")]).collect()
     }
+}
+
+fn parse(text: &str) -> io::Result<DocumentMut> {
+    text.parse().map_err(|error: TomlError| {
+        // Not its own display, which has the line as it stands: that may be long, and a node's profile is read by many.
+        let line = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default().matches('\n').count() + 1;
+        let complaint: String = error.message().chars().take(LONGEST_COMPLAINT).collect();
+        io::Error::new(io::ErrorKind::InvalidData, format!("line {line} is no TOML: {complaint}"))
+    })
+}
+
+/// What a file has for a key of `crio.runtime`, whether it is written with dots, in a table or in an inline one.
+fn item<'a>(file: &'a DocumentMut, key: &[&str]) -> Option<&'a Item> {
+    ["crio", "runtime"].iter().chain(key).try_fold(file.as_item(), |found, name| found.as_table_like()?.get(name))
+}
+
+/// A string, or the strings of a list; none of a value of another kind.
+fn strings(item: &Item) -> impl Iterator<Item = &str> {
+    item.as_str().into_iter().chain(item.as_array().into_iter().flatten().filter_map(Value::as_str))
 }
 
 /// The files in the order in which CRI-O reads them.
@@ -138,6 +153,11 @@ fn files(root: &Path) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
     Ok(found)
 }
 
+/// The path that a file below `root` has on the node.
+fn on_host(root: &Path, path: &Path) -> String {
+    format!("/{}", path.strip_prefix(root).unwrap_or(path).display())
+}
+
 fn on_node(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))
 }
@@ -157,14 +177,21 @@ pub fn in_path(root: &Path, name: &str) -> Option<String> {
     DEFAULT_PATH.split(':').map(|folder| format!("{folder}/{name}")).find(|path| is_program(root, path))
 }
 
-/// What of Drover's is on the node. What cannot be read is not there.
+/// What of Drover's is on the node: nothing, and why, where CRI-O's own files cannot be read. A hook that cannot be read is not there.
 #[must_use]
 pub fn facts(root: &Path) -> CrioFacts {
-    let configuration = Configuration::read(root, "").unwrap_or_default();
+    let configuration = match Configuration::read(root, "") {
+        Ok(configuration) => configuration,
+        Err((path, error)) => {
+            let unreadable = Some(format!("{} cannot be read: {error}", on_host(root, &path)));
+            return CrioFacts { unreadable, ..CrioFacts::default() };
+        }
+    };
     let handler =
         configuration.names_handler(RUNTIME_CLASS).map(|_| configuration.of_handler(RUNTIME_CLASS, "runtime_path").unwrap_or_default().to_owned());
     let hook = configuration.hooks().iter().find_map(|folder| gate_hook(root, folder));
     CrioFacts {
+        unreadable: None,
         is_program: handler.as_deref().is_some_and(|path| is_program(root, path)),
         handler,
         has_gate: hook.as_ref().is_some_and(|(_, gate)| is_program(root, gate)),

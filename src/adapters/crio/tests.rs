@@ -55,6 +55,65 @@ fn the_last_file_counts_whatever_its_ending_and_ours_does_not() {
 }
 
 #[test]
+fn a_setting_is_the_same_however_it_is_written() {
+    const FILE: &str = r#"
+# [crio.runtime.runtimes.commented]
+[crio.runtime]   # a table
+default_runtime = "crun" # as it comes
+hooks_dir = [
+    "/usr/share/containers/oci/hooks.d", # one
+    # "/not/this",
+    '/etc/\plain', "/a#b\u0020c", """
+/on/more/\
+    lines""",
+]
+no_pivot = false
+conmon = """/opt/"conmon"\t"""
+[crio.runtime.runtimes."crun"]
+runtime_path = "/usr/libexec/crio/crun"
+[crio.runtime.runtimes]
+kata.runtime_path = '/usr/bin/kata'
+drover = { runtime_path = "/usr/bin/{dro}ver" }
+"with.dot" = {}
+"#;
+    let found = read(&node(&[("/etc/crio/crio.conf", FILE)]));
+    assert_eq!(found.hooks(), ["/usr/share/containers/oci/hooks.d", r"/etc/\plain", "/a#b c", "/on/more/lines"]);
+    assert_eq!((found.word(&["default_runtime"]), found.word(&["conmon"])), (Some("crun"), Some("/opt/\"conmon\"\t")));
+    assert_eq!((found.word(&["no_pivot"]), found.word(&["hooks_dir", "more"])), (None, None), "another kind has no words");
+    let paths = ["crun", "kata", "drover", "with.dot"].map(|handler| found.of_handler(handler, "runtime_path"));
+    assert_eq!(paths, [Some("/usr/libexec/crio/crun"), Some("/usr/bin/kata"), Some("/usr/bin/{dro}ver"), None]);
+    assert_eq!(["drover", "with.dot", "commented", "dot"].map(|handler| found.names_handler(handler).is_some()), [true, true, false, false]);
+    for (file, hooks) in [("crio.runtime.hooks_dir = ['/a']", "/a"), ("crio = { runtime = { hooks_dir = [\"/b\"] } }", "/b")] {
+        assert_eq!(read(&node(&[("/etc/crio/crio.conf", file)])).hooks(), [hooks]);
+    }
+    assert!(read(&node(&[("/etc/crio/crio.conf", "crio = 1")])).names_handler("drover").is_none());
+}
+
+#[test]
+fn what_is_no_toml_is_said_by_its_file_and_line() {
+    let long = format!("[crio.runtime]\nx = {}\n", "secret ".repeat(1000));
+    for (text, what) in [
+        ("[crio.runtime\nhooks_dir = [\n\"/a\",", "line 1 is no TOML: "),
+        ("[crio.runtime]\na = 1\na = 2\n", "line 3 is no TOML: duplicate key"),
+        ("x = \"open\n", "line 1 is no TOML: "),
+        (long.as_str(), "line 2 is no TOML: "),
+    ] {
+        let root = node(&[("/etc/crio/crio.conf", PACKAGED), ("/etc/crio/crio.conf.d/50-theirs.conf", text)]);
+        let (path, error) = Configuration::read(root.path(), "").unwrap_err();
+        assert_eq!(path, on_node(root.path(), "/etc/crio/crio.conf.d/50-theirs.conf"));
+        let error = error.to_string();
+        assert!(error.starts_with(what) && error.len() < 300 && !error.contains(['\n']) && !error.contains("secret"), "{error}");
+        let unreadable = Some(format!("/etc/crio/crio.conf.d/50-theirs.conf cannot be read: {error}"));
+        assert_eq!(facts(root.path()), CrioFacts { unreadable, ..CrioFacts::default() });
+    }
+    let root = node(&[]);
+    fs::create_dir_all(on_node(root.path(), FOLDER)).unwrap();
+    fs::write(on_node(root.path(), CONFIG), b"x = \"\xff\"\n").unwrap();
+    let (path, error) = Configuration::read(root.path(), "").unwrap_err();
+    assert!(path.ends_with("crio.conf") && error.to_string().contains("UTF-8"), "{error}");
+}
+
+#[test]
 fn conmon_is_looked_for_where_the_default_runtime_has_it() {
     assert_eq!(read(&node(&[("/etc/crio/crio.conf.d/10-crio.conf", PACKAGED)])).monitors()[0], "/usr/libexec/crio/conmon");
     let conmonrs = "[crio.runtime.runtimes.crun]\nruntime_type = \"pod\"\nmonitor_path = \"/usr/libexec/crio/conmonrs\"\n";

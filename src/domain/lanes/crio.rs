@@ -7,6 +7,8 @@ use super::{NodeFacts, RUNTIME_CLASS};
 /// What is on a node of Drover's for CRI-O, by CRI-O's files. What CRI-O itself has read of them it does not tell.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CrioFacts {
+    /// Which file of CRI-O's cannot be read, and why. Nothing else is known then.
+    pub unreadable: Option<String>,
     /// What the handler `drover` runs (`runtime_path`): none where no file names the handler, empty where its file names no program.
     pub handler: Option<String>,
     /// Whether that is a program on the host.
@@ -22,6 +24,8 @@ pub struct CrioFacts {
 /// The name that CRI-O has in CRI.
 pub const NAME: &str = "cri-o";
 
+/// Why CRI-O's own file comes first: set-up refuses it.
+const MEND: &str = "CRI-O does not start with a file that it cannot read either: mend it first";
 /// What to do where something of Drover's lacks on such a node.
 const SETUP: &str = "run drover node setup --container-runtime cri-o --apply on it and restart CRI-O";
 const YET: &str = "Drover cannot freeze pods through CRI-O yet (experimental: set-up only)";
@@ -36,11 +40,21 @@ pub(super) fn runtime_lane(facts: &NodeFacts) -> String {
     let version = &facts.runtime_version;
     match lacks(&facts.crio) {
         None => format!("the handler {RUNTIME_CLASS} is set up in the files of the node's CRI-O {version}, but {YET}"),
-        Some(lack) => format!("{YET}; besides, for CRI-O {version} {lack}; {SETUP}"),
+        Some(lack) => format!("{YET}; besides, for CRI-O {version} {lack}"),
     }
 }
 
+/// What lacks, and what to do.
 fn lacks(found: &CrioFacts) -> Option<String> {
+    remedied(found, lacks_handler(found).or_else(|| lacks_gate(found)))
+}
+
+fn remedied(found: &CrioFacts, lack: Option<String>) -> Option<String> {
+    let unreadable = found.unreadable.as_ref().map(|unreadable| format!("{unreadable}; {MEND}"));
+    unreadable.or_else(|| lack.map(|lack| format!("{lack}; {SETUP}")))
+}
+
+fn lacks_handler(found: &CrioFacts) -> Option<String> {
     match found.handler.as_deref() {
         None => Some(format!("no file below /etc/crio names a runtime handler {RUNTIME_CLASS}")),
         Some(program) if program.rsplit('/').next() != Some("drover-runc") => {
@@ -48,15 +62,15 @@ fn lacks(found: &CrioFacts) -> Option<String> {
         }
         Some(program) if !found.is_program => Some(format!("the handler {RUNTIME_CLASS} runs {program}, which is no program on the node")),
         Some(_) if !found.has_runc => Some("there is no runc on the node, which drover-runc runs: CRI-O's own crun does not do".to_owned()),
-        Some(_) => lacks_gate(found),
+        Some(_) => None,
     }
 }
 
 /// What is said of the gate, which is never counted on.
 pub(super) fn gate(facts: &NodeFacts) -> String {
-    match (lacks_gate(&facts.crio), &facts.crio.hook) {
+    match (remedied(&facts.crio, lacks_gate(&facts.crio)), &facts.crio.hook) {
         (None, Some(hook)) => format!("{hook} has CRI-O run the gate, which was never seen at work there and is not counted on; {YET}"),
-        (lack, _) => format!("{YET}; besides, {}; {SETUP}", lack.unwrap_or_default()),
+        (lack, _) => format!("{YET}; besides, {}", lack.unwrap_or_default()),
     }
 }
 
@@ -75,6 +89,7 @@ mod tests {
 
     fn whole() -> CrioFacts {
         CrioFacts {
+            unreadable: None,
             handler: Some("/usr/local/lib/drover/drover-runc".to_owned()),
             is_program: true,
             hook: Some("/usr/share/containers/oci/hooks.d/drover-gate.json".to_owned()),
@@ -126,5 +141,14 @@ mod tests {
         let gate_of = |facts: CrioFacts| gate(&node(facts));
         assert!(gate_of(whole()).contains("is not counted on"), "{}", gate_of(whole()));
         assert!(gate_of(CrioFacts { hook: None, ..whole() }).contains("names drover-gate for createRuntime; run drover node setup"));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_said_instead_of_what_would_lack() {
+        let broken = CrioFacts { unreadable: Some("/etc/crio/crio.conf cannot be read: line 3 is no TOML".to_owned()), ..CrioFacts::default() };
+        for message in [runtime_lane(&node(broken.clone())), gate(&node(broken))] {
+            assert!(message.contains("/etc/crio/crio.conf cannot be read: line 3 is no TOML; CRI-O does not start"), "{message}");
+            assert!(!message.contains("names") && !message.contains("run drover node setup"), "{message}");
+        }
     }
 }

@@ -133,8 +133,29 @@ fn somebody_elses_handler_of_the_name_is_left_alone() {
         write(root.path(), file, "[crio.runtime.runtimes.\"drover\"]\nruntime_path = \"/opt/other\"\n");
         let error = install(root.path(), &options).unwrap_err();
         assert!(matches!(&error, SetupError::Handler(path) if path.ends_with(file)), "{error}");
-        assert!(install(root.path(), &SetupOptions { runtime: None, ..options }).is_ok(), "the gate is in nobody's way");
+        let without = SetupOptions { runtime: None, ..options.clone() };
+        assert!(install(root.path(), &without).is_ok(), "the gate is in nobody's way");
+        write(root.path(), file, "[crio.runtime.runtimes]\ndrover = { runtime_path = \"/opt/other\" }\n");
+        assert!(matches!(install(root.path(), &options), Err(SetupError::Handler(path)) if path.ends_with(file)), "an inline table");
     }
+}
+
+#[test]
+fn nothing_is_done_by_files_that_cannot_be_read() {
+    let (root, options) = crio_node(&WHOLE);
+    apply(&install(root.path(), &options).unwrap());
+    write(root.path(), "etc/crio/crio.conf.d/50-broken.conf", "[crio.runtime]\nhooks_dir = /a\n");
+    let without = SetupOptions { runtime: None, ..options.clone() };
+    // A removal neither: a hook may be left in the folder that is not known, and the next round takes its program.
+    for result in [install(root.path(), &options), install(root.path(), &without), uninstall(root.path())] {
+        let Err(SetupError::File { path, source }) = result else { unreachable!("{result:?}") };
+        assert!(path.ends_with("50-broken.conf") && source.to_string().starts_with("line 2 is no TOML: "), "{source}");
+    }
+    fs::remove_file(root.path().join("etc/crio/crio.conf.d/50-broken.conf")).unwrap();
+    // Our own file is made anew, whatever it has become.
+    write(root.path(), DROP_IN, "[broken");
+    apply(&install(root.path(), &options).unwrap());
+    assert!(text_of(&root, DROP_IN).starts_with("# Made by drover"));
 }
 
 #[test]
