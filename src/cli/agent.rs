@@ -11,6 +11,8 @@ use crate::{
 
 /// Flags of a node's agent; the chart sets them.
 #[derive(Debug, clap::Args)]
+// Switches of a command line.
+#[allow(clippy::struct_excessive_bools)]
 pub struct Args {
     /// Name of this node
     #[arg(long, env = "NODE_NAME")]

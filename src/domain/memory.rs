@@ -188,14 +188,14 @@ mod tests {
         let hashes: Vec<PageHash> = image.chunks(PAGE).map(hash_of).collect();
         assert_eq!(MemoryDigest::of(&image).0, format!("blake3-4k:{}", blake3::hash(hashes.as_flattened()).to_hex()));
         for chunk in [1, 7, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE + 3] {
-            let mut hasher = MemoryHasher::default();
-            image.chunks(chunk).for_each(|chunk| hasher.update(chunk));
-            assert_eq!(hasher.finish(), MemoryDigest::of(&image), "in chunks of {chunk}");
+            let mut digest = MemoryHasher::default();
+            image.chunks(chunk).for_each(|chunk| digest.update(chunk));
+            assert_eq!(digest.finish(), MemoryDigest::of(&image), "in chunks of {chunk}");
         }
-        let mut hasher = MemoryHasher::default();
-        hasher.pages(&hashes[..2]);
-        hasher.update(&image[2 * PAGE..]);
-        assert_eq!(hasher.finish(), MemoryDigest::of(&image));
+        let mut digest = MemoryHasher::default();
+        digest.pages(&hashes[..2]);
+        digest.update(&image[2 * PAGE..]);
+        assert_eq!(digest.finish(), MemoryDigest::of(&image));
         assert_ne!(MemoryDigest::of(b""), MemoryDigest::of(&[0]));
     }
 

@@ -44,23 +44,23 @@ pub(super) fn before_the_freeze(part: &Path, size: Size, content: Received) -> i
     let (hashes, mould) = (hashes_of(part), mould_of(part));
     remove(&hashes)?;
     remove(&mould)?;
-    let hasher = write(part, size, content, MemoryHasher::keeping())?;
-    create(&hashes)?.write_all(hasher.kept().as_flattened())?;
+    let digest = write(part, size, content, MemoryHasher::keeping())?;
+    create(&hashes)?.write_all(digest.kept().as_flattened())?;
     io::copy(&mut File::open(part)?, &mut create(&mould)?)?;
-    Ok(hasher.finish())
+    Ok(digest.finish())
 }
 
-fn write(part: &Path, size: Size, mut content: Received, mut hasher: MemoryHasher) -> io::Result<MemoryHasher> {
+fn write(part: &Path, size: Size, mut content: Received, mut digest: MemoryHasher) -> io::Result<MemoryHasher> {
     remove(part)?;
     let (mut file, mut written) = (create(part)?, 0);
     while let Some(chunk) = content.chunk()? {
-        hasher.update(&chunk);
+        digest.update(&chunk);
         file.write_all(&chunk)?;
         written += chunk.len() as u64;
     }
     match size {
         Size::Exact(bytes) if written != bytes => Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{written} bytes of {bytes} came"))),
-        _ => Ok(hasher),
+        _ => Ok(digest),
     }
 }
 
@@ -74,24 +74,24 @@ pub(super) fn pieces(part: &Path, path: &Path, size: Size, mut content: Received
     let (hashes, mut known) = (fs::read(hashes_of(path)).map_err(absent)?, File::open(path).map_err(absent)?);
     let (hashes, _) = hashes.as_chunks::<{ size_of::<PageHash>() }>();
     // One image gets it, the largest in all likelihood; where that is elsewhere, or taken, one begins with nothing.
-    let mut file = match fs::rename(mould_of(&path), part) {
+    let mut file = match fs::rename(mould_of(path), part) {
         Ok(()) => File::options().write(true).open(part)?,
         Err(_) => create(part)?,
     };
-    let (mut hasher, mut at) = (MemoryHasher::default(), 0);
+    let (mut digest, mut at) = (MemoryHasher::default(), 0);
     let in_mould = file.metadata()?.len();
     // A pod may have grown since it was looked at; whoever sends endless pieces has not.
     let most = size.bytes().saturating_mul(2).saturating_add(GROWTH);
     decode(&mut content, most, &mut |part| {
         let length = match part {
             Part::New(bytes) => {
-                hasher.update(&bytes);
+                digest.update(&bytes);
                 file.write_all_at(&bytes, at)?;
                 bytes.len() as u64
             }
             Part::Known { first, pages } => {
                 let of_these = usize::try_from(first).ok().and_then(|first| hashes.get(first..first.checked_add(pages)?));
-                hasher.pages(of_these.ok_or_else(|| invalid(format!("a piece is of pages from {first} on, which have not come")))?);
+                digest.pages(of_these.ok_or_else(|| invalid(format!("a piece is of pages from {first} on, which have not come")))?);
                 let (from, bytes) = (u64::from(first) * PAGE as u64, (pages * PAGE) as u64);
                 if from != at || at + bytes > in_mould {
                     known.seek(SeekFrom::Start(from))?;
@@ -107,5 +107,5 @@ pub(super) fn pieces(part: &Path, path: &Path, size: Size, mut content: Received
         Ok(())
     })?;
     file.set_len(at)?;
-    Ok(hasher.finish())
+    Ok(digest.finish())
 }

@@ -1,7 +1,7 @@
 //! Pre-copy: memory that is sent while the pod still runs, so that of the frozen one only what has changed since then must travel (runtime lane).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, hash_map::Entry},
     sync::{Arc, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
@@ -55,12 +55,9 @@ impl SourceAgent {
         }
         let containers = look.migration.status.iter().flat_map(|status| &status.source).flat_map(|source| &source.containers);
         let containers: Vec<ContainerId> = containers.map(crate::api::migration::RunningContainer::id).collect();
-        let one = match sending.get(uid) {
-            Some(one) => one,
-            None => {
-                let one = send(&self.parts.pusher, containers, bytes, target_of(look)?);
-                sending.entry(uid.clone()).or_insert(one)
-            }
+        let one = match sending.entry(uid.clone()) {
+            Entry::Occupied(begun) => begun.into_mut(),
+            Entry::Vacant(place) => place.insert(send(&self.parts.pusher, containers, bytes, target_of(look)?)),
         };
         Ok((one.sent.get().is_none() && one.begun.elapsed() < LONGEST).then_some(SOON))
     }
@@ -82,7 +79,7 @@ fn send(pusher: &Arc<dyn Pusher>, containers: Vec<ContainerId>, bytes: u64, targ
             match pusher.pre_copy(&container, bytes, &target).await {
                 Ok(pages) => drop(known.insert(container.name, Arc::new(pages))),
                 Err(error) => {
-                    tracing::info!(%error, container = container.name, "the memory was not sent before the freeze; all of it is sent after that")
+                    tracing::info!(%error, container = container.name, "the memory was not sent before the freeze; all of it is sent after that");
                 }
             }
         }

@@ -297,7 +297,7 @@ async fn pieces_of_what_has_not_come_or_of_endless_memory_are_refused() {
     let error = receive_bytes(&layout, &over(6), pieces(&page(1)).0).await.unwrap_err();
     assert!(error.kind == Failure::Permanent && error.message.contains("pre-copy.img has not come"), "{error}");
     pre_copied(&layout).await;
-    let endless: Vec<u8> = std::iter::repeat_n(pieces(&page(1)).0, (take::GROWTH as usize / PAGE) + 13).flatten().collect();
+    let endless: Vec<u8> = std::iter::repeat_n(pieces(&page(1)).0, usize::try_from(take::GROWTH).unwrap() / PAGE + 13).flatten().collect();
     let error = receive_bytes(&layout, &over(6), endless).await.unwrap_err();
     assert!(error.kind == Failure::Permanent && error.message.contains("the pieces make more than"), "{error}");
     assert!(!waiting(node.path()).iter().any(|path| path.ends_with(PAGES) || path.extension().is_some_and(|it| it == "part")));
