@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, hash_map::Entry},
-    sync::{Arc, OnceLock, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -31,9 +31,21 @@ type Known = BTreeMap<String, Arc<PageIndex>>;
 /// Memory that is on its way before the freeze.
 pub(super) struct Sending {
     pub(super) begun: Instant,
-    sent: Arc<OnceLock<Known>>,
+    sent: Arc<Mutex<Known>>,
     /// Ends with this.
-    _task: JoinSet<()>,
+    task: JoinSet<()>,
+}
+
+impl Sending {
+    /// Whether the freeze need not wait for it any more. What is on its way still is ended: it would take its time from what must travel of the frozen pod.
+    fn is_over(&mut self) -> bool {
+        while self.task.try_join_next().is_some() {}
+        if self.begun.elapsed() > LONGEST {
+            self.task.abort_all();
+            return true;
+        }
+        self.task.is_empty()
+    }
 }
 
 impl SourceAgent {
@@ -59,31 +71,29 @@ impl SourceAgent {
             Entry::Occupied(begun) => begun.into_mut(),
             Entry::Vacant(place) => place.insert(send(&self.parts.pusher, containers, bytes, target_of(look)?)),
         };
-        Ok((one.sent.get().is_none() && one.begun.elapsed() < LONGEST).then_some(SOON))
+        Ok((!one.is_over()).then_some(SOON))
     }
 
     /// Which pages of a container the destination has.
     pub(super) fn known_of(&self, look: &Look, container: &str) -> Arc<PageIndex> {
         let sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = sending.get(&look.journal.migration_uid).and_then(|one| one.sent.get());
-        sent.and_then(|known| known.get(container)).cloned().unwrap_or_default()
+        let sent = sending.get(&look.journal.migration_uid).map(|one| one.sent.lock().unwrap_or_else(PoisonError::into_inner));
+        sent.and_then(|known| known.get(container).cloned()).unwrap_or_default()
     }
 }
 
 fn send(pusher: &Arc<dyn Pusher>, containers: Vec<ContainerId>, bytes: u64, target: PushTarget) -> Sending {
-    let (sent, mut task) = (Arc::new(OnceLock::new()), JoinSet::new());
+    let (sent, mut task) = (Arc::new(Mutex::new(Known::new())), JoinSet::new());
     let (pusher, result) = (Arc::clone(pusher), Arc::clone(&sent));
     task.spawn(async move {
-        let mut known = Known::new();
         for container in containers {
             match pusher.pre_copy(&container, bytes, &target).await {
-                Ok(pages) => drop(known.insert(container.name, Arc::new(pages))),
+                Ok(pages) => drop(result.lock().unwrap_or_else(PoisonError::into_inner).insert(container.name, Arc::new(pages))),
                 Err(error) => {
                     tracing::info!(%error, container = container.name, "the memory was not sent before the freeze; all of it is sent after that");
                 }
             }
         }
-        let _ = result.set(known);
     });
-    Sending { begun: Instant::now(), sent, _task: task }
+    Sending { begun: Instant::now(), sent, task }
 }
