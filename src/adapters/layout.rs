@@ -305,7 +305,7 @@ impl Layout for NodeLayout {
         let take = move |content| this.take(&of, content);
         let taken = if memory.is_over_pre_copy { feed_at_once(content, take).await } else { feed(content, take).await };
         taken.map_err(|error| match error.kind() {
-            io::ErrorKind::InvalidData => PortError::permanent(error.to_string()),
+            io::ErrorKind::InvalidData | io::ErrorKind::StorageFull => PortError::permanent(error.to_string()),
             _ => failed(&format!("take {} of container {}", memory.file, memory.container), &error),
         })
     }

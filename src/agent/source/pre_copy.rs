@@ -6,13 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use backon::{ConstantBuilder, Retryable as _};
 use tokio::task::JoinSet;
 
 use super::{Look, SourceAgent, steps::target_of};
 use crate::{
     api::attestation::ContainerId,
     domain::{attest::SourceAction, pages::PageIndex},
-    ports::{PortResult, PushTarget, Pusher},
+    ports::{Failure, PortResult, PushTarget, Pusher},
 };
 
 /// Bytes of memory below which a frozen pod's pages are there as soon as what has changed of them would be.
@@ -21,7 +22,8 @@ const LEAST: u64 = 16 << 20;
 const SOON: Duration = Duration::from_millis(100);
 /// How long the freeze waits for it. A destination that takes nothing for so long is left to the push to complain of.
 const LONGEST: Duration = Duration::from_secs(45);
-
+/// How long until what failed is tried again.
+const AGAIN: Duration = Duration::from_millis(500);
 /// How long what is known of a pod that is being moved is kept: longer than a freeze may take.
 const FORGOTTEN: Duration = Duration::from_hours(1);
 
@@ -87,7 +89,10 @@ fn send(pusher: &Arc<dyn Pusher>, containers: Vec<ContainerId>, bytes: u64, targ
     let (pusher, result) = (Arc::clone(pusher), Arc::clone(&sent));
     task.spawn(async move {
         for container in containers {
-            match pusher.pre_copy(&container, bytes, &target).await {
+            // A pod is not frozen for a destination that cannot be reached while it still runs.
+            let attempt = || pusher.pre_copy(&container, bytes, &target);
+            let tried = attempt.retry(ConstantBuilder::new().with_delay(AGAIN).without_max_times()).when(|error| error.kind == Failure::Transient);
+            match tried.notify(|error, _| tracing::info!(%error, container = container.name, "the memory is sent again before the freeze")).await {
                 Ok(pages) => drop(result.lock().unwrap_or_else(PoisonError::into_inner).insert(container.name, Arc::new(pages))),
                 Err(error) => {
                     tracing::info!(%error, container = container.name, "the memory was not sent before the freeze; all of it is sent after that");

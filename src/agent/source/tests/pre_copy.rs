@@ -121,3 +121,19 @@ async fn the_freeze_waits_for_it_no_longer_than_it_may_take() {
     go_on(&course, &agent).await;
     assert_eq!(course.deeds_of_memory()[..2], ["pause one", "pause two"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn no_pod_is_frozen_for_a_destination_that_is_away_until_it_is_back() {
+    let course = Course::with_memory(MUCH);
+    course.node.fail("pre_copy", Failure::Transient);
+    let agent = course.agent();
+    for _ in 0..3 {
+        assert!(look(&agent).await.is_some());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(course.said().frozen.is_none() && course.all_in(TaskState::Running));
+    course.node.mend("pre_copy");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    go_on(&course, &agent).await;
+    assert_eq!(course.deeds_of_memory().last().unwrap(), "send ahead side, but for what is known");
+}
