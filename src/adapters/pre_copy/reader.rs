@@ -180,7 +180,8 @@ mod tests {
         let (pages, index) = read(u64::MAX, soon());
         assert_eq!(pages.len() as u64, index.bytes());
         let page = &std::hint::black_box(&written)[..PAGE];
-        assert_eq!(pages.chunks_exact(PAGE).filter(|found| *found == page).count(), 3);
+        // And in what it is read into, maybe.
+        assert!(pages.chunks_exact(PAGE).filter(|found| *found == page).count() >= 3);
     }
 
     #[test]

@@ -20,8 +20,9 @@ use crate::{
 const LEAST: u64 = 16 << 20;
 /// How soon a pod whose memory is being sent is looked at again. It runs meanwhile.
 const SOON: Duration = Duration::from_millis(100);
-/// How long the freeze waits for it. A destination that takes nothing for so long is left to the push to complain of.
-const LONGEST: Duration = Duration::from_secs(45);
+/// How long the freeze waits for it: longer than a kubelet leaves an agent that has died more than once. A destination that takes nothing for so long is left to
+/// the push to complain of.
+const LONGEST: Duration = Duration::from_mins(2);
 /// How long until what failed is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
 /// How long what is known of a pod that is being moved is kept: longer than a freeze may take.

@@ -117,7 +117,7 @@ async fn the_freeze_waits_for_it_no_longer_than_it_may_take() {
         assert!(settled(agent.reconcile("d", "m")).unwrap().unwrap().is_some());
     }
     assert!(course.said().frozen.is_none());
-    agent.sending.lock().unwrap().get_mut(UID).unwrap().begun -= Duration::from_mins(1);
+    agent.sending.lock().unwrap().get_mut(UID).unwrap().begun -= Duration::from_mins(3);
     go_on(&course, &agent).await;
     assert_eq!(course.deeds_of_memory()[..2], ["pause one", "pause two"]);
 }
