@@ -8,7 +8,7 @@ use super::pages::{PAGE, PageHash, hash_of};
 /// Algorithm of a [`MemoryDigest`]. SHA-256 took longer than everything else of a transfer.
 const ALGORITHM: &str = "blake3-4k:";
 
-/// What of the memory comes before the container is frozen (pre-copy): pages, each once. No archive names it.
+/// What of the memory comes before the container is frozen (pre-copy): pages, in the order in which they were read. No archive names it.
 pub const PRE_COPY: &str = "pre-copy.img";
 
 /// Name of the list in the archive.
