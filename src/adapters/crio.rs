@@ -11,6 +11,7 @@ use std::{
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use toml_edit::{DocumentMut, Item, TableLike, TomlError, Value};
 
+use super::memory_room::seen;
 use crate::{
     domain::lanes::{RUNTIME_CLASS, crio::CrioFacts},
     runc::DEFAULT_PATH,
@@ -134,10 +135,10 @@ fn strings(item: &Item) -> impl Iterator<Item = &str> {
 
 /// The files in the order in which CRI-O reads them.
 fn files(root: &Path) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
-    let config = on_node(root, CONFIG);
+    let config = seen(root, Path::new(CONFIG));
     let mut found = if config.exists() { vec![config] } else { Vec::new() };
     let mut drop_ins = Vec::new();
-    let mut folders = vec![on_node(root, CONF_D)];
+    let mut folders = vec![seen(root, Path::new(CONF_D))];
     while let Some(folder) = folders.pop() {
         let entries = match fs::read_dir(&folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -156,10 +157,6 @@ fn files(root: &Path) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
 /// The path that a file below `root` has on the node.
 fn on_host(root: &Path, path: &Path) -> String {
     format!("/{}", path.strip_prefix(root).unwrap_or(path).display())
-}
-
-fn on_node(root: &Path, path: &str) -> PathBuf {
-    root.join(path.trim_start_matches('/'))
 }
 
 /// Whether a path is a program of the node's. Links are followed as the node would, also the absolute ones of a root that is not this process's own.
@@ -202,7 +199,7 @@ pub fn facts(root: &Path) -> CrioFacts {
 
 /// The file of a hooks folder that names the gate for createRuntime, and the path that it names.
 fn gate_hook(root: &Path, folder: &str) -> Option<(String, String)> {
-    let entries = fs::read_dir(on_node(root, folder)).ok()?;
+    let entries = fs::read_dir(seen(root, Path::new(folder))).ok()?;
     entries.flatten().find_map(|entry| {
         let name = entry.file_name().into_string().ok()?;
         let path = entry.path();

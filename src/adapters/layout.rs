@@ -29,7 +29,7 @@ use crate::{
     domain::{
         ids::{Digest, is_dns_subdomain, is_repository, is_uid},
         keys::REPOSITORY_PREFIX,
-        memory::{self, LIST, MemoryDigest, PRE_COPY, is_memory},
+        memory::{self, LIST, MemoryDigest, PRE_COPY, goes_past_the_registry},
     },
     ports::{
         BlobStream, PortError, PortResult,
@@ -104,7 +104,7 @@ impl NodeLayout {
 
     fn take(&self, memory: &Incoming, content: Received) -> io::Result<MemoryDigest> {
         let is_pre_copy = memory.file == PRE_COPY;
-        if !is_container(&memory.container) || !(is_memory(&memory.file) || is_pre_copy) {
+        if !is_container(&memory.container) || !goes_past_the_registry(&memory.file) {
             return Err(invalid(format!("{:?} of {:?} is no image with pages", memory.file, memory.container)));
         }
         let [in_memory, on_disk] = self.incoming(&memory.repository)?;

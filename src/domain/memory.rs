@@ -150,6 +150,12 @@ pub fn is_memory(file: &str) -> bool {
     number.is_some_and(|number| (1..=10).contains(&number.len()) && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
+/// Whether a file may be sent past the registry: an image with pages, or those that come before the freeze.
+#[must_use]
+pub fn goes_past_the_registry(file: &str) -> bool {
+    file == PRE_COPY || is_memory(file)
+}
+
 /// Reads a list.
 ///
 /// # Errors

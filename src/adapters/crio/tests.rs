@@ -29,7 +29,7 @@ fn node(files: &[(&str, &str)]) -> tempfile::TempDir {
 }
 
 fn write(root: &Path, path: &str, content: &str, mode: u32) {
-    let path = on_node(root, path);
+    let path = seen(root, Path::new(path));
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(&path, content).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
@@ -100,15 +100,15 @@ fn what_is_no_toml_is_said_by_its_file_and_line() {
     ] {
         let root = node(&[("/etc/crio/crio.conf", PACKAGED), ("/etc/crio/crio.conf.d/50-theirs.conf", text)]);
         let (path, error) = Configuration::read(root.path(), "").unwrap_err();
-        assert_eq!(path, on_node(root.path(), "/etc/crio/crio.conf.d/50-theirs.conf"));
+        assert_eq!(path, seen(root.path(), Path::new("/etc/crio/crio.conf.d/50-theirs.conf")));
         let error = error.to_string();
         assert!(error.starts_with(what) && error.len() < 300 && !error.contains(['\n']) && !error.contains("secret"), "{error}");
         let unreadable = Some(format!("/etc/crio/crio.conf.d/50-theirs.conf cannot be read: {error}"));
         assert_eq!(facts(root.path()), CrioFacts { unreadable, ..CrioFacts::default() });
     }
     let root = node(&[]);
-    fs::create_dir_all(on_node(root.path(), FOLDER)).unwrap();
-    fs::write(on_node(root.path(), CONFIG), b"x = \"\xff\"\n").unwrap();
+    fs::create_dir_all(seen(root.path(), Path::new(FOLDER))).unwrap();
+    fs::write(seen(root.path(), Path::new(CONFIG)), b"x = \"\xff\"\n").unwrap();
     let (path, error) = Configuration::read(root.path(), "").unwrap_err();
     assert!(path.ends_with("crio.conf") && error.to_string().contains("UTF-8"), "{error}");
 }
@@ -131,8 +131,8 @@ fn a_link_leads_where_it_would_on_the_node() {
     let root = node(&[]);
     write(root.path(), "/usr/libexec/crio/runc", "x", 0o755);
     write(root.path(), "/usr/bin/text", "x", 0o644);
-    fs::create_dir_all(on_node(root.path(), "/usr/local/bin")).unwrap();
-    std::os::unix::fs::symlink("/usr/libexec/crio/runc", on_node(root.path(), "/usr/local/bin/runc")).unwrap();
+    fs::create_dir_all(seen(root.path(), Path::new("/usr/local/bin"))).unwrap();
+    std::os::unix::fs::symlink("/usr/libexec/crio/runc", seen(root.path(), Path::new("/usr/local/bin/runc"))).unwrap();
     assert_eq!(in_path(root.path(), "runc").as_deref(), Some("/usr/local/bin/runc"));
     assert!(!is_program(root.path(), "/usr/bin/text") && !is_program(root.path(), "/usr/bin") && !is_program(root.path(), "/usr/bin/no"));
     assert!(!is_program(root.path(), "/../../../../../../bin/sh"), "nothing outside of the root");

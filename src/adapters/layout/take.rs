@@ -44,10 +44,16 @@ pub(super) fn before_the_freeze(part: &Path, size: Size, content: Received) -> i
     let (hashes, mould) = (hashes_of(part), mould_of(part));
     remove(&hashes)?;
     remove(&mould)?;
-    let digest = write(part, size, content, MemoryHasher::keeping())?;
-    create(&hashes)?.write_all(digest.kept().as_flattened())?;
-    io::copy(&mut File::open(part)?, &mut create(&mould)?)?;
-    Ok(digest.finish())
+    let written = || {
+        let digest = write(part, size, content, MemoryHasher::keeping())?;
+        create(&hashes)?.write_all(digest.kept().as_flattened())?;
+        io::copy(&mut File::open(part)?, &mut create(&mould)?)?;
+        Ok(digest.finish())
+    };
+    written().inspect_err(|_| {
+        // What there is no room for must not keep the room that there is; the part goes with its caller.
+        let _ = remove(&mould).and(remove(&hashes));
+    })
 }
 
 fn write(part: &Path, size: Size, mut content: Received, mut digest: MemoryHasher) -> io::Result<MemoryHasher> {
@@ -78,16 +84,15 @@ pub(super) fn pieces(part: &Path, path: &Path, size: Size, mut content: Received
         Ok(()) => File::options().write(true).open(part)?,
         Err(_) => create(part)?,
     };
-    let (mut digest, mut at) = (MemoryHasher::default(), 0);
+    let mut digest = MemoryHasher::default();
     let in_mould = file.metadata()?.len();
     // A pod may have grown since it was looked at; whoever sends endless pieces has not.
     let most = size.bytes().saturating_mul(2).saturating_add(GROWTH);
-    decode(&mut content, most, &mut |part| {
-        let length = match part {
+    let length = decode(&mut content, most, &mut |at, part| {
+        match part {
             Part::New(bytes) => {
                 digest.update(&bytes);
                 file.write_all_at(&bytes, at)?;
-                bytes.len() as u64
             }
             Part::Known { first, pages } => {
                 let of_these = usize::try_from(first).ok().and_then(|first| hashes.get(first..first.checked_add(pages)?));
@@ -100,12 +105,10 @@ pub(super) fn pieces(part: &Path, path: &Path, size: Size, mut content: Received
                         return Err(invalid(format!("{PRE_COPY} is shorter than the list of its pages")));
                     }
                 }
-                bytes
             }
-        };
-        at += length;
+        }
         Ok(())
     })?;
-    file.set_len(at)?;
+    file.set_len(length)?;
     Ok(digest.finish())
 }

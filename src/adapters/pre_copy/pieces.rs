@@ -46,36 +46,38 @@ fn header(kind: u8, numbers: &[u32]) -> Bytes {
     std::iter::once(kind).chain(numbers).collect()
 }
 
-/// Reads pieces to the end of what comes, and hands on the parts of the image; how many bytes these are.
+/// Reads pieces to the end of what comes, and hands on the parts of the image, each with its place in it; how many bytes the image has.
 ///
 /// # Errors
 /// Of kind `InvalidData` for what is no piece, or makes more than `most` bytes; what the stream or `give` say.
-pub fn decode(content: &mut Received, most: u64, give: &mut dyn FnMut(Part) -> io::Result<()>) -> io::Result<u64> {
-    let (mut come, mut kind) = (0_u64, [0]);
-    let mut count = |more: usize| {
-        come = come.saturating_add(more as u64);
-        if come > most { Err(invalid(format!("the pieces make more than {most} bytes"))) } else { Ok(()) }
+pub fn decode(content: &mut Received, most: u64, give: &mut dyn FnMut(u64, Part) -> io::Result<()>) -> io::Result<u64> {
+    let (mut at, mut kind) = (0_u64, [0]);
+    let fits = |at: u64, more: usize| {
+        if at.saturating_add(more as u64) > most { Err(invalid(format!("the pieces make more than {most} bytes"))) } else { Ok(()) }
     };
     while content.read(&mut kind)? > 0 {
         match kind {
             [NEW] => {
                 let mut left = number(content)? as usize;
-                count(left)?;
+                fits(at, left)?;
                 while left > 0 {
                     let bytes = content.up_to(left)?.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "a piece ends too early"))?;
-                    left -= bytes.len();
-                    give(Part::New(bytes))?;
+                    let length = bytes.len();
+                    give(at, Part::New(bytes))?;
+                    (left, at) = (left - length, at + length as u64);
                 }
             }
             [KNOWN] => {
                 let (pages, first) = (number(content)? as usize, number(content)?);
-                count(pages.saturating_mul(PAGE))?;
-                give(Part::Known { first, pages })?;
+                let length = pages.saturating_mul(PAGE);
+                fits(at, length)?;
+                give(at, Part::Known { first, pages })?;
+                at += length as u64;
             }
             [other] => return Err(invalid(format!("{other} is no kind of piece"))),
         }
     }
-    Ok(come)
+    Ok(at)
 }
 
 fn number(content: &mut Received) -> io::Result<u32> {
@@ -113,7 +115,8 @@ mod tests {
         let chunks: Vec<_> = sent.chunks(chunk).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
         feed(futures::stream::iter(chunks).boxed(), move |mut content| {
             let mut image = vec![];
-            let come = decode(&mut content, most, &mut |part| {
+            let come = decode(&mut content, most, &mut |at, part| {
+                assert_eq!(at, image.len() as u64);
                 match part {
                     Part::New(bytes) => image.extend_from_slice(&bytes),
                     Part::Known { first, pages } => image.extend((0..pages).flat_map(|at| page(u8::try_from(first as usize + at).unwrap()))),

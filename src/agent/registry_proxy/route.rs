@@ -4,7 +4,7 @@ use axum::http::{Method, StatusCode};
 
 use crate::domain::{
     ids::{is_dns_subdomain, is_repository},
-    memory::{PRE_COPY, is_memory},
+    memory::goes_past_the_registry,
 };
 
 /// What of a repository is asked for.
@@ -57,7 +57,7 @@ pub(super) fn memory(method: &Method, path: &str) -> Option<(String, String, Str
         _ => return None,
     };
     let repository = format!("{prefix}/{hex}");
-    let plain = is_dns_subdomain(container) && !container.contains('.') && (is_memory(file) || file == PRE_COPY);
+    let plain = is_dns_subdomain(container) && !container.contains('.') && goes_past_the_registry(file);
     (method == Method::PUT && is_repository(&repository) && plain).then(|| (repository, container.to_owned(), file.to_owned()))
 }
 

@@ -146,8 +146,9 @@ async fn send_whole(registry: &Distribution, image: Incoming, dump: &Path) -> Po
 /// Sends one image, as pieces where some of its pages are known.
 async fn send(registry: &Distribution, image: Incoming, path: &Path, grows: Grows, known: Arc<PageIndex>) -> PortResult<MemoryFile> {
     let opened = File::open(path).map_err(|error| unreadable(&error))?;
+    let is_over_pre_copy = image.is_over_pre_copy;
     let ((bytes, pre_copied), digest) = sent(registry, &image, move |chunks| {
-        let known = Some(&*known).filter(|known| known.bytes() > 0);
+        let known = is_over_pre_copy.then_some(&*known);
         read(opened, &*grows, known, chunks)
     })
     .await?;
