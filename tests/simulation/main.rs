@@ -16,6 +16,7 @@ mod kubelet;
 mod mutation;
 mod node;
 mod process;
+mod registry;
 mod rules;
 mod run;
 mod runtime;

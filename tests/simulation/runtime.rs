@@ -1,4 +1,4 @@
-//! The agent's ports to its own node: runtime, kubelet, images, registry; and the push to the other node's.
+//! The agent's ports to its own node: runtime, kubelet, images; and the push to the other node's.
 
 use std::{
     path::{Path, PathBuf},
@@ -8,17 +8,17 @@ use std::{
 use async_trait::async_trait;
 use drover::{
     api::attestation::{ContainerId, PushedImage},
-    domain::{ids::Digest, init_container::StandIn, pages::PageIndex, processes::PodFacts, tasks},
+    domain::{ids::Digest, pages::PageIndex, processes::PodFacts, tasks},
     ports::{
-        BlobStream, Growing, ImageManifest, Images, Kubelet, LocalRegistry, Mending, PortError, PortResult, PullCredential, PushTarget, Pusher,
-        Runtime, Task, TaskState, inside::Inside,
+        BlobStream, Growing, ImageManifest, Images, Kubelet, Mending, PortError, PortResult, PullCredential, PushTarget, Pusher, Runtime, Task,
+        TaskState, inside::Inside,
     },
 };
 use k8s_openapi::api::core::v1::Pod;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    node::{Container, Content, Memory, Node, read_archive, write_archive},
+    node::{Container, Content, Memory, read_archive, write_archive},
     truth,
     world::{Door, Handle, NODES, World},
 };
@@ -39,7 +39,7 @@ fn digest_of(memory: Memory, container: &str) -> String {
 }
 
 impl Handle {
-    fn at(&self) -> usize {
+    pub fn at(&self) -> usize {
         self.process.node().unwrap_or_default()
     }
 
@@ -320,91 +320,5 @@ impl Images for Handle {
 
     async fn blob(&self, _digest: &Digest) -> PortResult<BlobStream> {
         Err(PortError::permanent("nobody asks for blobs here"))
-    }
-}
-
-fn with_registry<T>(node: &mut Node, repository: &str, deed: impl FnOnce(&mut crate::node::Repository) -> T) -> T {
-    deed(node.registry.entry(repository.to_owned()).or_default())
-}
-
-#[async_trait]
-impl LocalRegistry for Handle {
-    async fn checkpoint(&self, repository: &str, tag: &str) -> PortResult<Option<PushedImage>> {
-        self.image(repository, tag).await
-    }
-    async fn image(&self, repository: &str, tag: &str) -> PortResult<Option<PushedImage>> {
-        let at = self.at();
-        self.call(Door::Registry(at), |world| {
-            let Some(stored) = world.nodes[at].registry.get(repository) else { return Ok(None) };
-            let Some(digest) = stored.tags.get(tag) else { return Ok(None) };
-            let image = |(_, bytes): &(Content, u64)| PushedImage {
-                container: tag.to_owned(),
-                digest: digest.clone(),
-                bytes: *bytes,
-                memory_bytes: None,
-                pre_copied_bytes: None,
-            };
-            Ok(stored.manifests.get(digest).map(image))
-        })
-        .await
-    }
-
-    async fn layer(&self, _repository: &str, _manifest: &Digest) -> PortResult<(Digest, BlobStream)> {
-        Err(PortError::permanent("no pod has volumes here"))
-    }
-
-    async fn adopt_base(&self, repository: &str, base: &ImageManifest) -> PortResult<()> {
-        let at = self.at();
-        self.call(Door::Registry(at), |world| {
-            with_registry(&mut world.nodes[at], repository, |r| r.manifests.insert(base.digest.as_str().to_owned(), (Content::Base, 1)));
-            Ok(())
-        })
-        .await
-    }
-
-    async fn repoint(&self, repository: &str, tag: &str, base: &ImageManifest) -> PortResult<()> {
-        let at = self.at();
-        self.call(Door::Registry(at), |world| {
-            let digest = base.digest.as_str().to_owned();
-            if !world.nodes[at].registry.get(repository).is_some_and(|r| r.manifests.contains_key(&digest)) {
-                return Err(PortError::permanent("the base image was not adopted"));
-            }
-            with_registry(&mut world.nodes[at], repository, |r| r.tags.insert(tag.to_owned(), digest));
-            Ok(())
-        })
-        .await
-    }
-
-    async fn store(&self, _repository: &str, _tag: &str, _media_type: &str, _image: &StandIn) -> PortResult<()> {
-        Err(PortError::permanent("no pod has init containers here"))
-    }
-
-    async fn purge_images(&self, repository: &str, images: &[Digest]) -> PortResult<()> {
-        let at = self.at();
-        self.call(Door::Registry(at), |world| {
-            truth::drover_collects(world, |world| {
-                let Some(stored) = world.nodes[at].registry.get_mut(repository) else { return };
-                stored.manifests.retain(|digest, _| !images.iter().any(|image| image.as_str() == digest));
-                stored.tags.retain(|_, digest| stored.manifests.contains_key(digest));
-            });
-            Ok(())
-        })
-        .await
-    }
-
-    async fn purge_repository(&self, repository: &str) -> PortResult<()> {
-        let at = self.at();
-        self.call(Door::Registry(at), |world| {
-            truth::drover_collects(world, |world| {
-                world.nodes[at].registry.remove(repository);
-            });
-            Ok(())
-        })
-        .await
-    }
-
-    async fn repositories(&self) -> PortResult<Vec<String>> {
-        let at = self.at();
-        self.call(Door::Registry(at), |world| Ok(world.nodes[at].registry.keys().cloned().collect())).await
     }
 }
